@@ -14,8 +14,8 @@ MINIMAL := .venv-minimal
 COPY := build/minimal
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-input
 
-NATIVE := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml
-PACKAGE := $(NATIVE) $(shell find ppcr_ext -name '*.py' 2>/dev/null) README.md LICENSE
+NATIVE := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml ppcr_ext/_build.py
+PACKAGE := $(NATIVE) $(shell find ppcr_ext -name '*.py' 2>/dev/null) MANIFEST.in README.md LICENSE
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # Stamps: what is installed and built, so that a second make has nothing to do.
@@ -64,7 +64,7 @@ $(MINIMAL)/.installed: requirements/minimal.txt
 
 $(MINIMAL)/.package: $(MINIMAL)/.installed $(PACKAGE)
 	mkdir -p $(COPY) && rm -rf $(COPY)/csrc $(COPY)/ppcr_ext
-	cp -Rp csrc ppcr_ext setup.py pyproject.toml README.md LICENSE $(COPY)
+	cp -Rp csrc ppcr_ext setup.py pyproject.toml MANIFEST.in README.md LICENSE $(COPY)
 	rm -f $(COPY)/ppcr_ext/*.so $(COPY)/ppcr_ext/_build.json
 	$(MINIMAL)/bin/python $(PIP_INSTALL) -v --no-build-isolation --no-deps --force-reinstall ./$(COPY)
 	touch $@

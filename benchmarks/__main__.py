@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{env['cpu']} ({env['capability']}), {env['threads']} threads, torch {env['torch']}")
     print(f"backends: {', '.join(backends)}")
     for name, reason in reasons.items():
-        print(f"  not {name}: {reason}")
+        print(f"  {name}: {reason}")
 
     if not args.shapes:
         print("feature maps: retina photograph, ResNet-50 with PPCR, 8 views of 224x224 ...", flush=True)
