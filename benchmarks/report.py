@@ -148,6 +148,22 @@ def summary_text(result: Result) -> str:
     return "\n".join(lines)
 
 
+DISTURBED = 0.05
+
+
+def disturbances(result: Result) -> str:
+    """A warning that names the inputs whose timing other processes disturbed, or nothing."""
+    rows = [columns[FLOOR] for columns in inputs(result).values()]
+    lines = [
+        f"  {row.case}, {row.layout}: {row.others:.0%}"
+        for row in rows
+        if row.others is not None and row.others > DISTURBED
+    ]
+    if not lines:
+        return ""
+    return "\n".join(["WARNING: other processes used the processor meanwhile; do not trust the times of", *lines])
+
+
 def full_report(result: Result) -> str:
     parts = []
     for mode, title in MODES.items():
@@ -155,4 +171,4 @@ def full_report(result: Result) -> str:
     for mode, title in MODES.items():
         parts += [f"{title}, milliseconds (medians)", time_table(result, mode)]
     parts += ["largest errors against float64 (relative L2)", error_table(result), summary_text(result)]
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in [*parts, disturbances(result)] if part)

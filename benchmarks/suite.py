@@ -56,6 +56,7 @@ class Row:
     error_y: float | None = None
     error_dx: float | None = None
     error_parameters: float | None = None
+    others: float | None = None  # share of the processor time that other processes took meanwhile
 
 
 @dataclass
@@ -171,12 +172,14 @@ def time_case(
             leaves = [t.clone().requires_grad_() for t in inputs]
             calls[f"{key} step"] = timing.Call(partial(_train, step, leaves, gy), grad=True)
             measured[key] = measure(step, x, gy, case.weight, case.bias, exact)
+    others = timing.Others()
     times = timing.interleave(calls, rounds, tick=tick)
+    share = others.share()
     kinds = {column_key(column): "fused" if column.fused else "plain" for column in made} | {FLOOR: FLOOR}
     dtypes = {column_key(column): dtype_name(column.dtype) for column in made}
     rows = []
     for key, kind in kinds.items():
-        row = Row(case.name, list(x.shape), layout, key, dtypes.get(key, "float32"), kind, 0, 0, 0, 0)
+        row = Row(case.name, list(x.shape), layout, key, dtypes.get(key, "float32"), kind, 0, 0, 0, 0, others=share)
         for mode in ("forward", "step"):
             if f"{key} {mode}" in times:
                 _fill(row, mode, times[f"{key} {mode}"], times[f"{FLOOR} {mode}"])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
+import os
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -61,6 +63,36 @@ def quiet() -> Iterator[None]:
     finally:
         gc.enable()
         torch.compiler.set_stance("default")
+
+
+class Others:
+    """The share of the machine's processor time that other processes took since this object was made.
+
+    A single busy one makes every call wait for its time slices, floor included, and all ratios come out near 1.
+    """
+
+    def __init__(self) -> None:
+        self.start = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float, float] | None:
+        """Seconds over all cores: passed, busy, ours. None where there is no /proc/stat."""
+        try:
+            line = Path("/proc/stat").read_text().splitlines()[0]
+            user, nice, system, idle, iowait, irq, softirq, steal = map(int, line.split()[1:9])
+        except (OSError, ValueError):
+            return None
+        tick = os.sysconf("SC_CLK_TCK")
+        busy = user + nice + system + irq + softirq + steal
+        ours = os.times()
+        return (busy + idle + iowait) / tick, busy / tick, ours.user + ours.system
+
+    def share(self) -> float | None:
+        now = self._now()
+        if now is None or self.start is None:
+            return None
+        passed, busy, ours = (end - begin for begin, end in zip(self.start, now, strict=True))
+        return max(0.0, (busy - ours) / passed) if passed > 0 else 0.0
 
 
 def _seconds(call: Call) -> float:

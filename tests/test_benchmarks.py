@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -182,6 +185,19 @@ def test_compiling_inside_a_timed_region_is_an_error():
         compiled(torch.zeros(2))
         with pytest.raises(RuntimeError, match="recompile"):
             compiled(torch.zeros(2, dtype=torch.int64))
+
+
+def test_a_busy_neighbour_is_noticed(result):
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
+        others = timing.Others()
+        time.sleep(0.5)
+        share = others.share()
+        neighbour.kill()
+    if share is not None:
+        assert share > 0.3 / os.cpu_count()
+    assert report.disturbances(result) == ""
+    result.rows[0].others = 0.25
+    assert "a, contiguous: 25%" in report.disturbances(result)
 
 
 def run(monkeypatch, tmp_path, *arguments: str) -> int:
