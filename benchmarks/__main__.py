@@ -35,9 +35,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m benchmarks", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--shapes", action="store_true", help="random inputs of eight shapes instead of the photograph's"
-    )
+    parser.add_argument("--shapes", action="store_true", help="random inputs of eight shapes instead of the photograph's")
     parser.add_argument("--rounds", type=_positive, default=30, metavar="N", help="timing rounds per input (30)")
     parser.add_argument("--threads", type=_positive, metavar="N", help="threads (torch's default; with --shapes 2)")
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where files go (results)")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files, report
+from .suite import Result
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
@@ -70,7 +71,7 @@ def section(results: Path = RESULTS) -> str:
     return "\n\n".join(parts)
 
 
-def real_table(result: report.Result) -> str:
+def real_table(result: Result) -> str:
     names = report.column_names(result)
     rows = []
     for (case, layout), columns in report.inputs(result).items():
@@ -79,7 +80,7 @@ def real_table(result: report.Result) -> str:
     return markdown_table(["forward / forward+backward", *names], rows)
 
 
-def error_table(result: report.Result) -> str:
+def error_table(result: Result) -> str:
     rows = []
     for backend, dtype in dict.fromkeys((row.backend, row.dtype) for row in result.errors):
         same = [row for row in result.errors if (row.backend, row.dtype) == (backend, dtype)]

@@ -60,9 +60,7 @@ def inputs(result: Result) -> dict[tuple[str, str], dict[str, Row]]:
 
 
 def column_names(result: Result, *, floor: bool = False, half: bool = False) -> list[str]:
-    names = dict.fromkeys(
-        row.column for row in result.rows if (floor or row.column != FLOOR) and (half or row.dtype == "float32")
-    )
+    names = dict.fromkeys(row.column for row in result.rows if (floor or row.column != FLOOR) and (half or row.dtype == "float32"))
     return list(names)
 
 
@@ -154,11 +152,7 @@ DISTURBED = 0.05
 def disturbances(result: Result) -> str:
     """A warning that names the inputs whose timing other processes disturbed, or nothing."""
     rows = [columns[FLOOR] for columns in inputs(result).values()]
-    lines = [
-        f"  {row.case}, {row.layout}: {row.others:.0%}"
-        for row in rows
-        if row.others is not None and row.others > DISTURBED
-    ]
+    lines = [f"  {row.case}, {row.layout}: {row.others:.0%}" for row in rows if row.others is not None and row.others > DISTURBED]
     if not lines:
         return ""
     return "\n".join(["WARNING: other processes used the processor meanwhile; do not trust the times of", *lines])

@@ -147,9 +147,7 @@ def check_case(case: Case, backends: Sequence[str], dtypes: Sequence[torch.dtype
     return made
 
 
-def time_case(
-    case: Case, layout: str, made: Sequence[Column], rounds: int, tick: Callable[[], object] = lambda: None
-) -> list[Row]:
+def time_case(case: Case, layout: str, made: Sequence[Column], rounds: int, tick: Callable[[], object] = lambda: None) -> list[Row]:
     """Forward and forward+backward of every column on one input, all interleaved."""
     torch.compiler.reset()  # so that no case meets the compiled code of another
     exact = truth(*case.tensors("contiguous", torch.float32), case.weight, case.bias, LEVELS)
