@@ -56,7 +56,7 @@ class Row:
     error_y: float | None = None
     error_dx: float | None = None
     error_parameters: float | None = None
-    others: float | None = None  # share of the processor time that other processes took meanwhile
+    others: float | None = None  # see timing.Others
 
 
 @dataclass
@@ -170,14 +170,12 @@ def time_case(case: Case, layout: str, made: Sequence[Column], rounds: int, tick
             leaves = [t.clone().requires_grad_() for t in inputs]
             calls[f"{key} step"] = timing.Call(partial(_train, step, leaves, gy), grad=True)
             measured[key] = measure(step, x, gy, case.weight, case.bias, exact)
-    others = timing.Others()
     times = timing.interleave(calls, rounds, tick=tick)
-    share = others.share()
     kinds = {column_key(column): "fused" if column.fused else "plain" for column in made} | {FLOOR: FLOOR}
     dtypes = {column_key(column): dtype_name(column.dtype) for column in made}
     rows = []
     for key, kind in kinds.items():
-        row = Row(case.name, list(x.shape), layout, key, dtypes.get(key, "float32"), kind, 0, 0, 0, 0, others=share)
+        row = Row(case.name, list(x.shape), layout, key, dtypes.get(key, "float32"), kind, 0, 0, 0, 0)
         for mode in ("forward", "step"):
             if f"{key} {mode}" in times:
                 _fill(row, mode, times[f"{key} {mode}"], times[f"{FLOOR} {mode}"])
@@ -200,4 +198,5 @@ def _fill(row: Row, mode: str, took: timing.Timing, floor: timing.Timing) -> Non
     setattr(row, f"{mode}_ms", took.median * 1e3)
     setattr(row, f"{mode}_low_ms", took.low * 1e3)
     setattr(row, f"{mode}_high_ms", took.high * 1e3)
+    row.others = took.others
     setattr(row, f"{mode}_ratio", took.median / floor.median)

@@ -35,6 +35,7 @@ class Timing:
     median: float
     low: float  # first quartile
     high: float  # third quartile
+    others: float | None = None  # share of the processor time that other processes took meanwhile
 
 
 def keep_memory() -> None:
@@ -104,14 +105,12 @@ def _seconds(call: Call) -> float:
         return (time.perf_counter() - start) / call.repeats
 
 
-def interleave(
-    calls: dict[str, Call], rounds: int, *, seed: int = 0, tick: Callable[[], object] = lambda: None
-) -> dict[str, Timing]:
+def interleave(calls: dict[str, Call], rounds: int, *, tick: Callable[[], object] = lambda: None) -> dict[str, Timing]:
     """The timings of all calls, interleaved; ``tick`` is called after every round.
 
     Every call has run (and compiled) before the first round; :func:`quiet` makes sure of it.
     """
-    order, shuffle = list(calls), random.Random(seed)
+    order, shuffle = list(calls), random.Random(0)
     for call in calls.values():  # compile, warm up, and find out how often to repeat
         call.repeats = 1
         _seconds(call)
@@ -119,16 +118,18 @@ def interleave(
         call.repeats = max(1, math.ceil(SHORTEST / max(once, 1e-7)))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     with quiet():
+        others = Others()
         for _ in range(rounds):
             shuffle.shuffle(order)
             for name in order:
                 seconds[name].append(_seconds(calls[name]))
             tick()
-    return {name: _summary(values) for name, values in seconds.items()}
+        share = others.share()
+    return {name: _summary(values, share) for name, values in seconds.items()}
 
 
-def _summary(values: list[float]) -> Timing:
+def _summary(values: list[float], others: float | None) -> Timing:
     if len(values) == 1:
-        return Timing(values[0], values[0], values[0])
+        return Timing(values[0], values[0], values[0], others)
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Timing(median, low, high)
+    return Timing(median, low, high, others)
