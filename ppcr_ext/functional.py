@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import backends, reference
+from . import reference
+from .backends import NAMES, choose
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
@@ -92,7 +93,7 @@ def ppcr_add_relu(
 
 def check_levels(levels: Levels, channels: int) -> int:
     """L, the number of contexts; raises TypeError or ValueError where the levels do not fit C channels."""
-    if not isinstance(levels, Sequence) or isinstance(levels, str):
+    if not isinstance(levels, (tuple, list)) and (not isinstance(levels, Sequence) or isinstance(levels, str)):
         raise TypeError(f"levels must be a sequence of ints such as (1, 2, 4), got {levels!r}")
     if len(levels) == 0:
         raise ValueError("levels must not be empty")
@@ -111,13 +112,13 @@ def check_levels(levels: Levels, channels: int) -> int:
 def check_eps(eps: float) -> None:
     if not isinstance(eps, (float, int)) or isinstance(eps, bool):
         raise TypeError(f"eps must be a float, got {eps!r}")
-    if not (math.isfinite(eps) and eps > 0):
+    if not 0 < eps < math.inf:  # false for NaN
         raise ValueError(f"eps must be positive and finite, got {eps}")
 
 
 def check_backend(backend: str | None) -> None:
-    if backend is not None and backend not in backends.NAMES:
-        raise ValueError(f"backend must be one of {backends.NAMES} or None, got {backend!r}")
+    if backend is not None and backend not in NAMES:
+        raise ValueError(f"backend must be one of {NAMES} or None, got {backend!r}")
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float, backend: str | None) -> int:
@@ -239,7 +240,7 @@ class _Fused(torch.autograd.Function):
 def _run(
     operator: _Operator, tensors: tuple[Any, ...], contexts: int, levels: Levels, eps: float, backend: str | None
 ) -> Tensor:
-    backend = backends.choose(backend, tensors[0], contexts)
+    backend = choose(backend, tensors[0], contexts)
     # The order matters: transforms and dual tensors are only right through the composite, even while compiling.
     if backend == "reference" or _needs_composite():
         return operator.composite(*tensors, levels=levels, eps=eps)
@@ -254,7 +255,10 @@ def _run(
 
 def _needs_composite() -> bool:
     """torch.func transforms, forward-mode AD and ONNX export see plain PyTorch, which they differentiate, batch and translate."""
-    return _transforms_active() or getattr(forward_ad, "_current_level", -1) >= 0 or torch.onnx.is_in_onnx_export()
+    if _transforms_active() or getattr(forward_ad, "_current_level", -1) >= 0:
+        return True
+    # Export traces in one of these two ways; asking it directly costs 2 us a call.
+    return (torch.compiler.is_compiling() or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export()
 
 
 def register_derivatives() -> None:

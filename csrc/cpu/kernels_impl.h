@@ -266,33 +266,17 @@ PPCR_INLINE void channel_major_tile(const Problem& p, int64_t image, int64_t pix
 
 // ---- pixel-major: a tile is a run of pixels, a row of it all channels of one pixel -------------------------------------------------
 
-// Partial sums over `count` channels at `at` of x, and of x times the gradient.
-template <Op op, class T, class S>
-PPCR_INLINE Folded<S> sum_channels(const Streams<op, T>& s, int64_t at, int64_t count, Folded<S>& dot) {
-  using V = typename VectorOf<S>::type;
-  constexpr bool kDot = Streams<op, T>::kDot;
-  constexpr int W = kLanes<S>;
-  V v[4] = {}, d[4] = {};
-  for (; count >= 4 * W; at += 4 * W, count -= 4 * W) {
-    PPCR_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const V x = load(s.x + at + i * W);
-      v[i] = v[i] + x;
-      if constexpr (kDot) d[i] = d[i] + x * s.template gradient<false>(at + i * W, W);
-    }
+constexpr int kGroup = 4;  // pixels summed together: that many independent chains of additions, and one folding for all
+
+// Adds `count` channels of each pixel of a group, from at[i] on, to v[i], and their products with the gradient to d[i].
+template <bool Partial, Op op, class T, class V>
+PPCR_INLINE void add_channels(const Streams<op, T>& s, const int64_t* at, int64_t offset, int count, V* v, V* d) {
+  PPCR_UNROLL
+  for (int i = 0; i < kGroup; ++i) {
+    const V x = load_run<Partial>(s.x + at[i] + offset, count);
+    v[i] = v[i] + x;
+    if constexpr (Streams<op, T>::kDot) d[i] = d[i] + x * s.template gradient<Partial>(at[i] + offset, count);
   }
-  for (; count >= W; at += W, count -= W) {
-    const V x = load(s.x + at);
-    v[0] = v[0] + x;
-    if constexpr (kDot) d[0] = d[0] + x * s.template gradient<false>(at, W);
-  }
-  if (count > 0) {
-    const V x = load(s.x + at, static_cast<int>(count));
-    v[1] = v[1] + x;
-    if constexpr (kDot) d[1] = d[1] + x * s.template gradient<true>(at, static_cast<int>(count));
-  }
-  if constexpr (kDot) dot = dot + fold<S>((d[0] + d[1]) + (d[2] + d[3]));
-  return fold<S>((v[0] + v[1]) + (v[2] + v[3]));
 }
 
 template <Op op, class T, class S>
@@ -307,22 +291,28 @@ PPCR_INLINE void apply_channels(const Streams<op, T>& s, int64_t at, int64_t cou
 template <Op op, class T, class S>
 PPCR_INLINE void pixel_major_tile(const Problem& p, int64_t image, int64_t pixel, GateStep<S>& gate_step, S* rows,
                                   const Run<S>& run) {
-  constexpr int F = kFolded<S>;
+  using V = typename VectorOf<S>::type;
+  constexpr int F = kFolded<S>, W = kLanes<S>;
   constexpr bool kDot = Streams<op, T>::kDot;
   const Streams<op, T> s(p, (image * p.pixels + pixel) * p.channels);
-  const int stride = run.vectors * kLanes<S>, segments = gate_step.bins.segments(), kept = segments + (kDot ? 1 : 0);
+  const int stride = (run.count + kGroup - 1) / kGroup * kGroup > run.vectors * W ? kGroup : run.vectors * W, segments = gate_step.bins.segments(), kept = segments + (kDot ? 1 : 0);
   S* last_row = rows + segments * stride;
   S* folded = rows + (segments + 1) * stride;  // [kept][stride][F]
 
   load_gate_gradient<op, T>(p, image * p.pixels + pixel, last_row, run);
-  for (int i = 0; i < run.count; ++i) {
-    Folded<S> dot{};
+  for (int i = 0; i < run.count; i += kGroup) {
+    int64_t at[kGroup];  // the last group repeats the last pixel
+    for (int j = 0; j < kGroup; ++j) at[j] = (i + j < run.count ? i + j : run.count - 1) * p.channels;
+    V d[kGroup] = {};
     for (int k = 0; k < segments; ++k) {
-      const int64_t begin = p.pooling.edge[k];
-      const auto sum = sum_channels<op, T, S>(s, i * p.channels + begin, p.pooling.edge[k + 1] - begin, dot);
-      std::memcpy(folded + (k * stride + i) * F, &sum, sizeof sum);
+      int64_t c = p.pooling.edge[k];
+      const int64_t end = p.pooling.edge[k + 1];
+      V v[kGroup] = {};
+      for (; c + W <= end; c += W) add_channels<false>(s, at, c, W, v, d);
+      if (c < end) add_channels<true>(s, at, c, static_cast<int>(end - c), v, d);
+      store_folded(folded + (k * stride + i) * F, v[0], v[1], v[2], v[3]);
     }
-    if constexpr (kDot) std::memcpy(folded + (segments * stride + i) * F, &dot, sizeof dot);
+    if constexpr (kDot) store_folded(folded + (segments * stride + i) * F, d[0], d[1], d[2], d[3]);
   }
   for (int k = 0; k < kept; ++k) {
     for (int i = run.count * F; i < stride * F; ++i) folded[k * stride * F + i] = 0;

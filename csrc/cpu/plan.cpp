@@ -17,8 +17,8 @@ void plan(Problem& p, int64_t element_size) {
     p.images = 1;
   }
   // Channel-major tiles need long rows, since every row visits a page of its own; pixel-major ones are one run of memory, so they
-  // may be small enough for the first-level cache. Scratch holds a value per pixel and row, in pixel-major order four partial ones more.
-  const int64_t cache = p.pixel_major ? 32 << 10 : 256 << 10;
+  // may be small. Scratch holds a value per pixel and row, in pixel-major order four partial ones more.
+  const int64_t cache = p.pixel_major ? 64 << 10 : 512 << 10;
   const int64_t most = (p.pixel_major ? capacity / (rows * 5) : capacity / rows - unit) / unit * unit;
   int64_t tile = cache / pixel_bytes / unit * unit;
   const int64_t least = p.pixel_major ? unit : 4 * unit;

@@ -32,15 +32,9 @@ struct Accumulate<double> {
   using type = double;
 };
 
-template <class S, int BYTES = PPCR_SIMD_BYTES>
-struct VectorOf;
-template <int BYTES>
-struct VectorOf<float, BYTES> {
-  typedef float type __attribute__((vector_size(BYTES)));
-};
-template <int BYTES>
-struct VectorOf<double, BYTES> {
-  typedef double type __attribute__((vector_size(BYTES)));
+template <class S>
+struct VectorOf {
+  typedef S type __attribute__((vector_size(PPCR_SIMD_BYTES)));
 };
 using VF = VectorOf<float>::type;
 using VD = VectorOf<double>::type;
@@ -69,17 +63,31 @@ PPCR_INLINE V load_unaligned(const P* p) {
 
 // ---- 16-bit types -----------------------------------------------------------------------------------------------------------
 
-PPCR_INLINE VF widen(VH h, BFloat16) { return bits_as<VF>(__builtin_convertvector(h, VU) << 16); }
+// 16-bit lanes to 32-bit ones and back: written out, because the compiler splits and permutes in __builtin_convertvector.
+// maskz: GCC's plain forms warn of an uninitialized operand of their own.
+#if PPCR_SIMD_BYTES == 64
+PPCR_INLINE VU widen_bits(VH h) { return bits_as<VU>(_mm512_maskz_cvtepu16_epi32(0xffff, bits_as<__m256i>(h))); }
+PPCR_INLINE VH narrow_bits(VU u) { return bits_as<VH>(_mm512_maskz_cvtepi32_epi16(0xffff, bits_as<__m512i>(u))); }
+#elif PPCR_SIMD_BYTES == 32
+PPCR_INLINE VU widen_bits(VH h) { return bits_as<VU>(_mm256_cvtepu16_epi32(bits_as<__m128i>(h))); }
+PPCR_INLINE VH narrow_bits(VU u) {
+  const __m256i v = bits_as<__m256i>(u);
+  return bits_as<VH>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(v, v), 0x08)));
+}
+#else
+PPCR_INLINE VU widen_bits(VH h) { return __builtin_convertvector(h, VU); }
+PPCR_INLINE VH narrow_bits(VU u) { return __builtin_convertvector(u, VH); }
+#endif
+
+PPCR_INLINE VF widen(VH h, BFloat16) { return bits_as<VF>(widen_bits(h) << 16); }
 
 PPCR_INLINE VH narrow(VF v, BFloat16) {  // round to nearest even; NaN stays NaN
   const VU u = bits_as<VU>(v);
   const VU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const VU nan = (u >> 16) | 0x40u;
-  const VU is_nan = bits_as<VU>((u & 0x7fffffffu) > 0x7f800000u);
-  return __builtin_convertvector((rounded & ~is_nan) | (nan & is_nan), VH);
+  return narrow_bits(v == v ? rounded : 0x7fc0u + VU{});
 }
 
-#if PPCR_SIMD_BYTES == 64  // maskz: GCC's plain forms warn of an uninitialized operand of their own
+#if PPCR_SIMD_BYTES == 64
 PPCR_INLINE VF widen(VH h, Half) { return bits_as<VF>(_mm512_maskz_cvtph_ps(0xffff, bits_as<__m256i>(h))); }
 PPCR_INLINE VH narrow(VF v, Half) {
   return bits_as<VH>(_mm512_maskz_cvtps_ph(0xffff, bits_as<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -91,8 +99,7 @@ PPCR_INLINE VH narrow(VF v, Half) {
 }
 #else
 PPCR_INLINE VF widen(VH h, Half) {
-  const VU u = __builtin_convertvector(h, VU);
-  const VU magnitude = u & 0x7fffu;
+  const VU u = widen_bits(h), magnitude = u & 0x7fffu;
   const VU normal = (magnitude << 13) + (112u << 23);
   const VU special = (magnitude << 13) | (255u << 23);
   const VF subnormal = __builtin_convertvector(magnitude, VF) * 0x1p-24f;
@@ -107,7 +114,7 @@ PPCR_INLINE VH narrow(VF v, Half) {  // round to nearest even, subnormals and ov
   const VU is_nan = bits_as<VU>(magnitude > 0x7f800000u), is_inf = bits_as<VU>(magnitude >= 0x47800000u) & ~is_nan;
   const VU is_subnormal = bits_as<VU>(magnitude < 0x38800000u), is_normal = ~(is_nan | is_inf | is_subnormal);
   const VU bits = (0x7e00u & is_nan) | (0x7c00u & is_inf) | (subnormal & is_subnormal) | (normal & is_normal);
-  return __builtin_convertvector(bits | ((u >> 16) & 0x8000u), VH);
+  return narrow_bits(bits | ((u >> 16) & 0x8000u));
 }
 #endif
 
@@ -158,22 +165,29 @@ PPCR_INLINE void store(T* p, V v, int n) {
 // ---- sums across lanes -----------------------------------------------------------------------------------------------------------
 
 template <class S>
-constexpr int kFolded = kLanes<S> < 4 ? kLanes<S> : 4;  // what fold() leaves of a vector
-template <class S>
-using Folded = typename VectorOf<S, kFolded<S> * static_cast<int>(sizeof(S))>::type;
-
-template <class V, int... I>
-PPCR_INLINE auto add_halves(V v, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(v, v, I...) + __builtin_shufflevector(v, v, (I + static_cast<int>(sizeof...(I)))...);
+constexpr int kFolded = kLanes<S> < 4 ? kLanes<S> : 4;  // partial sums that folding leaves of a vector
+// Low halves of a and b plus their high halves, in blocks of `block` lanes: the first step of folding both at once.
+template <int block, class V, int... I>
+PPCR_INLINE V add_blocks(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (I / block * 2 * block + I % block)...) +
+         __builtin_shufflevector(a, b, (I / block * 2 * block + I % block + block)...);
 }
-// Adds the lanes of a vector up to at most four partial sums.
+// Folds four vectors to kFolded partial sums each and stores them side by side.
 template <class S, class V>
-PPCR_INLINE Folded<S> fold(V v) {
-  constexpr int lanes = static_cast<int>(sizeof(V) / sizeof(S));
-  if constexpr (lanes > kFolded<S>)
-    return fold<S>(add_halves(v, std::make_integer_sequence<int, lanes / 2>{}));
-  else
-    return v;
+PPCR_INLINE void store_folded(S* to, V a, V b, V c, V d) {
+  constexpr int lanes = kLanes<S>;
+  constexpr auto index = std::make_integer_sequence<int, lanes>{};
+  if constexpr (lanes == 4 * kFolded<S>) {
+    store(to, add_blocks<lanes / 4>(add_blocks<lanes / 2>(a, b, index), add_blocks<lanes / 2>(c, d, index), index));
+  } else if constexpr (lanes == 2 * kFolded<S>) {
+    store(to, add_blocks<lanes / 2>(a, b, index));
+    store(to + lanes, add_blocks<lanes / 2>(c, d, index));
+  } else {
+    store(to, a);
+    store(to + lanes, b);
+    store(to + 2 * lanes, c);
+    store(to + 3 * lanes, d);
+  }
 }
 template <class V, int... I>
 PPCR_INLINE V add_neighbours(V a, V b, std::integer_sequence<int, I...>) {
