@@ -165,7 +165,7 @@ def test_a_slow_call_shows_as_slow():
 
 def test_a_slow_backend_shows_as_slow():
     def slow(x, weight, bias):
-        time.sleep(0.005)
+        time.sleep(0.03)
         return reference.ppcr(x, weight, bias, inputs.LEVELS, peers.EPS)
 
     columns = [
