@@ -50,7 +50,6 @@ PPCR_INLINE V relu(V v) {
 }
 
 // ---- step 2
-// ------------------------------------------------------------------------------------------------------------------------
 
 template <class S>
 struct GateStep {
@@ -131,7 +130,6 @@ struct GateStep {
 };
 
 // ---- steps 1 and 3 over memory: what is read and written where
-// ----------------------------------------------------------------------
 
 template <Op op, class T>
 struct Streams {
@@ -205,7 +203,6 @@ PPCR_INLINE void store_gate(const Problem& p, int64_t pixel, const S* row, const
 }
 
 // ---- channel-major: a tile is a run of pixels, a row of it one channel
-// ------------------------------------------------------------
 
 // Adds ROWS channels to the sums: several at once, because that shortens the chain of additions (and its rounding) and the traffic
 // to the accumulators.
@@ -219,7 +216,7 @@ PPCR_INLINE void add_rows(const Streams<op, T>& s, int64_t at, int64_t row_strid
     for (int r = 0; r < ROWS; ++r) {
       const int64_t from = at + r * row_stride + run.offset(i);
       v[r] = load_run<Partial>(s.x + from, run.count);
-      if constexpr (Streams<op, T>::kApply) __builtin_prefetch(s.out + from, 1, 2);  // to be written soon: fetched beside the reads
+      if constexpr (Streams<op, T>::kApply) __builtin_prefetch(s.out + from, 1);  // to be written soon: fetched beside the reads
       if constexpr (Streams<op, T>::kDot) d[r] = v[r] * s.template gradient<Partial>(from, run.count);
     }
     PPCR_UNROLL
@@ -239,14 +236,54 @@ PPCR_INLINE void add_rows(const Streams<op, T>& s, int64_t at, int64_t row_strid
   }
 }
 
+// From one value per vector slot to one per pixel, followed by one vector more: the first pixels again, for spans that go round.
+template <class S>
+PPCR_INLINE void lay_out(S* row, const Run<S>& run, bool go_round) {
+  constexpr int W = kLanes<S>;
+  if (run.vectors > 1) store(row + run.last, load(row + (run.vectors - 1) * W));
+  if (run.partial() || !go_round)
+    for (int i = 0; i < W; ++i) row[run.count + i] = go_round ? row[i] : S(0);
+  else
+    store(row + run.count, load(row));
+}
+
+// Applies gate and shift to `length` consecutive elements from `at` on; element i belongs to pixel i % period. Where a partial
+// store costs nothing the stores are aligned: one that straddles two cache lines takes as long as two.
+template <Op op, class T, class S>
+PPCR_INLINE void apply_span(const Streams<op, T>& s, int64_t at, int64_t length, const S* gate, const S* shift, int period) {
+  constexpr int W = kLanes<S>;
+  const int step = W % period;
+  int64_t i = 0;
+  int pixel = 0;
+  if constexpr (kMaskedStores) {
+    const int over = static_cast<int>(reinterpret_cast<uintptr_t>(s.out + at) % (W * sizeof(T)) / sizeof(T));
+    if (over) {
+      i = W - over < length ? W - over : length;
+      s.template apply<true>(at, static_cast<int>(i), load(gate), load(shift));
+      pixel = static_cast<int>(i) % period;
+    }
+  }
+  for (; i + W <= length; i += W) {
+    s.template apply<false>(at + i, W, load(gate + pixel), load(shift + pixel));
+    pixel += step;
+    if (pixel >= period) pixel -= period;
+  }
+  if (i == length) return;
+  if (kMaskedStores || length < W) {
+    s.template apply<true>(at + i, static_cast<int>(length - i), load(gate + pixel), load(shift + pixel));
+  } else {  // the last vector overlaps the one before it
+    pixel = static_cast<int>((length - W) % period);
+    s.template apply<false>(at + length - W, W, load(gate + pixel), load(shift + pixel));
+  }
+}
+
 template <bool Partial, Op op, class T, class S>
 PPCR_INLINE void channel_major_tile(const Problem& p, int64_t image, int64_t pixel, GateStep<S>& gate_step, S* rows,
                                     const Run<S>& run) {
-  using V = typename VectorOf<S>::type;
   constexpr int kRows = Streams<op, T>::kDot ? 4 : 8;
   const int64_t row_stride = p.pixels;
   const Streams<op, T> s(p, image * p.channels * p.pixels + pixel);
-  const int stride = run.vectors * kLanes<S>, segments = gate_step.bins.segments();
+  const int stride = (run.vectors + 1) * kLanes<S>, segments = gate_step.bins.segments();
   S* last_row = rows + segments * stride;
 
   load_gate_gradient<op, T>(p, image * p.pixels + pixel, last_row, run);
@@ -263,16 +300,20 @@ PPCR_INLINE void channel_major_tile(const Problem& p, int64_t image, int64_t pix
   store_gate<op, T>(p, image * p.pixels + pixel, last_row, run);
   if constexpr (!Streams<op, T>::kApply) return;
 
-  for (int k = 0; k < segments; ++k)
-    for (int64_t c = p.pooling.edge[k]; c < p.pooling.edge[k + 1]; ++c)
-      for (int i = 0; i < run.vectors; ++i) {
-        const V shift = is_backward(op) ? load(rows + k * stride + i * kLanes<S>) : V{};
-        s.template apply<Partial>(c * row_stride + run.offset(i), run.count, load(last_row + i * kLanes<S>), shift);
-      }
+  const bool plane = run.count == p.pixels;  // then the rows of a segment are one span
+  lay_out(last_row, run, plane);
+  for (int k = 0; k < segments; ++k) {
+    const int64_t begin = p.pooling.edge[k], end = p.pooling.edge[k + 1];
+    S* shift = rows + k * stride;
+    if constexpr (is_backward(op)) lay_out(shift, run, plane);
+    if (plane)
+      apply_span(s, begin * row_stride, (end - begin) * row_stride, last_row, shift, run.count);
+    else
+      for (int64_t c = begin; c < end; ++c) apply_span(s, c * row_stride, run.count, last_row, shift, run.count);
+  }
 }
 
 // ---- pixel-major: a tile is a run of pixels, a row of it all channels of one pixel
-// -------------------------------------------------
 
 constexpr int kGroup = 4;  // pixels summed together: that many independent chains of additions, and one folding for all
 
@@ -282,6 +323,7 @@ PPCR_INLINE void add_channels(const Streams<op, T>& s, const int64_t* at, int64_
   PPCR_UNROLL
   for (int i = 0; i < kGroup; ++i) {
     const V x = load_run<Partial>(s.x + at[i] + offset, count);
+    if constexpr (Streams<op, T>::kApply) __builtin_prefetch(s.out + at[i] + offset, 1);
     v[i] = v[i] + x;
     if constexpr (Streams<op, T>::kDot) d[i] = d[i] + x * s.template gradient<Partial>(at[i] + offset, count);
   }
@@ -346,7 +388,6 @@ PPCR_INLINE void pixel_major_tile(const Problem& p, int64_t image, int64_t pixel
 }
 
 // ---- tiles of a run of chunks
-// -------------------------------------------------------------------------------------------------------
 
 template <Op op, class T>
 void run(const Problem& p, int64_t first_chunk, int64_t last_chunk) {

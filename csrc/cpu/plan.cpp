@@ -16,10 +16,12 @@ void plan(Problem& p, int64_t element_size) {
     p.pixels *= p.images;
     p.images = 1;
   }
-  // Channel-major tiles need long rows, since every row visits a page of its own; pixel-major ones are one run of memory, so they
-  // may be small. Scratch holds a value per pixel and row, in pixel-major order four partial ones more.
-  const int64_t cache = p.pixel_major ? 64 << 10 : 512 << 10;
-  const int64_t most = (p.pixel_major ? capacity / (rows * 5) : capacity / rows - unit) / unit * unit;
+  // Channel-major tiles need long rows, since every row visits a page of its own, unless a tile is a whole plane and so one run of
+  // memory; pixel-major ones always are, and may be small. Scratch holds a value per pixel and row, in pixel-major order four
+  // partial ones more.
+  const bool plane = !p.pixel_major && p.pixels * pixel_bytes <= 1 << 20;
+  const int64_t cache = p.pixel_major ? 64 << 10 : plane ? 1 << 20 : 512 << 10;
+  const int64_t most = (p.pixel_major ? capacity / (rows * 5) : capacity / rows - 2 * unit) / unit * unit;
   int64_t tile = cache / pixel_bytes / unit * unit;
   const int64_t least = p.pixel_major ? unit : 4 * unit;
   if (tile < least) tile = least;

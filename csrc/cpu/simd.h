@@ -44,6 +44,7 @@ typedef uint16_t VH __attribute__((vector_size(PPCR_SIMD_BYTES / 2)));
 
 template <class S>
 constexpr int kLanes = PPCR_SIMD_BYTES / static_cast<int>(sizeof(S));
+constexpr bool kMaskedStores = PPCR_SIMD_BYTES == 64;  // a store of the first n lanes is one instruction
 template <class T>
 constexpr int kWidth = kLanes<typename Accumulate<T>::type>;  // elements of T that fill a vector of accumulators
 
@@ -61,7 +62,7 @@ PPCR_INLINE V load_unaligned(const P* p) {
   return v;
 }
 
-// ---- 16-bit types -----------------------------------------------------------------------------------------------------------
+// ---- 16-bit types
 
 // 16-bit lanes to 32-bit ones and back: written out, because the compiler splits and permutes in __builtin_convertvector.
 // maskz: GCC's plain forms warn of an uninitialized operand of their own.
@@ -118,7 +119,7 @@ PPCR_INLINE VH narrow(VF v, Half) {  // round to nearest even, subnormals and ov
 }
 #endif
 
-// ---- loads and stores, whole vectors at any alignment ---------------------------------------------------------------------------
+// ---- loads and stores, whole vectors at any alignment
 
 PPCR_INLINE VF load(const float* p) { return load_unaligned<VF>(p); }
 PPCR_INLINE VD load(const double* p) { return load_unaligned<VD>(p); }
@@ -133,7 +134,6 @@ PPCR_INLINE void store(T* p, VF v) {
 }
 
 // ---- the first n lanes, 0 < n < lanes; the others load as zero
-// -------------------------------------------------------------------
 
 #if PPCR_SIMD_BYTES == 64
 PPCR_INLINE VF load(const float* p, int n) { return bits_as<VF>(_mm512_maskz_loadu_ps((1u << n) - 1, p)); }
@@ -164,7 +164,6 @@ PPCR_INLINE void store(T* p, V v, int n) {
 #endif
 
 // ---- sums across lanes
-// -----------------------------------------------------------------------------------------------------------
 
 template <class S>
 constexpr int kFolded = kLanes<S> < 4 ? kLanes<S> : 4;  // partial sums that folding leaves of a vector
@@ -208,7 +207,6 @@ PPCR_INLINE auto sum_groups(const S* p) {
 }
 
 // ---- the functions that the pixel mathematics needs
-// ------------------------------------------------------------------------------
 
 PPCR_INLINE VF square_root(VF v) {
 #if PPCR_SIMD_BYTES == 64
