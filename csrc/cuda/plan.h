@@ -1,0 +1,410 @@
+// Chooses, from sizes alone, which kernel runs and how it cuts the tensor. Plain C++: tested without CUDA (tests/test_cuda_plan.py),
+// and the same plans drive the kernels on a GPU and on the CPU (tests/cuda_on_cpu).
+#pragma once
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "tile.h"
+
+namespace ppcr {
+
+struct DeviceLimits {
+  int multiprocessors = 132;
+  int max_cluster = 1;       // 8 where both the device and the compiled kernels know clusters (sm_90 on)
+  int shared_bytes = 99 << 10;  // of a block, at most
+};
+
+struct Problem {
+  int64_t images = 0, channels = 0, image_pixels = 0;
+  bool pixel_major = false;
+  int element_size = 4;
+  int alignment = 16;  // bytes: what the addresses of all tensors are multiples of, at most 16
+  Mode mode = Mode::kScale;
+  bool backward = false;
+  const Pooling* pooling = nullptr;
+};
+
+enum class KernelKind : int { kChannelMajor, kPixelMajor, kPixelWalk };
+
+struct Plan {
+  KernelKind kind = KernelKind::kChannelMajor;
+  int vector = 1;            // elements per load
+  int steps = 0;             // vectors that a thread holds (of each pixel, in the pixel-major kernel)
+  int variant = -1;          // of kLaneVariants
+  Tile tile{};               // channel-major
+  int unit_count = 0;        // channel-major
+  int lanes_log2 = 0;        // pixel walk
+  int warp_pixels = 0;       // pixel-major, pixel walk
+  int threads = kThreads;
+  int64_t blocks = 0;
+  int64_t partial_count = 0;  // per parameter
+  int shared_bytes = 0;
+  double score = 0;
+  std::string error;         // why there is no plan
+};
+
+constexpr int64_t kMaxBlocks = 0x7fffffff;
+
+// PPCR_PLAN, for tuning: "q=128,groups=4,cluster=2,vector=4,steps=8,variant=3,warps=4". What it names is taken as it says; plans
+// that differ are not considered.
+struct Forced {
+  int q = 0, groups = 0, cluster = 0, vector = 0, steps = 0, warps = 0, variant = -1;
+  std::string error;
+};
+
+inline Forced parse_forced(const char* text) {
+  Forced forced;
+  if (text == nullptr) return forced;
+  std::string rest(text);
+  while (!rest.empty()) {
+    const size_t comma = rest.find(',');
+    const std::string item = rest.substr(0, comma);
+    rest = comma == std::string::npos ? "" : rest.substr(comma + 1);
+    const size_t equals = item.find('=');
+    const std::string name = item.substr(0, equals);
+    int* const field = name == "q"         ? &forced.q
+                       : name == "groups"  ? &forced.groups
+                       : name == "cluster" ? &forced.cluster
+                       : name == "vector"  ? &forced.vector
+                       : name == "steps"   ? &forced.steps
+                       : name == "warps"   ? &forced.warps
+                       : name == "variant" ? &forced.variant
+                                           : nullptr;
+    char* end = nullptr;
+    const long value = equals == std::string::npos ? -1 : std::strtol(item.c_str() + equals + 1, &end, 10);
+    if (field == nullptr || end == nullptr || *end != 0 || value < 0 || value > 65536) {
+      forced.error = "PPCR_PLAN: '" + item + "' is not one of q=, groups=, cluster=, vector=, steps=, warps=, variant= with a number";
+      return forced;
+    }
+    *field = static_cast<int>(value);
+  }
+  return forced;
+}
+
+// Vectors per thread for which channel-major kernels are compiled (0 ends the list). Standard bins: 8 keeps four blocks on a
+// multiprocessor, 13 holds the tiles of 14x14 and 7x7 images in three.
+struct StepChoices {
+  int steps[2];
+};
+inline StepChoices step_choices(int vector, int element_size, Mode mode, bool standard) {
+  if (mode == Mode::kGate) return {{8, 0}};
+  if (vector == 1) return {{element_size == 8 ? 8 : 16, 0}};
+  if (element_size == 8 || !standard) return {{8, 0}};
+  return {{8, 13}};
+}
+
+inline int greatest_common_divisor(int a, int b) {
+  while (b != 0) {
+    const int rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return a;
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+// ------------------------------------------------------------------------------------------------------ units of a tile
+inline EqualUnits equal_units(const Pooling& pooling, int unit_count) {
+  const int per_segment = unit_count / pooling.segments;
+  return {static_cast<int>(pooling.edge[1] / per_segment), per_segment};
+}
+
+// At least one unit per segment; the longest units are cut until there are `wanted`.
+inline int units_of_segments(const Pooling& pooling, int wanted, int (&per_segment)[kMaxSegments]) {
+  int count = pooling.segments;
+  for (int k = 0; k < pooling.segments; ++k) per_segment[k] = 1;
+  for (; count < wanted; ++count) {
+    int longest = 0;
+    double length = 1;
+    for (int k = 0; k < pooling.segments; ++k) {
+      const double unit = double(pooling.edge[k + 1] - pooling.edge[k]) / per_segment[k];
+      if (unit > length) {
+        length = unit;
+        longest = k;
+      }
+    }
+    if (length < 2) break;  // of single channels nothing can be cut off
+    ++per_segment[longest];
+  }
+  return count;
+}
+
+inline TableUnits table_units(const Pooling& pooling, int wanted) {
+  int per_segment[kMaxSegments];
+  units_of_segments(pooling, wanted, per_segment);
+  TableUnits units{};
+  int unit = 0;
+  for (int k = 0; k < pooling.segments; ++k) {
+    units.first_of[k] = static_cast<uint16_t>(unit);
+    const int64_t length = pooling.edge[k + 1] - pooling.edge[k];
+    for (int i = 0; i < per_segment[k]; ++i, ++unit) {
+      units.edge[unit] = static_cast<int>(pooling.edge[k] + length / per_segment[k] * i + std::min<int64_t>(i, length % per_segment[k]));
+      units.segment_of[unit] = static_cast<uint8_t>(k);
+    }
+  }
+  units.first_of[pooling.segments] = static_cast<uint16_t>(unit);
+  for (; unit <= kMaxUnits; ++unit) units.edge[unit] = static_cast<int>(pooling.edge[pooling.segments]);
+  return units;
+}
+
+inline int64_t longest_unit(const Pooling& pooling, int wanted) {
+  int per_segment[kMaxSegments];
+  units_of_segments(pooling, wanted, per_segment);
+  int64_t longest = 0;
+  for (int k = 0; k < pooling.segments; ++k)
+    longest = std::max(longest, ceil_div(pooling.edge[k + 1] - pooling.edge[k], per_segment[k]));
+  return longest;
+}
+
+// ------------------------------------------------------------------------------------------------------- channel-major
+// A candidate: a plan for given q, vector, groups, cluster and steps, with its score, or score 0 where it is impossible.
+//
+// The score is an estimate of the share of the memory bandwidth that the plan reaches: a product of named factors, each 1 at best.
+// They are arithmetic from access widths and occupancy; PPCR_PLAN is there to measure them.
+inline Plan channel_major_candidate(const Problem& problem, const DeviceLimits& device, int q, int vector, int groups, int cluster,
+                                    int steps) {
+  const Pooling& pooling = *problem.pooling;
+  const bool standard = pooling.standard;
+  const bool whole = q == problem.image_pixels;
+  Plan plan;
+  Tile& tile = plan.tile;
+  plan.vector = vector;
+  plan.steps = steps;
+  plan.tile.q = q;
+  tile.image_pixels = problem.image_pixels;
+  tile.image_elements = problem.channels * problem.image_pixels;
+  tile.groups = groups;
+  tile.group = kThreads / groups;
+  tile.cluster = cluster;
+
+  const int round_units = groups * cluster;
+  int64_t unit_channels;
+  if (standard) {
+    if (round_units % pooling.segments != 0 || problem.channels % round_units != 0) return plan;
+    tile.rounds = 1;
+    plan.unit_count = round_units;
+    unit_channels = problem.channels / round_units;
+  } else {
+    tile.rounds = static_cast<int>(ceil_div(pooling.segments, round_units));
+    plan.unit_count = tile.rounds * round_units;
+    if (plan.unit_count > kMaxUnits) return plan;
+    unit_channels = longest_unit(pooling, plan.unit_count);
+  }
+
+  // Rows of a step, and whether every vector lies within one unit and starts at a multiple of its size.
+  const int64_t fitting_rows = int64_t(tile.group) * vector / q;
+  if (fitting_rows < 1 || q < vector) return plan;
+  const bool straddles = q % vector != 0;
+  if (straddles && !whole) return plan;
+  if (!whole && problem.image_pixels % vector != 0) return plan;
+  int64_t rows = std::min(fitting_rows, unit_channels);
+  if (straddles) {
+    const int whole_vectors = vector / greatest_common_divisor(q, vector);  // rows must be a multiple of this
+    rows -= rows % whole_vectors;
+    if (rows < 1) return plan;
+    if (standard) {
+      if (unit_channels % whole_vectors != 0) return plan;
+    } else {
+      const TableUnits units = table_units(pooling, plan.unit_count);
+      for (int unit = 0; unit <= plan.unit_count; ++unit)
+        if (units.edge[unit] % whole_vectors != 0) return plan;
+    }
+  }
+  tile.rows = static_cast<int>(rows);
+  tile.active = static_cast<int>(rows * q / vector);
+  if (unit_channels * q >= (int64_t(1) << 30)) return plan;  // the kernels count the elements of a unit in 32 bits
+  const int64_t image_tiles = ceil_div(problem.image_pixels, q);
+  if (image_tiles > kMaxBlocks) return plan;
+  tile.image_tiles = static_cast<unsigned>(image_tiles);
+  plan.partial_count = problem.images * image_tiles;
+  plan.blocks = plan.partial_count * cluster;
+  if (plan.blocks > kMaxBlocks) return plan;
+  const int accumulator = problem.element_size == 8 ? 8 : 4;
+  const int64_t shared = int64_t(accumulator) *
+                         tile_memory(tile, pooling.contexts, pooling.segments, problem.mode, problem.backward).total;
+  if (shared > device.shared_bytes) return plan;
+  plan.shared_bytes = static_cast<int>(shared);
+
+  const double unit_steps = double(ceil_div(unit_channels, rows));
+  const double held_steps = problem.mode == Mode::kGate ? unit_steps : std::min<double>(steps, unit_steps);
+  // Tensors that cross the bus: every read and write once, and again what the registers do not hold.
+  const double units = problem.mode == Mode::kGate ? 1 + problem.backward : 2 + problem.backward + (problem.mode == Mode::kAddRelu) * (1 + problem.backward);
+  const double read_again = (1 - held_steps / (unit_steps * tile.rounds)) * (problem.mode == Mode::kGate ? 0 : 1);
+  const double once = units / (units + 0.7 * read_again);  // 0.7: part of it is found in the L2
+  const double threads_busy = double(tile.active) / tile.group * double(unit_channels) / (unit_steps * double(rows));
+  const double pixels_busy = double(problem.image_pixels) / (double(image_tiles) * q);
+  const double run = double(whole ? unit_channels * q : q) * problem.element_size;  // bytes without a gap
+  const double long_runs = std::min(1., run / 96);
+  // A run that starts within a 32-byte sector moves that sector twice through the L2.
+  const bool sectors_aligned = problem.image_pixels * problem.element_size % 32 == 0 && q * problem.element_size % 32 == 0;
+  const double sectors = sectors_aligned ? 1 : run / (run + 32 * (whole ? 1 : 0.5 + 0.5));
+  double cluster_cost = 1;
+  for (int blocks = 1; blocks < cluster; blocks *= 2) cluster_cost *= 0.97;
+  const double in_flight = std::min(1., held_steps * tile.active * groups * vector * problem.element_size / (20 << 10));
+  const int resident = problem.backward ? (steps * vector * problem.element_size <= 128 ? 3 : 2)
+                                        : (steps * vector * problem.element_size <= 128 ? 4 : 3);
+  const int by_memory = std::max<int>(1, static_cast<int>((device.shared_bytes + 1024) / (shared + 1024)));
+  const double residency = 0.85 + 0.05 * std::min(3, std::min(resident, by_memory));
+  const double multiprocessors = std::min(1., double(plan.blocks) / device.multiprocessors);
+  const double tensor_bytes = double(problem.images) * double(tile.image_elements) * problem.element_size;
+  const double spread = tensor_bytes < (16 << 20) ? 0.5 + 0.5 * multiprocessors : 1;  // small tensors: all multiprocessors
+  plan.score = once * threads_busy * pixels_busy * long_runs * (0.9 + 0.1 * sectors) * cluster_cost * (0.4 + 0.6 * in_flight) *
+               residency * spread;
+  return plan;
+}
+
+inline Plan plan_channel_major(const Problem& problem, const DeviceLimits& device, const Forced& forced) {
+  const bool standard = problem.pooling->standard;
+  Plan best;
+  const auto consider = [&](int64_t q, int vector) {
+    if (q < 1 || q > problem.image_pixels || q > 4096 || (forced.q != 0 && q != forced.q)) return;
+    for (int cluster = 1; cluster <= device.max_cluster; cluster *= 2)
+      for (int groups = 1; groups <= kMaxGroups; groups *= 2) {
+        if ((forced.cluster != 0 && cluster != forced.cluster) || (forced.groups != 0 && groups != forced.groups)) continue;
+        for (const int steps : step_choices(vector, problem.element_size, problem.mode, standard).steps) {
+          if (steps == 0 || (forced.steps != 0 && steps != forced.steps)) continue;
+          const Plan plan = channel_major_candidate(problem, device, static_cast<int>(q), vector, groups, cluster, steps);
+          if (plan.score > best.score) best = plan;
+        }
+      }
+  };
+  for (const int bytes : {16, 8, 1}) {
+    // 16 bytes; 8 where 16-bit elements are aligned no better; single elements, which always work.
+    const int vector = bytes == 1 ? 1 : bytes / problem.element_size;
+    if (bytes == 8 && problem.element_size != 2) continue;
+    if (vector * problem.element_size > problem.alignment || (forced.vector != 0 && vector != forced.vector)) continue;
+    consider(problem.image_pixels, vector);
+    for (int64_t run = 32; run <= 2048; run *= 2) consider(run / problem.element_size / vector * vector, vector);
+    for (int pieces = 2; pieces <= 32; ++pieces) consider(ceil_div(ceil_div(problem.image_pixels, pieces), vector) * vector, vector);
+    consider(vector, vector);
+    if (forced.q != 0) consider(forced.q, vector);
+    if (best.score > 0.3) break;  // narrower vectors would not do better
+  }
+  best.kind = KernelKind::kChannelMajor;
+  if (best.score == 0) best.error = "no plan fits a channel-major tensor of these sizes";
+  return best;
+}
+
+// --------------------------------------------------------------------------------------------------------- pixel-major
+// Fewer warps per block while there are multiprocessors without a block.
+inline int warps_for(int64_t pixels, int warp_pixels, const DeviceLimits& device) {
+  int warps = kThreads / kWarp;
+  while (warps > 1 && ceil_div(pixels, int64_t(warps) * warp_pixels) < 2 * int64_t(device.multiprocessors)) warps /= 2;
+  return warps;
+}
+
+inline Plan plan_pixel_major(const Problem& problem, const DeviceLimits& device, const Forced& forced) {
+  const Pooling& pooling = *problem.pooling;
+  const int64_t pixels = problem.images * problem.image_pixels;
+  const int vector = 16 / problem.element_size, accumulator = problem.element_size == 8 ? 8 : 4;
+  Plan plan;
+  const bool lanes_fit = pooling.standard && problem.mode != Mode::kGate && problem.alignment >= 16 &&
+                         problem.channels % (4 * vector) == 0 && forced.vector != 1;
+  for (int i = 0; lanes_fit && i < kLaneVariantCount; ++i) {
+    const LaneVariant variant = kLaneVariants[i];
+    if (!has_lane_variant(variant, problem.element_size)) continue;
+    if (int64_t(variant.lanes / 4) * variant.steps * vector < pooling.edge[1]) continue;
+    if (forced.variant >= 0 && i != forced.variant) continue;
+    plan.kind = KernelKind::kPixelMajor;
+    plan.variant = i;
+    plan.vector = vector;
+    plan.steps = variant.steps;
+    plan.warp_pixels = kWarp / variant.lanes * variant.pixels;
+    break;
+  }
+  if (plan.variant < 0) {
+    if (forced.variant >= 0) {
+      plan.error = "PPCR_PLAN: that variant does not fit";
+      return plan;
+    }
+    plan.kind = KernelKind::kPixelWalk;
+    plan.vector = 1;
+    const int64_t segment = std::max<int64_t>(1, problem.channels / pooling.segments);
+    while (plan.lanes_log2 < 5 && (int64_t(2) << plan.lanes_log2) <= segment) ++plan.lanes_log2;
+    // A warp's tile of about 4 KB: 64 warps of a multiprocessor then leave their second reading in the caches.
+    const int groups = kWarp >> plan.lanes_log2;
+    const int64_t wanted = (4 << 10) / (problem.channels * problem.element_size);
+    plan.warp_pixels = static_cast<int>(std::min<int64_t>(kWarp, std::max<int64_t>(wanted, groups)));
+  }
+  int warps = forced.warps != 0 ? std::min(forced.warps, kThreads / kWarp) : warps_for(pixels, plan.warp_pixels, device);
+  const auto shared = [&](int warp_count) {
+    const int values = plan.kind == KernelKind::kPixelMajor
+                           ? lanes_memory(warp_count, plan.warp_pixels, pooling.contexts, pooling.segments, problem.backward)
+                           : walk_memory(warp_count, plan.warp_pixels, pooling.contexts, pooling.segments, problem.backward);
+    return values * accumulator;
+  };
+  while (warps > 1 && shared(warps) > 48 << 10) warps /= 2;
+  while (plan.kind == KernelKind::kPixelWalk && plan.warp_pixels > 1 && shared(warps) > 48 << 10) plan.warp_pixels /= 2;
+  plan.threads = warps * kWarp;
+  plan.shared_bytes = shared(warps);
+  plan.blocks = plan.partial_count = ceil_div(pixels, int64_t(warps) * plan.warp_pixels);
+  plan.score = 1;
+  if (plan.blocks > kMaxBlocks) plan.error = "x has too many pixels for one launch";
+  return plan;
+}
+
+inline Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* forced_text = nullptr) {
+  const Forced forced = parse_forced(forced_text);
+  Plan plan;
+  if (!forced.error.empty()) {
+    plan.error = forced.error;
+  } else if (problem.channels > 0x7fffffff) {
+    plan.error = "the CUDA kernels take at most 2147483647 channels";
+  } else {
+    plan = problem.pixel_major ? plan_pixel_major(problem, device, forced) : plan_channel_major(problem, device, forced);
+    if (!plan.error.empty() && forced_text != nullptr) plan.error += std::string(" with PPCR_PLAN=") + forced_text;
+  }
+  return plan;
+}
+
+// ------------------------------------------------------------------------------------------------------ predicted traffic
+// Bytes that a launch (backward: with its finishing kernel) moves through memory if every byte that is read a second time comes
+// from there again. For the pixel walk that is not so (its second reading is meant for the caches): what it hopes for is counted.
+struct Traffic {
+  int64_t tensor = 0;     // one pass over x
+  int64_t read = 0, written = 0;
+  int64_t parameters = 0;  // partial sums, written and read
+};
+
+inline Traffic predicted_traffic(const Problem& problem, const Plan& plan) {
+  Traffic traffic;
+  const int64_t pixels = problem.images * problem.image_pixels;
+  const int64_t tensor = traffic.tensor = pixels * problem.channels * problem.element_size;
+  const int64_t gates = pixels * problem.element_size;
+  const int64_t accumulator = problem.element_size == 8 ? 8 : 4;
+  switch (problem.mode) {
+    case Mode::kScale:
+      traffic.read = problem.backward ? 2 * tensor : tensor;
+      traffic.written = tensor;
+      break;
+    case Mode::kAddRelu:
+      traffic.read = problem.backward ? 3 * tensor : 2 * tensor;
+      traffic.written = problem.backward ? 2 * tensor : tensor;
+      break;
+    case Mode::kGate:
+      traffic.read = tensor + (problem.backward ? gates : 0);
+      traffic.written = problem.backward ? tensor : gates;
+      break;
+  }
+  if (plan.kind == KernelKind::kChannelMajor && problem.mode != Mode::kGate) {
+    // Channels of a first-round unit beyond the held steps, and all of later rounds.
+    const bool standard = problem.pooling->standard;
+    const TableUnits units = standard ? TableUnits{} : table_units(*problem.pooling, plan.unit_count);
+    const int first_round = plan.tile.groups * plan.tile.cluster;
+    int64_t again = 0;
+    for (int unit = 0; unit < plan.unit_count; ++unit) {
+      const int64_t channels = standard ? problem.channels / plan.unit_count : units.count(unit);
+      const int64_t held = unit < first_round ? int64_t(plan.steps) * plan.tile.rows : 0;
+      again += std::max<int64_t>(0, channels - held);
+    }
+    const int64_t streams = problem.backward && problem.mode == Mode::kAddRelu ? 2 : 1;  // gy and y are both read again
+    traffic.read += streams * again * pixels * problem.element_size;
+  }
+  if (problem.backward) traffic.parameters = 2 * plan.partial_count * (problem.pooling->contexts + 1) * accumulator;
+  return traffic;
+}
+
+}  // namespace ppcr
