@@ -21,11 +21,9 @@ struct ChannelMajorArguments {
 // Blocks per multiprocessor to compile for: what the held words leave of 65536 registers.
 constexpr int channel_major_blocks(int held_bytes, Mode mode, bool backward) {
   if (mode == Mode::kGate) return 4;
-  const bool few = held_bytes <= 128;
-  return backward ? (few ? 3 : 2) : (few ? 4 : 3);
+  const bool few = held_bytes <= 128, added = mode == Mode::kAddRelu;  // the residual takes registers, too
+  return backward ? (few && !added ? 3 : 2) : (few ? 4 : 3) - added;
 }
-
-constexpr int kBatch = 4;  // vectors in flight where a loop reads what the registers do not hold
 
 // What does not change from round to round.
 struct TileThread {
@@ -109,7 +107,7 @@ PPCR_DEVICE A part_of(const Tile& tile, const A* parts, int line, int rank, int 
 template <class A, class Units, class Bins>
 PPCR_DEVICE void segment_sums(const Tile& tile, const Units& units, const Bins& bins, const A* parts, int pixel, A* sums) {
   const int round_units = tile.cluster * tile.groups;
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int k = 0; k < bins.segments(); ++k) {
     A sum = 0;
     PPCR_ROLLED
@@ -125,7 +123,7 @@ PPCR_DEVICE void segment_sums(const Tile& tile, const Units& units, const Bins& 
 // A vector that straddles channels (q is then the whole image) wraps to the image's first pixel.
 template <int V, class A>
 PPCR_DEVICE void pixel_values(const Tile& tile, const A* row, int column, A (&values)[V]) {
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int j = 0; j < V; ++j) values[j] = row[column + j - (column + j >= tile.q ? tile.q : 0)];
 }
 
@@ -134,7 +132,7 @@ template <class T, int V>
 PPCR_DEVICE void add_word(const Word<T, V>& word, Acc<T> (&sum)[V]) {
   Acc<T> values[V];
   unpack<T, V>(word, values);
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int j = 0; j < V; ++j) sum[j] += values[j];
 }
 
@@ -143,9 +141,9 @@ PPCR_DEVICE void sum_from_memory(const T* x, const UnitPart& part, int64_t hop, 
   PPCR_ROLLED
   for (int step = from; step < part.steps; step += BATCH) {
     Word<T, V> words[BATCH];
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int b = 0; b < BATCH; ++b) words[b] = load_if<T, V>(step + b < part.steps, x + part.offset + (step + b) * hop);
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int b = 0; b < BATCH; ++b) add_word<T, V>(words[b], sum);
   }
 }
@@ -156,11 +154,11 @@ PPCR_DEVICE Word<T, V> recalibrate(const Word<T, V>& x, const Word<T, V>& residu
   unpack<T, V>(opaque(x), values);
   if constexpr (MODE == Mode::kAddRelu) {
     Acc<T> added[V];
-    unpack<T, V>(residual, added);
-    PPCR_UNROLL
+    unpack<T, V>(opaque(residual), added);
+    PPCR_UNROLLED
     for (int j = 0; j < V; ++j) values[j] = relu(values[j] * gate[j] + added[j]);
   } else {
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int j = 0; j < V; ++j) values[j] *= gate[j];
   }
   return pack<T, V>(values);
@@ -172,11 +170,11 @@ PPCR_DEVICE void write_forward(const Tensors<T>& tensors, const UnitPart& part, 
                                const Held& held) {
   Word<T, V> residual[BATCH];
   if constexpr (MODE == Mode::kAddRelu) {
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int b = 0; b < BATCH; ++b)
       residual[b] = load_if<T, V>(first + b < part.steps, tensors.extra_in + part.offset + (first + b) * hop);
   }
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int b = 0; b < BATCH; ++b)
     if (first + b < part.steps)
       store<T, V>(tensors.out + part.offset + (first + b) * hop, recalibrate<T, V, MODE>(held(b), residual[b], gate));
@@ -188,7 +186,7 @@ PPCR_DEVICE void write_forward_from_memory(const Tensors<T>& tensors, const Unit
   PPCR_ROLLED
   for (int step = from; step < part.steps; step += kBatch) {
     Word<T, V> words[kBatch];
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int b = 0; b < kBatch; ++b) words[b] = load_if<T, V>(step + b < part.steps, tensors.x + part.offset + (step + b) * hop);
     write_forward<T, V, MODE, kBatch>(tensors, part, hop, step, gate, [&](int b) { return words[b]; });
   }
@@ -219,10 +217,10 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
   Word<T, V> held[kHold ? STEPS : 1];
   A sum[V] = {};
   if constexpr (kHold) {
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int r = 0; r < STEPS; ++r) held[r] = load_if<T, V>(r < part.steps, tensors.x + part.offset + r * hop);
     stage_parameters<T>(tensors.weight, tensors.bias, bins.contexts(), parameters);
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int r = 0; r < STEPS; ++r) add_word<T, V>(held[r], sum);
     sum_from_memory<T, V, kBatch>(tensors.x, part, hop, STEPS, sum);
   } else {
@@ -231,7 +229,7 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
   }
   const auto write_sum = [&](int line) {
     if (thread.active) {
-      PPCR_UNROLL
+      PPCR_UNROLLED
       for (int j = 0; j < V; ++j) sums[line * tile.rows * tile.q + thread.element + j] = sum[j];
     }
   };
@@ -239,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
   if constexpr (!Units::kOneRound) {
     PPCR_ROLLED
     for (int round = 1; round < tile.rounds; ++round) {
-      PPCR_UNROLL
+      PPCR_UNROLLED
       for (int j = 0; j < V; ++j) sum[j] = 0;
       sum_from_memory<T, V, kBatch>(tensors.x, unit_part(tile, units, thread, round), hop, 0, sum);
       write_sum(round * tile.groups + thread.group);
@@ -269,7 +267,7 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
     if (!thread.inside) return;
     A gate[V];
     pixel_values<V>(tile, gates, thread.column, gate);
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int r = 0; r < STEPS; r += kBatch) {
       constexpr int kLast = STEPS % kBatch;
       if (kLast != 0 && r + kBatch > STEPS)
@@ -300,7 +298,7 @@ PPCR_DEVICE void add_product(const Word<T, V>& x, const Word<T, V>& grad, Acc<T>
   Acc<T> values[V], gradients[V];
   unpack<T, V>(x, values);
   unpack<T, V>(grad, gradients);
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int j = 0; j < V; ++j) {
     sum[j] += values[j];
     dot[j] += gradients[j] * values[j];
@@ -313,13 +311,13 @@ PPCR_DEVICE void products_from_memory(const Tensors<T>& tensors, const UnitPart&
   PPCR_ROLLED
   for (int step = from; step < part.steps; step += kBatch) {
     Word<T, V> words[kBatch], gradients[kBatch];
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int b = 0; b < kBatch; ++b) {
       const int64_t at = part.offset + (step + b) * hop;
       words[b] = load_if<T, V>(step + b < part.steps, tensors.x + at);
       gradients[b] = load_gradient<T, V, MODE>(tensors, step + b < part.steps, at);
     }
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int b = 0; b < kBatch; ++b) add_product<T, V>(words[b], gradients[b], sum, dot);
   }
 }
@@ -330,7 +328,7 @@ PPCR_DEVICE void write_backward(const Tensors<T>& tensors, int64_t at, const Wor
                                 const Acc<T> (&dsum)[V]) {
   Acc<T> values[V];
   unpack<T, V>(opaque(grad), values);
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int j = 0; j < V; ++j) values[j] = values[j] * gate[j] + dsum[j];
   store<T, V>(tensors.out + at, pack<T, V>(values));
   if constexpr (MODE == Mode::kAddRelu) store<T, V>(tensors.extra_out + at, grad);
@@ -347,10 +345,10 @@ PPCR_DEVICE void write_backward_from_memory(const Tensors<T>& tensors, const Uni
     PPCR_ROLLED
     for (int step = from; step < part.steps; step += kBatch) {
       Word<T, V> gradients[kBatch];
-      PPCR_UNROLL
+      PPCR_UNROLLED
       for (int b = 0; b < kBatch; ++b)
         gradients[b] = load_gradient<T, V, MODE>(tensors, step + b < part.steps, part.offset + (step + b) * hop);
-      PPCR_UNROLL
+      PPCR_UNROLLED
       for (int b = 0; b < kBatch; ++b)
         if (step + b < part.steps)
           write_backward<T, V, MODE>(tensors, part.offset + (step + b) * hop, gradients[b], gate, dsum);
@@ -397,10 +395,10 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
   Word<T, V> held[kHold ? STEPS : 1];
   A sum[V] = {}, dot[V] = {};
   if constexpr (kHold) {
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int r = 0; r < STEPS; ++r) held[r] = load_gradient<T, V, MODE>(tensors, r < part.steps, part.offset + r * hop);
     stage_parameters<T>(tensors.weight, tensors.bias, bins.contexts(), parameters);
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int r = 0; r < STEPS; ++r)
       add_product<T, V>(load_if<T, V>(r < part.steps, tensors.x + part.offset + r * hop), held[r], sum, dot);
     products_from_memory<T, V, MODE>(tensors, part, hop, STEPS, sum, dot);
@@ -410,7 +408,7 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
   }
   const auto write_line = [&](int line, const A(&values)[V]) {
     if (thread.active) {
-      PPCR_UNROLL
+      PPCR_UNROLLED
       for (int j = 0; j < V; ++j) sums[line * tile.rows * tile.q + thread.element + j] = values[j];
     }
   };
@@ -418,7 +416,7 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
   if constexpr (!Units::kOneRound) {
     PPCR_ROLLED
     for (int round = 1; round < tile.rounds; ++round) {
-      PPCR_UNROLL
+      PPCR_UNROLLED
       for (int j = 0; j < V; ++j) sum[j] = 0;
       const UnitPart next = unit_part(tile, units, thread, round);
       if constexpr (kHold)
@@ -449,9 +447,9 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
     A gradients[Bins::kSegments];
     const A dz = gate_backward(bins, pixel, dg, parameters, gradients);
     gates[q] = pixel.g;
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int k = 0; k < bins.segments(); ++k) dsums[k * tile.q + q] = gradients[k];
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int l = 0; l < bins.contexts(); ++l) contributions[l * tile.q + q] = dz * pixel.n[l];
     contributions[bins.contexts() * tile.q + q] = dz;
   }
@@ -463,7 +461,7 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
   pixel_values<V>(tile, gates, thread.column, gate);
   pixel_values<V>(tile, dsums + units.segment(part.unit) * tile.q, thread.column, dsum);
   if constexpr (kHold) {
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int r = 0; r < STEPS; ++r)
       if (r < part.steps) write_backward<T, V, MODE>(tensors, part.offset + r * hop, held[r], gate, dsum);
     write_backward_from_memory<T, V, MODE>(tensors, part, hop, STEPS, gate, dsum);

@@ -59,28 +59,33 @@ template <class T, int V>
 PPCR_DEVICE void unpack(const Word<T, V>& word, Acc<T> (&values)[V]) {
   T elements[V];
   memcpy(static_cast<void*>(elements), &word, sizeof elements);
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int j = 0; j < V; ++j) values[j] = widen(elements[j]);
 }
 template <class T, int V>
 PPCR_DEVICE Word<T, V> pack(const Acc<T> (&values)[V]) {
   T elements[V];
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int j = 0; j < V; ++j) narrow(values[j], elements[j]);
   Word<T, V> word;
   memcpy(&word, elements, sizeof word);
   return word;
 }
 
-// The gradient behind the ReLU, as torch masks it: where(y <= 0, 0, gy). A NaN of y lets gy pass.
+// The gradient behind the ReLU, as torch masks it: where(y <= 0, 0, gy), the bits of gy untouched. A NaN of y lets gy pass. The
+// result is opaque, or nvcc would keep it unpacked.
 template <class T, int V>
 PPCR_DEVICE Word<T, V> mask_relu(const Word<T, V>& grad, const Word<T, V>& y) {
-  Acc<T> gradients[V], outputs[V];
-  unpack<T, V>(grad, gradients);
+  T gradients[V];
+  Acc<T> outputs[V];
+  memcpy(static_cast<void*>(gradients), &grad, sizeof gradients);
   unpack<T, V>(y, outputs);
-  PPCR_UNROLL
-  for (int j = 0; j < V; ++j) gradients[j] = outputs[j] <= Acc<T>(0) ? Acc<T>(0) : gradients[j];
-  return pack<T, V>(gradients);
+  PPCR_UNROLLED
+  for (int j = 0; j < V; ++j)
+    if (outputs[j] <= Acc<T>(0)) narrow(Acc<T>(0), gradients[j]);
+  Word<T, V> masked;
+  memcpy(&masked, gradients, sizeof masked);
+  return opaque(masked);
 }
 template <class A>
 PPCR_DEVICE A relu(A value) {
@@ -109,6 +114,8 @@ PPCR_DEVICE void stage_parameters(const Parameter& weight, const Parameter& bias
   for (int l = threadIdx.x; l <= contexts; l += blockDim.x)
     to[l] = l < contexts ? read_parameter<T>(weight, l) : read_parameter<T>(bias, 0);
 }
+
+constexpr int kBatch = 4;  // vectors in flight where a kernel reads what its registers do not hold
 
 // What every kernel gets. Which pointers are set depends on the mode and the pass:
 //   forward   x, out (gate mode: [pixels]), extra_in = residual
@@ -142,7 +149,7 @@ PPCR_DEVICE void gate_forward(const Bins& bins, const A* sums, const A* paramete
 template <class A, class Bins>
 PPCR_DEVICE A gate_backward(const Bins& bins, const Pixel<A, Bins>& pixel, A dg, const A* parameters, A* dsums) {
   A weight_mean = 0;
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int l = 0; l < bins.contexts(); ++l) weight_mean += parameters[l];
   weight_mean *= A(1) / A(bins.contexts());
   return pixel_backward(bins, pixel, dg, parameters, weight_mean, dsums);
@@ -151,7 +158,7 @@ PPCR_DEVICE A gate_backward(const Bins& bins, const Pixel<A, Bins>& pixel, A dg,
 // Sum over `lanes` neighbouring lanes (a power of two), in a fixed order; every lane of the warp calls it.
 template <class A>
 PPCR_DEVICE A sum_lanes(A value, int lanes) {
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int offset = 1; offset < lanes; offset <<= 1) value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;
 }

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_parameters(const __grid
 
   A sums[kStreams] = {};
   for (int64_t i = threadIdx.x; i < arguments.count; i += kStreams * kFinishThreads) {
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int s = 0; s < kStreams; ++s)
       if (i + s * kFinishThreads < arguments.count) sums[s] += row[i + s * kFinishThreads];
   }

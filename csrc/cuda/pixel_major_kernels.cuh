@@ -15,10 +15,10 @@ struct PixelMajorArguments {
   StandardBins<Acc<T>> bins;
 };
 
-constexpr int pixel_major_blocks(int held_bytes, Mode mode, bool backward) {
-  if (held_bytes > 128) return backward ? 1 : 2;
+constexpr int pixel_major_blocks(int element_size, int held_bytes, Mode mode, bool backward) {
+  if (held_bytes > 128) return backward || mode == Mode::kAddRelu || element_size < 4 ? 1 : 2;
   if (backward) return held_bytes > 64 || mode == Mode::kAddRelu ? 2 : 3;
-  return held_bytes > 64 ? 2 : 4;
+  return held_bytes > 64 ? 2 : mode == Mode::kAddRelu ? 3 : 4;
 }
 
 template <int V, int STEPS, int PIXELS, int LANES>
@@ -56,7 +56,7 @@ PPCR_DEVICE LanePlace<G> lane_place(const Lanes& lanes) {
 }
 
 template <class T, int V, int STEPS, int PIXELS, int LANES, Mode MODE>
-__global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)) * V * STEPS * PIXELS, MODE, false))
+__global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), int(sizeof(T)) * V * STEPS * PIXELS, MODE, false))
     pixel_major_forward(const __grid_constant__ PixelMajorArguments<T> arguments) {
   using A = Acc<T>;
   using Bins = StandardBins<A>;
@@ -74,23 +74,23 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)) * 
   const LanePlace<G> place = lane_place<G, V, LANES>(lanes);
   const int64_t pixel_hop = int64_t(G::kGroups) * lanes.channels;
   Word<T, V> held[PIXELS][STEPS];
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int i = 0; i < PIXELS; ++i) {
     const bool inside = place.first + i * G::kGroups + place.group < lanes.pixels;
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int r = 0; r < STEPS; ++r)
       held[i][r] = load_if<T, V>(inside && place.channel + r * G::kHop < lanes.segment,
                                  tensors.x + place.offset + i * pixel_hop + r * G::kHop);
   }
   stage_parameters<T>(tensors.weight, tensors.bias, Bins::kContexts, parameters);
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int i = 0; i < PIXELS; ++i) {
     A sum = 0;
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int r = 0; r < STEPS; ++r) {
       A values[V];
       unpack<T, V>(held[i][r], values);
-      PPCR_UNROLL
+      PPCR_UNROLLED
       for (int j = 0; j < V; ++j) sum += values[j];
     }
     sum = sum_lanes(sum, G::kSegmentLanes);
@@ -103,38 +103,46 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)) * 
     gates[lane] = pixel.g;
   }
   __syncwarp();
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int i = 0; i < PIXELS; ++i) {
     if (place.first + i * G::kGroups + place.group >= lanes.pixels) break;
     const A gate = gates[i * G::kGroups + place.group];
     const int64_t offset = place.offset + i * pixel_hop;
-    Word<T, V> residual[STEPS];  // all loads before the first store, which they could not pass
-    if constexpr (MODE == Mode::kAddRelu) {
-      PPCR_UNROLL
-      for (int r = 0; r < STEPS; ++r)
-        residual[r] = load_if<T, V>(place.channel + r * G::kHop < lanes.segment, tensors.extra_in + offset + r * G::kHop);
-    }
-    PPCR_UNROLL
-    for (int r = 0; r < STEPS; ++r) {
-      if (place.channel + r * G::kHop >= lanes.segment) continue;
-      A values[V];
-      unpack<T, V>(opaque(held[i][r]), values);
+    PPCR_UNROLLED
+    for (int first = 0; first < STEPS; first += kBatch) {
+      constexpr int kCount = STEPS < kBatch ? STEPS : kBatch;
+      static_assert(STEPS % kCount == 0, "whole batches");
+      Word<T, V> residual[kCount];  // all loads of a batch before its first store, which they could not pass
       if constexpr (MODE == Mode::kAddRelu) {
-        A added[V];
-        unpack<T, V>(residual[r], added);
-        PPCR_UNROLL
-        for (int j = 0; j < V; ++j) values[j] = relu(values[j] * gate + added[j]);
-      } else {
-        PPCR_UNROLL
-        for (int j = 0; j < V; ++j) values[j] *= gate;
+        PPCR_UNROLLED
+        for (int b = 0; b < kCount; ++b) {
+          const int hop = (first + b) * G::kHop;
+          residual[b] = load_if<T, V>(place.channel + hop < lanes.segment, tensors.extra_in + offset + hop);
+        }
       }
-      store<T, V>(tensors.out + offset + r * G::kHop, pack<T, V>(values));
+      PPCR_UNROLLED
+      for (int b = 0; b < kCount; ++b) {
+        const int hop = (first + b) * G::kHop;
+        if (place.channel + hop >= lanes.segment) continue;
+        A values[V];
+        unpack<T, V>(opaque(held[i][first + b]), values);
+        if constexpr (MODE == Mode::kAddRelu) {
+          A added[V];
+          unpack<T, V>(opaque(residual[b]), added);
+          PPCR_UNROLLED
+          for (int j = 0; j < V; ++j) values[j] = relu(values[j] * gate + added[j]);
+        } else {
+          PPCR_UNROLLED
+          for (int j = 0; j < V; ++j) values[j] *= gate;
+        }
+        store<T, V>(tensors.out + offset + hop, pack<T, V>(values));
+      }
     }
   }
 }
 
 template <class T, int V, int STEPS, int PIXELS, int LANES, Mode MODE>
-__global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)) * V * STEPS * PIXELS, MODE, true))
+__global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), int(sizeof(T)) * V * STEPS * PIXELS, MODE, true))
     pixel_major_backward(const __grid_constant__ PixelMajorArguments<T> arguments) {
   using A = Acc<T>;
   using Bins = StandardBins<A>;
@@ -155,10 +163,10 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)) * 
   const LanePlace<G> place = lane_place<G, V, LANES>(lanes);
   const int64_t pixel_hop = int64_t(G::kGroups) * lanes.channels;
   Word<T, V> held[PIXELS][STEPS], x[PIXELS][STEPS];
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int i = 0; i < PIXELS; ++i) {
     const bool inside = place.first + i * G::kGroups + place.group < lanes.pixels;
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int r = 0; r < STEPS; ++r) {
       const bool wanted = inside && place.channel + r * G::kHop < lanes.segment;
       const int64_t at = place.offset + i * pixel_hop + r * G::kHop;
@@ -169,15 +177,15 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)) * 
     }
   }
   stage_parameters<T>(tensors.weight, tensors.bias, kContexts, parameters);
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int i = 0; i < PIXELS; ++i) {
     A sum = 0, dot = 0;
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int r = 0; r < STEPS; ++r) {
       A values[V], gradients[V];
       unpack<T, V>(x[i][r], values);
       unpack<T, V>(held[i][r], gradients);
-      PPCR_UNROLL
+      PPCR_UNROLLED
       for (int j = 0; j < V; ++j) {
         sum += values[j];
         dot += gradients[j] * values[j];
@@ -198,14 +206,14 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)) * 
     gate_forward(bins, row, parameters, tensors.eps, pixel);
     A dsums[kSegments];
     const A dz = gate_backward(bins, pixel, row[kSegments], parameters, dsums);
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int k = 0; k < kSegments; ++k) row[k] = dsums[k];
     row[kSegments] = pixel.g;
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int l = 0; l < kContexts; ++l) shares[l] = dz * pixel.n[l];
     shares[kContexts] = dz;
   }
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int l = 0; l <= kContexts; ++l) {
     const A share = sum_lanes(shares[l], G::kWarpPixels);
     if (lane == 0) contributions[l * warps + warp] = share;
@@ -217,18 +225,18 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)) * 
     tensors.partials[int64_t(threadIdx.x) * gridDim.x + blockIdx.x] = share;
   }
 
-  PPCR_UNROLL
+  PPCR_UNROLLED
   for (int i = 0; i < PIXELS; ++i) {
     if (place.first + i * G::kGroups + place.group >= lanes.pixels) break;
     const A* const row = rows + (i * G::kGroups + place.group) * G::kRow;
     const A gate = row[kSegments], dsum = row[place.segment];
-    PPCR_UNROLL
+    PPCR_UNROLLED
     for (int r = 0; r < STEPS; ++r) {
       if (place.channel + r * G::kHop >= lanes.segment) continue;
       const int64_t at = place.offset + i * pixel_hop + r * G::kHop;
       A values[V];
       unpack<T, V>(opaque(held[i][r]), values);
-      PPCR_UNROLL
+      PPCR_UNROLLED
       for (int j = 0; j < V; ++j) values[j] = values[j] * gate + dsum;
       store<T, V>(tensors.out + at, pack<T, V>(values));
       if constexpr (MODE == Mode::kAddRelu) store<T, V>(tensors.extra_out + at, held[i][r]);

@@ -3,7 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
+#include <initializer_list>
 #include <string>
 
 #include "tile.h"
@@ -25,6 +25,13 @@ struct Problem {
   bool backward = false;
   const Pooling* pooling = nullptr;
 };
+
+// The largest power of two, up to 16, that divides all addresses.
+inline int common_alignment(std::initializer_list<const void*> addresses) {
+  uintptr_t bits = 16;
+  for (const void* address : addresses) bits |= reinterpret_cast<uintptr_t>(address);
+  return static_cast<int>(bits & (~bits + 1));
+}
 
 enum class KernelKind : int { kChannelMajor, kPixelMajor, kPixelWalk };
 
@@ -228,31 +235,49 @@ inline Plan channel_major_candidate(const Problem& problem, const DeviceLimits& 
   if (shared > device.shared_bytes) return plan;
   plan.shared_bytes = static_cast<int>(shared);
 
+  const bool gate = problem.mode == Mode::kGate, added = problem.mode == Mode::kAddRelu;
   const double unit_steps = double(ceil_div(unit_channels, rows));
-  const double held_steps = problem.mode == Mode::kGate ? unit_steps : std::min<double>(steps, unit_steps);
-  // Tensors that cross the bus: every read and write once, and again what the registers do not hold.
-  const double units = problem.mode == Mode::kGate ? 1 + problem.backward : 2 + problem.backward + (problem.mode == Mode::kAddRelu) * (1 + problem.backward);
-  const double read_again = (1 - held_steps / (unit_steps * tile.rounds)) * (problem.mode == Mode::kGate ? 0 : 1);
-  const double once = units / (units + 0.7 * read_again);  // 0.7: part of it is found in the L2
+  const double held_steps = gate ? unit_steps : std::min<double>(steps, unit_steps);
+  const double tensor_bytes = double(problem.images) * double(tile.image_elements) * problem.element_size;
+
+  // What the registers do not hold crosses the bus again (part of it may be found in the L2: not counted on).
+  const double units = gate ? 1 + problem.backward : (added ? 3 : 2) + problem.backward * (added ? 2 : 1);
+  const double again = gate ? 0 : 1 - held_steps / (unit_steps * tile.rounds);
+  const double once = units / (units + again) * (again > 0 ? 0.95 : 1);
+
   const double threads_busy = double(tile.active) / tile.group * double(unit_channels) / (unit_steps * double(rows));
   const double pixels_busy = double(problem.image_pixels) / (double(image_tiles) * q);
-  const double run = double(whole ? unit_channels * q : q) * problem.element_size;  // bytes without a gap
-  const double long_runs = std::min(1., run / 96);
-  // A run that starts within a 32-byte sector moves that sector twice through the L2.
-  const bool sectors_aligned = problem.image_pixels * problem.element_size % 32 == 0 && q * problem.element_size % 32 == 0;
-  const double sectors = sectors_aligned ? 1 : run / (run + 32 * (whole ? 1 : 0.5 + 0.5));
+
+  // Bytes that a step reads without a gap: 128 fill a line, 32 a sector.
+  const double run = double(whole ? unit_channels * q : q) * problem.element_size;
+  const double long_runs = run >= 128 ? 1 : run >= 64 ? 0.85 + 0.15 * (run - 64) / 64 : run >= 32 ? 0.6 + 0.25 * (run - 32) / 32 : run * 0.6 / 32;
+  // A run that starts inside a sector moves that sector twice between L2 and multiprocessor.
+  const bool aligned = problem.image_pixels * problem.element_size % 32 == 0 && q * problem.element_size % 32 == 0;
+  const double sectors = aligned ? 1 : 0.9 + 0.1 * run / (run + 32);
+
   double cluster_cost = 1;
   for (int blocks = 1; blocks < cluster; blocks *= 2) cluster_cost *= 0.97;
-  const double in_flight = std::min(1., held_steps * tile.active * groups * vector * problem.element_size / (20 << 10));
-  const int resident = problem.backward ? (steps * vector * problem.element_size <= 128 ? 3 : 2)
-                                        : (steps * vector * problem.element_size <= 128 ? 4 : 3);
+
+  // Blocks on a multiprocessor, by registers and by shared memory, and the bytes that they keep in flight together.
+  const bool few_registers = steps * vector * problem.element_size <= 128;
+  const int by_registers = gate ? 4 : (few_registers ? 4 : 3) - problem.backward;
   const int by_memory = std::max<int>(1, static_cast<int>((device.shared_bytes + 1024) / (shared + 1024)));
-  const double residency = 0.85 + 0.05 * std::min(3, std::min(resident, by_memory));
-  const double multiprocessors = std::min(1., double(plan.blocks) / device.multiprocessors);
-  const double tensor_bytes = double(problem.images) * double(tile.image_elements) * problem.element_size;
-  const double spread = tensor_bytes < (16 << 20) ? 0.5 + 0.5 * multiprocessors : 1;  // small tensors: all multiprocessors
-  plan.score = once * threads_busy * pixels_busy * long_runs * (0.9 + 0.1 * sectors) * cluster_cost * (0.4 + 0.6 * in_flight) *
-               residency * spread;
+  const int resident = std::min(by_registers, by_memory);
+  const double residency = 0.85 + 0.05 * std::min(3, resident);
+  const double block_bytes = held_steps * tile.active * groups * vector * problem.element_size;
+  const double running = std::min(double(plan.blocks), double(resident) * device.multiprocessors);
+  const double in_flight = std::min(1., block_bytes * running / std::min(tensor_bytes, device.multiprocessors * 60. * 1024));
+
+  // Small tensors: every multiprocessor should have a block.
+  const double busy = std::min(1., double(plan.blocks) / device.multiprocessors);
+  const double spread = tensor_bytes < (16 << 20) ? 0.5 + 0.5 * busy : 1;
+
+  // dweight and dbias are summed from a share per tile: under 1 % of the traffic, or rather another tile.
+  const double share = 2. * plan.partial_count * (pooling.contexts + 1) * accumulator / tensor_bytes;
+  const double partials = problem.backward && share > 0.01 ? 0.7 : 1;
+
+  plan.score = partials * once * threads_busy * pixels_busy * long_runs * sectors * cluster_cost * (0.4 + 0.6 * in_flight) * residency *
+               spread;
   return plan;
 }
 
@@ -284,15 +309,21 @@ inline Plan plan_channel_major(const Problem& problem, const DeviceLimits& devic
     if (best.score > 0.3) break;  // narrower vectors would not do better
   }
   best.kind = KernelKind::kChannelMajor;
-  if (best.score == 0) best.error = "no plan fits a channel-major tensor of these sizes";
+  if (best.score == 0) best.error = "no plan fits a channel-major tensor of these sizes in one launch";
   return best;
 }
 
 // --------------------------------------------------------------------------------------------------------- pixel-major
-// Fewer warps per block while there are multiprocessors without a block.
-inline int warps_for(int64_t pixels, int warp_pixels, const DeviceLimits& device) {
+// Fewer warps per block while there are multiprocessors without a block, but (backward) no more blocks than keep the shares of
+// dweight and dbias, one per block, under 1 % of the traffic.
+inline int warps_for(const Problem& problem, int warp_pixels, const DeviceLimits& device) {
+  const int64_t pixels = problem.images * problem.image_pixels;
+  const double pixel_bytes = double(problem.channels) * problem.element_size;
+  const double shares = problem.backward ? 2. * (problem.pooling->contexts + 1) * (problem.element_size == 8 ? 8 : 4) : 0;
   int warps = kThreads / kWarp;
-  while (warps > 1 && ceil_div(pixels, int64_t(warps) * warp_pixels) < 2 * int64_t(device.multiprocessors)) warps /= 2;
+  while (warps > 1 && ceil_div(pixels, int64_t(warps) * warp_pixels) < 2 * int64_t(device.multiprocessors) &&
+         shares < 0.01 * pixel_bytes * warp_pixels * (warps / 2))
+    warps /= 2;
   return warps;
 }
 
@@ -329,7 +360,7 @@ inline Plan plan_pixel_major(const Problem& problem, const DeviceLimits& device,
     const int64_t wanted = (4 << 10) / (problem.channels * problem.element_size);
     plan.warp_pixels = static_cast<int>(std::min<int64_t>(kWarp, std::max<int64_t>(wanted, groups)));
   }
-  int warps = forced.warps != 0 ? std::min(forced.warps, kThreads / kWarp) : warps_for(pixels, plan.warp_pixels, device);
+  int warps = forced.warps != 0 ? std::min(forced.warps, kThreads / kWarp) : warps_for(problem, plan.warp_pixels, device);
   const auto shared = [&](int warp_count) {
     const int values = plan.kind == KernelKind::kPixelMajor
                            ? lanes_memory(warp_count, plan.warp_pixels, pooling.contexts, pooling.segments, problem.backward)
@@ -354,7 +385,8 @@ inline Plan make_plan(const Problem& problem, const DeviceLimits& device, const 
   } else if (problem.channels > 0x7fffffff) {
     plan.error = "the CUDA kernels take at most 2147483647 channels";
   } else {
-    plan = problem.pixel_major ? plan_pixel_major(problem, device, forced) : plan_channel_major(problem, device, forced);
+    const bool pixel_major = problem.pixel_major || problem.image_pixels == 1;  // of one pixel both layouts are the same
+    plan = pixel_major ? plan_pixel_major(problem, device, forced) : plan_channel_major(problem, device, forced);
     if (!plan.error.empty() && forced_text != nullptr) plan.error += std::string(" with PPCR_PLAN=") + forced_text;
   }
   return plan;
