@@ -66,13 +66,15 @@ struct Pixel {
 // sums: one per segment. weight: one per context.
 template <class Math, class V, class S, class Bins>
 PPCR_HD void pixel_forward(const Bins& bins, const V* sums, const S* weight, S bias, S eps, Pixel<V, Bins>& pixel) {
-  const S inverse_contexts = S(1) / S(bins.contexts());
+  const int contexts = bins.contexts();
+  const S inverse_contexts = S(1) / S(contexts);
   V mean{};
   PPCR_UNROLL
-  for (int l = 0; l < bins.contexts(); ++l) {
-    V t = sums[bins.first(l)];
+  for (int l = 0; l < contexts; ++l) {
+    const int first = bins.first(l), last = bins.last(l);
+    V t = sums[first];
     PPCR_UNROLL
-    for (int k = bins.first(l) + 1; k < bins.last(l); ++k) t = t + sums[k];
+    for (int k = first + 1; k < last; ++k) t = t + sums[k];
     t = t * bins.inverse_size(l);
     pixel.n[l] = t;
     mean = mean + t;
@@ -80,14 +82,14 @@ PPCR_HD void pixel_forward(const Bins& bins, const V* sums, const S* weight, S b
   mean = mean * inverse_contexts;
   V variance{};
   PPCR_UNROLL
-  for (int l = 0; l < bins.contexts(); ++l) {
+  for (int l = 0; l < contexts; ++l) {
     pixel.n[l] = pixel.n[l] - mean;
     variance = variance + pixel.n[l] * pixel.n[l];
   }
   pixel.inv_std = Math::inv_sqrt(variance * inverse_contexts + eps);
   pixel.z = V{};
   PPCR_UNROLL
-  for (int l = 0; l < bins.contexts(); ++l) {
+  for (int l = 0; l < contexts; ++l) {
     pixel.n[l] = pixel.n[l] * pixel.inv_std;
     pixel.z = pixel.z + pixel.n[l] * weight[l];
   }
@@ -98,16 +100,18 @@ PPCR_HD void pixel_forward(const Bins& bins, const V* sums, const S* weight, S b
 // gradient of the bias; that of weight_l is dz n_l. weight_mean: mean of the weights.
 template <class V, class S, class Bins>
 PPCR_HD V pixel_backward(const Bins& bins, const Pixel<V, Bins>& pixel, V dg, const S* weight, S weight_mean, V* dsums) {
+  const int contexts = bins.contexts(), segments = bins.segments();
   const V dz = dg * pixel.g * (S(1) - pixel.g);
   const V scale = dz * pixel.inv_std;
-  const V z_mean = pixel.z * (S(1) / S(bins.contexts()));
+  const V z_mean = pixel.z * (S(1) / S(contexts));
   PPCR_UNROLL
-  for (int k = 0; k < bins.segments(); ++k) dsums[k] = V{};
+  for (int k = 0; k < segments; ++k) dsums[k] = V{};
   PPCR_UNROLL
-  for (int l = 0; l < bins.contexts(); ++l) {
+  for (int l = 0; l < contexts; ++l) {
     const V dt = scale * ((weight[l] - weight_mean) - pixel.n[l] * z_mean) * bins.inverse_size(l);
+    const int first = bins.first(l), last = bins.last(l);
     PPCR_UNROLL
-    for (int k = bins.first(l); k < bins.last(l); ++k) dsums[k] = dsums[k] + dt;
+    for (int k = first; k < last; ++k) dsums[k] = dsums[k] + dt;
   }
   return dz;
 }

@@ -16,7 +16,7 @@ struct Pooling {
   int64_t edge[kMaxSegments + 1];  // segment k holds channels edge[k] .. edge[k+1]-1
   uint8_t first[kMaxContexts];     // context l holds segments first[l] .. last[l]-1
   uint8_t last[kMaxContexts];
-  int64_t size[kMaxContexts];      // channels in context l
+  int64_t size[kMaxContexts] = {};  // channels in context l
   bool standard = false;           // levels (1, 2, 4) with 4 | C: four equal segments, unrolled at compile time
 };
 

@@ -1,0 +1,122 @@
+// Argument checks and layouts of the operators, shared by both devices. The Python layer has checked most of this already, with
+// its own error types; here stands what keeps a direct call of torch.ops.ppcr_ext.* from reading out of bounds.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ppcr_types.h"
+
+namespace ppcr {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+#define PPCR_CHECK(condition, ...) STD_TORCH_CHECK(condition, "ppcr_ext: ", __VA_ARGS__)
+
+inline std::string shape_of(const Tensor& t) {
+  std::string text = "[";
+  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
+  return text + "]";
+}
+
+inline void check_same_device(const char* name, const Tensor& t, const Tensor& x) {
+  PPCR_CHECK(t.is_cpu() == x.is_cpu() && t.is_cuda() == x.is_cuda() && t.get_device_index() == x.get_device_index(), name,
+             " must be on x's device");
+}
+
+inline void check_x(const Tensor& x) {
+  const ScalarType type = x.scalar_type();
+  PPCR_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half || type == ScalarType::BFloat16,
+             "x must be float32, float64, float16 or bfloat16, got ", torch::headeronly::toString(type));
+  PPCR_CHECK(x.dim() >= 2, "x must have shape [N, C, *spatial], got ", shape_of(x));
+}
+
+// grad, residual or y: shape, dtype and device of x.
+inline void check_like_x(const char* name, const Tensor& t, const Tensor& x) {
+  bool same = t.dim() == x.dim();
+  for (int64_t i = 0; same && i < x.dim(); ++i) same = t.size(i) == x.size(i);
+  PPCR_CHECK(same, name, " must have x's shape ", shape_of(x), ", got ", shape_of(t));
+  PPCR_CHECK(t.scalar_type() == x.scalar_type(), name, " must have x's dtype ", torch::headeronly::toString(x.scalar_type()), ", got ",
+             torch::headeronly::toString(t.scalar_type()));
+  check_same_device(name, t, x);
+}
+
+// The gate and its gradient: [N, 1, *spatial].
+inline void check_gate_like(const char* name, const Tensor& t, const Tensor& x) {
+  bool same = t.dim() == x.dim();
+  for (int64_t i = 0; same && i < x.dim(); ++i) same = t.size(i) == (i == 1 ? 1 : x.size(i));
+  PPCR_CHECK(same, name, " must have the gate's shape [N, 1, *spatial] of x ", shape_of(x), ", got ", shape_of(t));
+  PPCR_CHECK(t.scalar_type() == x.scalar_type(), name, " must have x's dtype ", torch::headeronly::toString(x.scalar_type()), ", got ",
+             torch::headeronly::toString(t.scalar_type()));
+  check_same_device(name, t, x);
+}
+
+inline void check_parameter(const char* name, const Tensor& t, int64_t count, const Tensor& x) {
+  PPCR_CHECK(t.dim() == 1 && t.size(0) == count, name, " must have shape [", count, "], got ", shape_of(t));
+  const ScalarType type = t.scalar_type(), x_type = x.scalar_type();
+  PPCR_CHECK(type == x_type || (type == ScalarType::Float && x_type != ScalarType::Double), name,
+             " must be float32 or x's dtype (float64 for a float64 x), got ", torch::headeronly::toString(type));
+  check_same_device(name, t, x);
+}
+
+inline Pooling check_parameters(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                const std::vector<int64_t>& levels, double eps) {
+  Pooling pooling;
+  const char* wrong = make_pooling(levels.data(), static_cast<int64_t>(levels.size()), x.size(1), pooling);
+  PPCR_CHECK(wrong == nullptr, wrong);
+  check_parameter("weight", weight, pooling.contexts, x);
+  if (bias) check_parameter("bias", *bias, 1, x);
+  PPCR_CHECK(std::isfinite(eps) && eps > 0, "eps must be positive and finite, got ", eps);
+  return pooling;
+}
+
+// Each pixel's channels are consecutive, and pixels dense: torch's channels_last, at any rank. Strides of size-1 dimensions say nothing.
+inline bool is_pixel_major(const Tensor& x) {
+  int64_t expected = 1;
+  const auto dense = [&](int64_t d) {
+    const bool ok = x.size(d) == 1 || x.stride(d) == expected;
+    expected *= x.size(d);
+    return ok;
+  };
+  if (!dense(1)) return false;
+  for (int64_t d = x.dim() - 1; d >= 2; --d)
+    if (!dense(d)) return false;
+  return dense(0);
+}
+
+struct Shape {
+  int64_t samples, channels, pixels;  // N, C, product of the spatial sizes
+  bool pixel_major;
+};
+
+// x itself where its layout is one of the two that kernels read, else its one contiguous copy.
+inline Tensor to_layout(const Tensor& x, Shape& shape) {
+  shape = {x.size(0), x.size(1), 1, false};
+  for (int64_t d = 2; d < x.dim(); ++d) shape.pixels *= x.size(d);
+  const bool contiguous = x.is_contiguous();
+  // One pixel a sample: both layouts at once, and pixel-major is the one with long rows.
+  shape.pixel_major = contiguous ? shape.pixels == 1 : is_pixel_major(x);
+  return contiguous || shape.pixel_major ? x : torch::stable::contiguous(x);
+}
+
+// t in x's layout, copied where it has another. x comes from to_layout.
+inline Tensor to_layout_of(const Tensor& t, const Tensor& x) {
+  bool same = true;
+  for (int64_t d = 0; d < x.dim(); ++d) same = same && (x.size(d) == 1 || t.stride(d) == x.stride(d));
+  if (same) return t;
+  Tensor copy = torch::stable::empty_like(x);
+  return torch::stable::copy_(copy, t);
+}
+
+inline Tensor empty_gate(const Tensor& x) {
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes[1] = 1;
+  return torch::stable::new_empty(x, {sizes.data(), sizes.size()});
+}
+
+}  // namespace ppcr

@@ -1,0 +1,279 @@
+// SIMD vectors of float or double on the compiler's vector extension, for one instruction set per translation unit. The including
+// file sets PPCR_SIMD_BYTES and the target (see kernels_avx2.cpp); everything here is inlined, so that no symbol compiled for a
+// wider instruction set can be picked by the linker for a narrower one.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define PPCR_INLINE static inline __attribute__((always_inline))
+
+namespace ppcr {
+namespace PPCR_CAPABILITY {
+
+// Storage of the 16-bit types; arithmetic happens in float.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <class T>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+
+template <class S>
+struct VectorOf {
+  typedef S type __attribute__((vector_size(PPCR_SIMD_BYTES)));
+};
+using VF = VectorOf<float>::type;
+using VD = VectorOf<double>::type;
+typedef uint32_t VU __attribute__((vector_size(PPCR_SIMD_BYTES)));
+typedef int64_t VL __attribute__((vector_size(PPCR_SIMD_BYTES)));
+typedef uint16_t VH __attribute__((vector_size(PPCR_SIMD_BYTES / 2)));
+
+template <class S>
+constexpr int kLanes = PPCR_SIMD_BYTES / static_cast<int>(sizeof(S));
+template <class T>
+constexpr int kWidth = kLanes<typename Accumulate<T>::type>;  // elements of T that fill a vector of accumulators
+
+template <class V, class W>
+PPCR_INLINE V bits_as(const W& w) {
+  static_assert(sizeof(V) == sizeof(W), "same bits");
+  V v;
+  std::memcpy(&v, &w, sizeof v);
+  return v;
+}
+template <class V, class P>
+PPCR_INLINE V load_unaligned(const P* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// ---- 16-bit types -----------------------------------------------------------------------------------------------------------
+
+// 16-bit lanes to 32-bit ones and back: written out, because the compiler splits and permutes in __builtin_convertvector.
+// maskz: GCC's plain forms warn of an uninitialized operand of their own.
+#if PPCR_SIMD_BYTES == 64
+PPCR_INLINE VU widen_bits(VH h) { return bits_as<VU>(_mm512_maskz_cvtepu16_epi32(0xffff, bits_as<__m256i>(h))); }
+PPCR_INLINE VH narrow_bits(VU u) { return bits_as<VH>(_mm512_maskz_cvtepi32_epi16(0xffff, bits_as<__m512i>(u))); }
+#elif PPCR_SIMD_BYTES == 32
+PPCR_INLINE VU widen_bits(VH h) { return bits_as<VU>(_mm256_cvtepu16_epi32(bits_as<__m128i>(h))); }
+PPCR_INLINE VH narrow_bits(VU u) {
+  const __m256i v = bits_as<__m256i>(u);
+  return bits_as<VH>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(v, v), 0x08)));
+}
+#else
+PPCR_INLINE VU widen_bits(VH h) { return __builtin_convertvector(h, VU); }
+PPCR_INLINE VH narrow_bits(VU u) { return __builtin_convertvector(u, VH); }
+#endif
+
+PPCR_INLINE VF widen(VH h, BFloat16) { return bits_as<VF>(widen_bits(h) << 16); }
+
+PPCR_INLINE VH narrow(VF v, BFloat16) {  // round to nearest even; NaN stays NaN
+  const VU u = bits_as<VU>(v);
+  const VU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return narrow_bits(v == v ? rounded : 0x7fc0u + VU{});
+}
+
+#if PPCR_SIMD_BYTES == 64
+PPCR_INLINE VF widen(VH h, Half) { return bits_as<VF>(_mm512_maskz_cvtph_ps(0xffff, bits_as<__m256i>(h))); }
+PPCR_INLINE VH narrow(VF v, Half) {
+  return bits_as<VH>(_mm512_maskz_cvtps_ph(0xffff, bits_as<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#elif PPCR_SIMD_BYTES == 32
+PPCR_INLINE VF widen(VH h, Half) { return bits_as<VF>(_mm256_cvtph_ps(bits_as<__m128i>(h))); }
+PPCR_INLINE VH narrow(VF v, Half) {
+  return bits_as<VH>(_mm256_cvtps_ph(bits_as<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#else
+PPCR_INLINE VF widen(VH h, Half) {
+  const VU u = widen_bits(h), magnitude = u & 0x7fffu;
+  const VU normal = (magnitude << 13) + (112u << 23);
+  const VU special = (magnitude << 13) | (255u << 23);
+  const VF subnormal = __builtin_convertvector(magnitude, VF) * 0x1p-24f;
+  const VU is_special = bits_as<VU>(magnitude >= 0x7c00u), is_subnormal = bits_as<VU>(magnitude < 0x400u);
+  const VU bits = (special & is_special) | (bits_as<VU>(subnormal) & is_subnormal) | (normal & ~is_special & ~is_subnormal);
+  return bits_as<VF>(bits | ((u & 0x8000u) << 16));
+}
+PPCR_INLINE VH narrow(VF v, Half) {  // round to nearest even, subnormals and overflow included
+  const VU u = bits_as<VU>(v), magnitude = u & 0x7fffffffu;
+  const VU normal = ((magnitude + 0xfffu + ((magnitude >> 13) & 1u)) >> 13) - (112u << 10);
+  const VU subnormal = bits_as<VU>(bits_as<VF>(magnitude) + 0.5f) - 0x3f000000u;  // adding 0.5 rounds at the subnormals' unit
+  const VU is_nan = bits_as<VU>(magnitude > 0x7f800000u), is_inf = bits_as<VU>(magnitude >= 0x47800000u) & ~is_nan;
+  const VU is_subnormal = bits_as<VU>(magnitude < 0x38800000u), is_normal = ~(is_nan | is_inf | is_subnormal);
+  const VU bits = (0x7e00u & is_nan) | (0x7c00u & is_inf) | (subnormal & is_subnormal) | (normal & is_normal);
+  return narrow_bits(bits | ((u >> 16) & 0x8000u));
+}
+#endif
+
+// ---- loads and stores, whole vectors at any alignment ---------------------------------------------------------------------------
+
+PPCR_INLINE VF load(const float* p) { return load_unaligned<VF>(p); }
+PPCR_INLINE VD load(const double* p) { return load_unaligned<VD>(p); }
+PPCR_INLINE VF load(const Half* p) { return widen(load_unaligned<VH>(p), Half{}); }
+PPCR_INLINE VF load(const BFloat16* p) { return widen(load_unaligned<VH>(p), BFloat16{}); }
+PPCR_INLINE void store(float* p, VF v) { std::memcpy(p, &v, sizeof v); }
+PPCR_INLINE void store(double* p, VD v) { std::memcpy(p, &v, sizeof v); }
+template <class T>
+PPCR_INLINE void store(T* p, VF v) {
+  const VH h = narrow(v, T{});
+  std::memcpy(p, &h, sizeof h);
+}
+
+// ---- the first n lanes, 0 < n < lanes; the others load as zero -------------------------------------------------------------------
+
+#if PPCR_SIMD_BYTES == 64
+PPCR_INLINE VF load(const float* p, int n) { return bits_as<VF>(_mm512_maskz_loadu_ps((1u << n) - 1, p)); }
+PPCR_INLINE VD load(const double* p, int n) { return bits_as<VD>(_mm512_maskz_loadu_pd((1u << n) - 1, p)); }
+template <class T>
+PPCR_INLINE VF load(const T* p, int n) {
+  return widen(bits_as<VH>(_mm256_maskz_loadu_epi16((1u << n) - 1, p)), T{});
+}
+PPCR_INLINE void store(float* p, VF v, int n) { _mm512_mask_storeu_ps(p, (1u << n) - 1, bits_as<__m512>(v)); }
+PPCR_INLINE void store(double* p, VD v, int n) { _mm512_mask_storeu_pd(p, (1u << n) - 1, bits_as<__m512d>(v)); }
+template <class T>
+PPCR_INLINE void store(T* p, VF v, int n) {
+  _mm256_mask_storeu_epi16(p, (1u << n) - 1, bits_as<__m256i>(narrow(v, T{})));
+}
+#else
+template <class T>
+PPCR_INLINE auto load(const T* p, int n) {
+  T lanes[kWidth<T>] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+template <class T, class V>
+PPCR_INLINE void store(T* p, V v, int n) {
+  T lanes[kWidth<T>];
+  store(lanes, v);
+  for (int i = 0; i < n; ++i) p[i] = lanes[i];
+}
+#endif
+
+// ---- sums across lanes -----------------------------------------------------------------------------------------------------------
+
+template <class S>
+constexpr int kFolded = kLanes<S> < 4 ? kLanes<S> : 4;  // partial sums that folding leaves of a vector
+// Low halves of a and b plus their high halves, in blocks of `block` lanes: the first step of folding both at once.
+template <int block, class V, int... I>
+PPCR_INLINE V add_blocks(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (I / block * 2 * block + I % block)...) +
+         __builtin_shufflevector(a, b, (I / block * 2 * block + I % block + block)...);
+}
+// Folds four vectors to kFolded partial sums each and stores them side by side.
+template <class S, class V>
+PPCR_INLINE void store_folded(S* to, V a, V b, V c, V d) {
+  constexpr int lanes = kLanes<S>;
+  constexpr auto index = std::make_integer_sequence<int, lanes>{};
+  if constexpr (lanes == 4 * kFolded<S>) {
+    store(to, add_blocks<lanes / 4>(add_blocks<lanes / 2>(a, b, index), add_blocks<lanes / 2>(c, d, index), index));
+  } else if constexpr (lanes == 2 * kFolded<S>) {
+    store(to, add_blocks<lanes / 2>(a, b, index));
+    store(to + lanes, add_blocks<lanes / 2>(c, d, index));
+  } else {
+    store(to, a);
+    store(to + lanes, b);
+    store(to + 2 * lanes, c);
+    store(to + 3 * lanes, d);
+  }
+}
+template <class V, int... I>
+PPCR_INLINE V add_neighbours(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (2 * I)...) + __builtin_shufflevector(a, b, (2 * I + 1)...);
+}
+// The sums of kLanes consecutive groups of kFolded values at p, one group a lane.
+template <class S>
+PPCR_INLINE auto sum_groups(const S* p) {
+  constexpr int lanes = kLanes<S>;
+  constexpr auto index = std::make_integer_sequence<int, lanes>{};
+  const auto a = add_neighbours(load(p), load(p + lanes), index);
+  if constexpr (kFolded<S> == 2)
+    return a;
+  else
+    return add_neighbours(a, add_neighbours(load(p + 2 * lanes), load(p + 3 * lanes), index), index);
+}
+
+// ---- the functions that the pixel mathematics needs ------------------------------------------------------------------------------
+
+PPCR_INLINE VF square_root(VF v) {
+#if PPCR_SIMD_BYTES == 64
+  return bits_as<VF>(_mm512_maskz_sqrt_ps(0xffff, bits_as<__m512>(v)));
+#elif PPCR_SIMD_BYTES == 32
+  return bits_as<VF>(_mm256_sqrt_ps(bits_as<__m256>(v)));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
+}
+PPCR_INLINE VD square_root(VD v) {
+#if PPCR_SIMD_BYTES == 64
+  return bits_as<VD>(_mm512_maskz_sqrt_pd(0xff, bits_as<__m512d>(v)));
+#elif PPCR_SIMD_BYTES == 32
+  return bits_as<VD>(_mm256_sqrt_pd(bits_as<__m256d>(v)));
+#else
+  for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_sqrt(v[i]);
+  return v;
+#endif
+}
+
+// e^v without -ffast-math: v = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r, and 2^n in two factors, so that overflow ends in
+// infinity and underflow passes through the subnormals to zero. NaN stays NaN: every comparison with it is false.
+PPCR_INLINE VF exponential(VF v) {
+  const float limit = 104.f, shift = 0x1.8p23f;  // adding the shift rounds to an integer, left in the low bits
+  v = v > limit ? limit + VF{} : v;
+  v = v < -limit ? -limit + VF{} : v;
+  const VF shifted = v * 1.44269504088896341f + shift;
+  const VF n = shifted - shift;
+  const VF r = (v - n * 0.693359375f) + n * 2.12194440e-4f;
+  VF p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.f;
+  typedef int32_t VI __attribute__((vector_size(PPCR_SIMD_BYTES)));
+  const VI whole = bits_as<VI>(shifted) - bits_as<VI>(shift + VF{});
+  const VI half = whole >> 1;
+  return p * bits_as<VF>((half + 127) << 23) * bits_as<VF>((whole - half + 127) << 23);
+}
+PPCR_INLINE VD exponential(VD v) {
+  const double limit = 746., shift = 0x1.8p52;
+  v = v > limit ? limit + VD{} : v;
+  v = v < -limit ? -limit + VD{} : v;
+  const VD shifted = v * 1.4426950408889634074 + shift;
+  const VD n = shifted - shift;
+  const VD r = (v - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
+  const VD rr = r * r;
+  const VD p = r * ((rr * 1.26177193074810590878e-4 + 3.02994407707441961300e-2) * rr + 9.99999999999999999910e-1);
+  const VD q = ((rr * 3.00198505138664455042e-6 + 2.52448340349684104192e-3) * rr + 2.27265548208155028766e-1) * rr + 2.;
+  const VD e = 1. + 2. * (p / (q - p));
+  const VL whole = bits_as<VL>(shifted) - bits_as<VL>(shift + VD{});
+  const VL half = whole >> 1;
+  return e * bits_as<VD>((half + 1023) << 52) * bits_as<VD>((whole - half + 1023) << 52);
+}
+
+struct SimdMath {
+  template <class V>
+  static inline __attribute__((always_inline)) V inv_sqrt(V v) {
+    return 1 / square_root(v);
+  }
+  template <class V>
+  static inline __attribute__((always_inline)) V sigmoid(V z) {
+    return 1 / (1 + exponential(-z));
+  }
+};
+
+}  // namespace PPCR_CAPABILITY
+}  // namespace ppcr

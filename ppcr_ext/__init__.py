@@ -1,0 +1,27 @@
+"""Pyramid Pixel Context Recalibration (PPCR) as one fused PyTorch layer."""
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+from . import native
+from .backends import available_backends, backends
+from .functional import ppcr, ppcr_add_relu, ppcr_gate
+from .module import PPCR
+from .native import build
+
+__all__ = ["PPCR", "available_backends", "backends", "build", "ppcr", "ppcr_add_relu", "ppcr_gate"]
+
+
+def _version() -> str:
+    """The version stands in pyproject.toml alone; a checkout that was never installed reads it there."""
+    pyproject = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    if pyproject.is_file():
+        found = re.search(r'^name = "ppcr_ext"\nversion = "(.+)"$', pyproject.read_text(), re.M)
+        if found:
+            return found[1]
+    return metadata.version("ppcr_ext")
+
+
+__version__ = _version()
+native.load()

@@ -1,0 +1,69 @@
+"""What can run here, and why not."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from . import native
+
+NAMES = ("native", "triton", "reference")  # best first
+MAX_CONTEXTS = 64  # what the native and Triton kernels take
+_NO_TRITON = "this version of ppcr_ext has no Triton kernels"
+
+_warned: set[str] = set()
+
+
+def why_not(name: str, device_type: str, contexts: int) -> str | None:
+    """Why a backend cannot run for tensors of a device type with L contexts, or None where it can."""
+    if name == "reference":
+        return None
+    if contexts > MAX_CONTEXTS:
+        return f"it takes at most {MAX_CONTEXTS} contexts, the levels have {contexts}"
+    return native.why_not(device_type) if name == "native" else _NO_TRITON
+
+
+def choose(name: str | None, x: Tensor, contexts: int) -> str:
+    """The backend to run: ``name`` if it can, else RuntimeError with the reason; for None the best one that can."""
+    device_type = x.device.type
+    if name is not None:
+        reason = why_not(name, device_type, contexts)
+        if reason is not None:
+            raise RuntimeError(f"backend {name!r} cannot run for {device_type} tensors: {reason}")
+        return name
+    if why_not("native", device_type, contexts) is None:
+        return "native"
+    if contexts <= MAX_CONTEXTS and device_type in ("cpu", "cuda") and device_type not in _warned:
+        _warn(device_type)
+    return "reference"
+
+
+@torch.compiler.disable
+def _warn(device_type: str) -> None:
+    _warned.add(device_type)
+    warnings.warn(
+        f"ppcr_ext runs its slow PyTorch reference for {device_type} tensors: {native.why_not(device_type)}",
+        RuntimeWarning,
+        stacklevel=5,
+    )
+
+
+def backends() -> dict[str, str]:
+    """Every backend, best first, with what it can run on here and the reason where it cannot."""
+    devices = []
+    for device_type in ("cpu", "cuda"):
+        reason = native.why_not(device_type)
+        detail = f" ({native.cpu_capability()})" if device_type == "cpu" and reason is None else ""
+        devices.append(f"{device_type}{detail}: {reason or 'usable'}")
+    return {
+        "native": "; ".join(devices),
+        "triton": f"not usable: {_NO_TRITON}",
+        "reference": "usable on every device: plain PyTorch, slow",
+    }
+
+
+def available_backends() -> tuple[str, ...]:
+    """The names of the backends that can run on some device of this machine, best first."""
+    return tuple(name for name in NAMES if any(why_not(name, d, 2) is None for d in ("cpu", "cuda")))

@@ -1,0 +1,281 @@
+"""The functional API: checks its arguments, chooses a backend, and routes the call through PyTorch's autograd, compiler or transforms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import reference
+from .backends import NAMES, choose
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+Levels = Sequence[int]
+
+
+def ppcr(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    levels: Levels = (1, 2, 4),
+    eps: float = 1e-5,
+    backend: str | None = None,
+) -> Tensor:
+    """Pyramid pixel context recalibration: gates every pixel of x by its own multi-scale channel context, ``y = x * g``.
+
+    Args:
+        x: ``[N, C, *spatial]`` with any number of spatial dimensions, float32, float16, bfloat16 or float64. Contiguous and
+            channels_last layouts (of any rank) are read as they are; any other stride costs one copy.
+        weight: ``[L]``, the shared weights of pixel context integration, ``L = sum(levels)``; float32, or x's dtype (float64 for
+            a float64 x).
+        bias: ``[1]`` with the same dtypes, or None.
+        levels: bins of each level of cross-channel pyramid pooling, each from 1 to C, with L >= 2 in all. The fused backends
+            take L <= 64.
+        eps: added to the variance in pixel normalization; positive.
+        backend: ``"native"``, ``"triton"``, ``"reference"``, or None for the best that can run.
+
+    Returns:
+        y: shape, dtype and memory format of x. Differentiable in x, weight and bias; for backward only x is kept.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above; the message names it.
+        RuntimeError: the named backend cannot run; the message says why.
+    """
+    contexts = _check(x, weight, bias, levels, eps, backend)
+    return _run(_PPCR, (x, weight, bias), contexts, levels, eps, backend)
+
+
+def ppcr_gate(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    levels: Levels = (1, 2, 4),
+    eps: float = 1e-5,
+    backend: str | None = None,
+) -> Tensor:
+    """The gate g of every pixel alone: ``[N, 1, *spatial]``, values in [0, 1], dtype of x. Arguments and errors as for :func:`ppcr`."""
+    contexts = _check(x, weight, bias, levels, eps, backend)
+    return _run(_GATE, (x, weight, bias), contexts, levels, eps, backend)
+
+
+def ppcr_add_relu(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    levels: Levels = (1, 2, 4),
+    eps: float = 1e-5,
+    backend: str | None = None,
+) -> Tensor:
+    """``relu(x * g + residual)``, the end of a residual block, in the same single pass as :func:`ppcr`.
+
+    Args:
+        residual: shape and device of x, and its dtype (under autocast it is cast to it); its layout is brought to x's.
+
+    The other arguments, the result and the errors are those of :func:`ppcr`; for backward x and y are kept.
+    """
+    contexts = _check(x, weight, bias, levels, eps, backend)
+    residual = _check_residual(residual, x)
+    return _run(_ADD_RELU, (x, weight, bias, residual), contexts, levels, eps, backend)
+
+
+# ---- checks -------------------------------------------------------------------------------------------------------------------------
+
+
+def check_levels(levels: Levels, channels: int) -> int:
+    """L, the number of contexts; raises TypeError or ValueError where the levels do not fit C channels."""
+    if not isinstance(levels, (tuple, list)) and (not isinstance(levels, Sequence) or isinstance(levels, str)):
+        raise TypeError(f"levels must be a sequence of ints such as (1, 2, 4), got {levels!r}")
+    if len(levels) == 0:
+        raise ValueError("levels must not be empty")
+    contexts = 0
+    for level in levels:
+        if not isinstance(level, int) or isinstance(level, bool):
+            raise TypeError(f"levels must be ints, got {levels!r}")
+        if level < 1 or level > channels:
+            raise ValueError(f"levels must lie between 1 and the {channels} channels of x, got {tuple(levels)}")
+        contexts += level
+    if contexts < 2:
+        raise ValueError(f"levels need at least 2 contexts in all (one alone normalizes to zero), got {tuple(levels)}")
+    return contexts
+
+
+def check_eps(eps: float) -> None:
+    if not isinstance(eps, (float, int)) or isinstance(eps, bool):
+        raise TypeError(f"eps must be a float, got {eps!r}")
+    if not 0 < eps < math.inf:  # false for NaN
+        raise ValueError(f"eps must be positive and finite, got {eps}")
+
+
+def check_backend(backend: str | None) -> None:
+    if backend is not None and backend not in NAMES:
+        raise ValueError(f"backend must be one of {NAMES} or None, got {backend!r}")
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float, backend: str | None) -> int:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a Tensor, got {type(x).__name__}")
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"x must be float32, float16, bfloat16 or float64, got {x.dtype}")
+    if x.dim() < 2:
+        raise ValueError(f"x must have shape [N, C, *spatial], got {list(x.shape)}")
+    contexts = check_levels(levels, x.shape[1])
+    _check_parameter("weight", weight, contexts, x)
+    if bias is not None:
+        _check_parameter("bias", bias, 1, x)
+    check_eps(eps)
+    check_backend(backend)
+    return contexts
+
+
+def _check_parameter(name: str, value: Tensor, count: int, x: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor{' or None' if name == 'bias' else ''}, got {type(value).__name__}")
+    if value.dtype != x.dtype and (value.dtype != torch.float32 or x.dtype == torch.float64):
+        allowed = "float64" if x.dtype == torch.float64 else f"float32 or x's dtype {x.dtype}"
+        raise TypeError(f"{name} must be {allowed}, got {value.dtype}")
+    if value.dim() != 1 or value.shape[0] != count:
+        why = " (one per context: the sum of levels)" if name == "weight" else ""
+        raise ValueError(f"{name} must have shape [{count}]{why}, got {list(value.shape)}")
+    if value.device != x.device:
+        raise ValueError(f"{name} must be on x's device {x.device}, got {value.device}")
+
+
+def _check_residual(residual: Tensor, x: Tensor) -> Tensor:
+    if not isinstance(residual, Tensor):
+        raise TypeError(f"residual must be a Tensor, got {type(residual).__name__}")
+    if residual.shape != x.shape:
+        raise ValueError(f"residual must have x's shape {list(x.shape)}, got {list(residual.shape)}")
+    if residual.device != x.device:
+        raise ValueError(f"residual must be on x's device {x.device}, got {residual.device}")
+    if residual.dtype != x.dtype:
+        if not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"residual must have x's dtype {x.dtype}, got {residual.dtype}")
+        residual = residual.to(x.dtype)
+    return residual
+
+
+# ---- operators ----------------------------------------------------------------------------------------------------------------------
+
+
+class _Operator:
+    """One of the three functions: its composite in plain PyTorch and its registered forward and backward.
+
+    Tensors come in the order (x, weight, bias) or (x, weight, bias, residual), and so do their gradients.
+    """
+
+    def __init__(self, name: str, composite: Callable[..., Tensor], has_residual: bool = False) -> None:
+        self.name = name
+        self._composite = composite
+        self.has_residual = has_residual
+
+    def composite(self, x: Tensor, weight: Tensor, bias: Tensor | None, *residual: Tensor, levels: Levels, eps: float) -> Tensor:
+        return self._composite(x, *residual, weight, bias, levels, eps)
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, *residual: Tensor, levels: Levels, eps: float) -> Tensor:
+        result: Tensor = getattr(torch.ops.ppcr_ext, self.name).default(x, *residual, weight, bias, levels, eps)
+        return result
+
+    def backward(
+        self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *y: Tensor, levels: Levels, eps: float
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight, bias and, where y is given, residual."""
+        operator = getattr(torch.ops.ppcr_ext, self.name + "_backward").default
+        dx, *d_residual, d_weight, d_bias = operator(grad, x, *y, weight, bias, levels, eps)
+        return dx, d_weight, None if bias is None else d_bias, *d_residual
+
+    def differentiable_backward(
+        self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *y: Tensor, levels: Levels, eps: float
+    ) -> tuple[Tensor | None, ...]:
+        """The same in plain PyTorch, recorded by autograd: for second and higher derivatives."""
+        d_residual: tuple[Tensor, ...] = ()
+        composite = self._composite
+        if self.has_residual:  # the derivative of relu is piecewise constant: y only selects
+            grad = torch.where(y[0] <= 0, 0, grad)
+            d_residual = (grad,)
+            composite = reference.ppcr
+        inputs = [t for t in (x, weight, bias) if t is not None and t.requires_grad]
+        found = iter(torch.autograd.grad(composite(x, weight, bias, levels, eps), inputs, grad, create_graph=True) if inputs else ())
+        return *(next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias)), *d_residual
+
+
+_PPCR = _Operator("ppcr", reference.ppcr)
+_GATE = _Operator("ppcr_gate", reference.ppcr_gate)
+_ADD_RELU = _Operator("ppcr_add_relu", reference.ppcr_add_relu, has_residual=True)
+
+
+class _Fused(torch.autograd.Function):
+    """Autograd around the raw operators: cheaper than a registered formula, and complete to any order."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, operator: _Operator, levels: Levels, eps: float, x: Tensor, weight: Tensor, bias: Tensor | None, *residual: Tensor
+    ) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            y = operator.forward(x, weight, bias, *residual, levels=levels, eps=eps)
+        ctx.operator, ctx.levels, ctx.eps = operator, levels, eps
+        ctx.save_for_backward(x, weight, bias, *((y,) if operator.has_residual else ()))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        operator: _Operator = ctx.operator
+        if torch.is_grad_enabled():  # create_graph=True
+            grads = operator.differentiable_backward(grad, *ctx.saved_tensors, levels=ctx.levels, eps=ctx.eps)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                grads = operator.backward(grad, *ctx.saved_tensors, levels=ctx.levels, eps=ctx.eps)
+        return None, None, None, *grads
+
+
+def _run(
+    operator: _Operator, tensors: tuple[Any, ...], contexts: int, levels: Levels, eps: float, backend: str | None
+) -> Tensor:
+    backend = choose(backend, tensors[0], contexts)
+    # The order matters: transforms and dual tensors are only right through the composite, even while compiling.
+    if backend == "reference" or _needs_composite():
+        return operator.composite(*tensors, levels=levels, eps=eps)
+    if torch.compiler.is_compiling():
+        return operator.forward(*tensors, levels=levels, eps=eps)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        y: Tensor = _Fused.apply(operator, levels, eps, *tensors)
+        return y
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator.forward(*tensors, levels=levels, eps=eps)
+
+
+def _needs_composite() -> bool:
+    """torch.func transforms, forward-mode AD and ONNX export see plain PyTorch, which they differentiate, batch and translate."""
+    if _transforms_active() or getattr(forward_ad, "_current_level", -1) >= 0:
+        return True
+    # Export traces in one of these two ways; asking it directly costs 2 us a call.
+    return (torch.compiler.is_compiling() or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export()
+
+
+def register_derivatives() -> None:
+    """Gives the operators their autograd formula for torch.compile and for direct calls; called once they exist."""
+    for operator in (_PPCR, _GATE, _ADD_RELU):
+        _register_derivative(operator)
+
+
+def _register_derivative(operator: _Operator) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, *residual, weight, bias, levels, eps = inputs
+        ctx.levels, ctx.eps = levels, eps
+        ctx.save_for_backward(x, weight, bias, *((output,) if residual else ()))
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        rule = operator.differentiable_backward if torch.is_grad_enabled() else operator.backward
+        dx, d_weight, d_bias, *d_residual = rule(grad, *ctx.saved_tensors, levels=ctx.levels, eps=ctx.eps)
+        return dx, *d_residual, d_weight, d_bias, None, None
+
+    torch.library.register_autograd(f"ppcr_ext::{operator.name}", backward, setup_context=setup_context)

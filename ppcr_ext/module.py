@@ -1,0 +1,99 @@
+"""PPCR as a layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import functional
+
+
+class PPCR(nn.Module):
+    """Pyramid pixel context recalibration (arXiv 2303.01917) as a drop-in layer: ``y = x * g``, one gate per pixel.
+
+    Args:
+        channels: C of the input ``[N, C, *spatial]``.
+        levels: bins of each level of cross-channel pyramid pooling; ``L = sum(levels)`` contexts per pixel.
+        eps: added to the variance in pixel normalization.
+        bias: learn the bias of pixel context integration.
+        init_gate: the gate of every pixel at the start, in (0, 1); anything but 0.5 needs ``bias=True``. Pass a value near 1 when the
+            layer goes into a pretrained network, so that it starts almost as the identity.
+        backend: ``"native"``, ``"triton"``, ``"reference"``, or None for the best that can run.
+        device, dtype: of the parameters. float32 parameters serve float32, float16 and bfloat16 inputs.
+
+    Attributes:
+        weight: ``[L]``, zero at the start: every gate is ``init_gate``, and the first gradient is not zero. An affine pixel
+            normalization would fold into these weights and the bias exactly, so the layer has none.
+        bias: ``[1]``, or None.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        channels: int,
+        levels: Sequence[int] = (1, 2, 4),
+        *,
+        eps: float = 1e-5,
+        bias: bool = True,
+        init_gate: float = 0.5,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(channels, int) or isinstance(channels, bool):
+            raise TypeError(f"channels must be an int, got {channels!r}")
+        if channels < 1:
+            raise ValueError(f"channels must be at least 1, got {channels}")
+        contexts = functional.check_levels(levels, channels)
+        functional.check_eps(eps)
+        functional.check_backend(backend)
+        if not (isinstance(init_gate, (float, int)) and 0 < init_gate < 1):
+            raise ValueError(f"init_gate must lie between 0 and 1, got {init_gate!r}")
+        if init_gate != 0.5 and not bias:
+            raise ValueError(f"init_gate={init_gate} needs bias=True: without a bias every gate starts at 0.5")
+        self.channels = channels
+        self.levels = tuple(levels)
+        self.eps = eps
+        self.init_gate = init_gate
+        self.backend = backend
+        self.weight = nn.Parameter(torch.empty(contexts, device=device, dtype=dtype))
+        self.register_parameter("bias", nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """weight to zero, bias to logit(init_gate)."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.constant_(self.bias, math.log(self.init_gate / (1 - self.init_gate)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Recalibrates x ``[N, C, *spatial]``; see :func:`ppcr_ext.ppcr`."""
+        self._check_channels(x)
+        return functional.ppcr(x, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The gate map ``[N, 1, *spatial]``; see :func:`ppcr_ext.ppcr_gate`."""
+        self._check_channels(x)
+        return functional.ppcr_gate(x, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend)
+
+    def add_relu(self, x: Tensor, residual: Tensor) -> Tensor:
+        """``relu(forward(x) + residual)`` in one pass; see :func:`ppcr_ext.ppcr_add_relu`."""
+        self._check_channels(x)
+        return functional.ppcr_add_relu(
+            x, residual, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend
+        )
+
+    def _check_channels(self, x: Tensor) -> None:
+        if isinstance(x, Tensor) and x.dim() >= 2 and x.shape[1] != self.channels:
+            raise ValueError(f"x must have {self.channels} channels, got {list(x.shape)}")
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, levels={self.levels}, eps={self.eps}, bias={self.bias is not None}, backend={self.backend!r}"

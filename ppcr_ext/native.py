@@ -1,0 +1,202 @@
+"""Finds or JIT-builds the compiled extension, registers its operators with PyTorch, and keeps the reason where it cannot."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import _build
+
+_REMEDY = "build it with `python setup.py build_ext --inplace` (a checkout), or call ppcr_ext.build(), or set PPCR_JIT=1"
+
+_library: Path | None = None
+_reason: str | None = "not loaded yet"
+
+
+def why_not(device_type: str) -> str | None:
+    """Why the compiled kernels cannot run on tensors of a device type ("cpu", "cuda"), or None where they can."""
+    if _library is None:
+        return _reason
+    if device_type == "cpu":
+        return None
+    if device_type == "cuda":
+        return _build_record().get("cuda") or "the library was built for the CPU only"
+    return f"there are no compiled kernels for {device_type} tensors"
+
+
+def library() -> Path | None:
+    """The loaded CPU library."""
+    return _library
+
+
+def cpu_capability() -> str | None:
+    """The instruction set that the CPU kernels use here: ``default``, ``avx2`` or ``avx512``."""
+    if _library is None:
+        return None
+    query = ctypes.CDLL(str(_library)).ppcr_cpu_capability
+    query.restype = ctypes.c_char_p
+    return str(query().decode())
+
+
+def _build_record() -> dict[str, str | None]:
+    """What setup.py wrote about the build: for each part None, or why it was not built."""
+    path = Path(__file__).parent / "_build.json"
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _jit_name() -> str:
+    """Names the JIT build by everything that goes into it, so that a changed source or flag never meets an old library."""
+    digest = hashlib.sha256(repr((torch.__version__, _build.compiler_flags(), os.environ.get("CXX"))).encode())
+    for path in sorted(_build.csrc().rglob("*")):
+        if path.suffix in (".h", ".cpp"):
+            digest.update(path.name.encode() + path.read_bytes())
+    return f"ppcr_ext_cpu_{digest.hexdigest()[:16]}"
+
+
+def _jit_folder(name: str) -> Path:
+    from torch.utils import cpp_extension
+
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
+    return Path(root) / name
+
+
+def build(verbose: bool = True) -> Path:
+    """JIT-compiles the extension now, with ninja, into PyTorch's extension cache, and loads it.
+
+    The cache is keyed by the sources, the flags and the version of PyTorch: a second call, in this process or a later one, compiles
+    nothing, and later imports of ppcr_ext find it by themselves. Honours CXX, MAX_JOBS, DEBUG and TORCH_EXTENSIONS_DIR.
+
+    Args:
+        verbose: show the progress of the compiler, one line a file.
+
+    Returns:
+        The loaded library. Where one is loaded already that one: a process cannot exchange it.
+
+    Raises:
+        RuntimeError: no compiler or no ninja, or the compiler failed; the message holds the remedy.
+    """
+    if _library is not None:
+        return _library
+    why = _build.why_no_compiler()
+    if why:
+        raise RuntimeError(f"ppcr_ext cannot be compiled here: {why}")
+    from torch.utils import cpp_extension
+
+    if not cpp_extension.is_ninja_available():
+        raise RuntimeError("ppcr_ext cannot be JIT-compiled here: ninja is missing; `pip install ninja`")
+    name = _jit_name()
+    folder = _jit_folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    if verbose:
+        print(f"ppcr_ext: compiling {len(_build.CPU_SOURCES)} files into {folder}", file=sys.stderr)
+    cpp_extension.load(
+        name,
+        [str(_build.csrc() / source) for source in _build.CPU_SOURCES],
+        extra_cflags=_build.compiler_flags(),
+        build_directory=str(folder),
+        is_python_module=False,
+        verbose=verbose,
+    )
+    return _adopt(folder / f"{name}.so")
+
+
+def load() -> None:
+    """Called once when the package is imported: loads the built library, or the JIT-built one, or keeps the reason."""
+    global _reason
+    if os.environ.get("PPCR_JIT", "0") not in ("", "0"):
+        build()
+        return
+    built = sorted(Path(__file__).parent.glob("_cpu*.so"))
+    if not built:
+        name = _jit_name()
+        built = [path for path in [_jit_folder(name) / f"{name}.so"] if path.exists()]
+    if not built:
+        _reason = f"the extension is not built ({_build_record().get('cpu') or 'no library beside the package'}); {_REMEDY}"
+        return
+    try:
+        torch.ops.load_library(str(built[0]))
+    except OSError as error:
+        _reason = f"{built[0]} does not load ({error}); {_REMEDY}"
+        return
+    _adopt(built[0])
+
+
+def _adopt(path: Path) -> Path:
+    global _library, _reason
+    _library, _reason = path, None
+    _register_fakes()
+    from . import functional
+
+    functional.register_derivatives()
+    return path
+
+
+# ---- shapes and strides for tracing ------------------------------------------------------------------------------------------------
+
+
+def _is_pixel_major(x: Tensor) -> bool:
+    expected = 1
+    for dim in (1, *range(x.dim() - 1, 1, -1), 0):
+        if x.shape[dim] != 1 and x.stride(dim) != expected:
+            return False
+        expected = expected * x.shape[dim]
+    return True
+
+
+def _output_like(x: Tensor) -> Tensor:
+    """As the kernels allocate: x's strides where its layout is one they read, else contiguous."""
+    if x.is_contiguous() or _is_pixel_major(x):
+        return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _gate_like(x: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], 1, *x.shape[2:]))
+
+
+def _parameter_gradients(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    return weight.new_empty(weight.shape), weight.new_empty((0,)) if bias is None else bias.new_empty((1,))
+
+
+def _register_fakes() -> None:
+    """Fake kernels, which torch.compile and torch.export run in place of the real ones."""
+
+    @torch.library.register_fake("ppcr_ext::ppcr")
+    def _(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float) -> Tensor:
+        return _output_like(x)
+
+    @torch.library.register_fake("ppcr_ext::ppcr_gate")
+    def _(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float) -> Tensor:
+        return _gate_like(x)
+
+    @torch.library.register_fake("ppcr_ext::ppcr_add_relu")
+    def _(
+        x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float
+    ) -> Tensor:
+        return _output_like(x)
+
+    def backward(
+        grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _output_like(x), *_parameter_gradients(weight, bias)
+
+    torch.library.register_fake("ppcr_ext::ppcr_backward", backward)
+    torch.library.register_fake("ppcr_ext::ppcr_gate_backward", backward)
+
+    @torch.library.register_fake("ppcr_ext::ppcr_add_relu_backward")
+    def _(
+        grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return _output_like(x), _output_like(x), *_parameter_gradients(weight, bias)

@@ -1,0 +1,79 @@
+"""Builds the compiled parts of ppcr_ext, as far as this machine can, and says in a line what was built and why the rest was not.
+
+Environment: PPCR_BUILD_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG=1, CXX.
+Everything else about the package stands in pyproject.toml.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+try:
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    NO_TORCH = None
+except ImportError as error:
+    NO_TORCH = f"PyTorch cannot be imported at build time ({error}); install it first and use --no-build-isolation"
+
+ROOT = Path(__file__).resolve().parent
+
+
+def load_recipe():
+    """ppcr_ext/_build.py without the package around it, which would import torch."""
+    spec = importlib.util.spec_from_file_location("ppcr_ext_build", ROOT / "ppcr_ext" / "_build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+recipe = load_recipe()
+
+
+def cpu_extension():
+    sources = [str(Path("csrc") / source) for source in recipe.CPU_SOURCES]
+    if NO_TORCH:
+        return Extension("ppcr_ext._cpu", sources)
+    return CppExtension("ppcr_ext._cpu", sources, extra_compile_args=recipe.compiler_flags(), py_limited_api=True)
+
+
+class Build(build_ext if NO_TORCH else BuildExtension):
+    """Builds what can be built; a machine without a compiler gets the pure-Python package."""
+
+    def run(self):
+        cuda = recipe.why_no_cuda()
+        if cuda and recipe.cuda_wanted() == "1":
+            sys.exit(f"ppcr_ext: PPCR_BUILD_CUDA=1, but the CUDA library cannot be built: {cuda}")
+        cpu = NO_TORCH or recipe.why_no_compiler()
+        if cpu:
+            self.extensions = []
+        folder = Path(self.get_ext_fullpath("ppcr_ext._cpu")).parent
+        if self.extensions:
+            super().run()
+        record = {"cpu": cpu, "cuda": cuda}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "_build.json").write_text(json.dumps(record, indent=1) + "\n")
+        for part, why_not in record.items():
+            print(f"ppcr_ext: {part.upper()} kernels: " + (f"not built: {why_not}" if why_not else "built"), file=sys.stderr)
+
+    def get_ext_filename(self, name):
+        return os.path.join(*name.split(".")) + ".abi3.so"
+
+
+headers = {"": ["*.h", "*.cpp", "*.cu", "*.cuh"]}
+folders = {f"ppcr_ext.{path.relative_to(ROOT).as_posix().replace('/', '.')}": str(path.relative_to(ROOT))
+           for path in [ROOT / "csrc", *(ROOT / "csrc").glob("*/")] if path.is_dir()}
+
+setup(
+    packages=["ppcr_ext", *folders],
+    package_dir={"ppcr_ext": "ppcr_ext", **folders},
+    package_data={"ppcr_ext": ["py.typed"], **{name: headers[""] for name in folders}},
+    ext_modules=[cpu_extension()],
+    cmdclass={"build_ext": Build},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    zip_safe=False,
+)
