@@ -8,7 +8,7 @@
 #pragma once
 #include "device_common.cuh"
 
-namespace ppcr {
+namespace ppcr::cuda {
 
 template <class T, class Bins>
 struct ChannelMajorArguments {
@@ -478,4 +478,4 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
   }
 }
 
-}  // namespace ppcr
+}  // namespace ppcr::cuda

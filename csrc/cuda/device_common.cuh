@@ -1,9 +1,10 @@
 // What all kernels share: vectors of elements, the parameters in shared memory, the arithmetic of a GPU for ppcr_pixel.h.
 #pragma once
+#include "operands.h"
 #include "platform.cuh"
 #include "tile.h"
 
-namespace ppcr {
+namespace ppcr::cuda {
 
 template <class T>
 struct Accumulation {
@@ -93,14 +94,6 @@ PPCR_DEVICE A relu(A value) {
 }
 
 // --------------------------------------------------------------------------------------------------------------- parameters
-// weight or bias: absent, of the accumulation type, or of x's own type. A flag at run time instead of a template parameter: it is
-// read once per block.
-struct Parameter {
-  enum Kind : int { kAbsent, kWide, kOwn };
-  const void* data;
-  Kind kind;
-};
-
 template <class T>
 PPCR_DEVICE Acc<T> read_parameter(const Parameter& parameter, int i) {
   if (parameter.kind == Parameter::kAbsent) return Acc<T>(0);
@@ -163,4 +156,4 @@ PPCR_DEVICE A sum_lanes(A value, int lanes) {
   return value;
 }
 
-}  // namespace ppcr
+}  // namespace ppcr::cuda

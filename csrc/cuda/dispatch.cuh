@@ -7,7 +7,7 @@
 #include "pixel_walk_kernels.cuh"
 #include "plan.h"
 
-namespace ppcr {
+namespace ppcr::cuda {
 
 struct Launch {
   const char* name;
@@ -15,20 +15,6 @@ struct Launch {
   int threads;
   int shared_bytes;
   int cluster;
-};
-
-// The tensors of a call without their types.
-struct Operands {
-  const void* x = nullptr;
-  const void* grad = nullptr;
-  const void* extra_in = nullptr;
-  void* out = nullptr;
-  void* extra_out = nullptr;
-  Parameter weight{nullptr, Parameter::kAbsent}, bias{nullptr, Parameter::kAbsent};
-  double eps = 0;
-  void* partials = nullptr;  // [contexts + 1][plan.partial_count] of the accumulation type
-  void* dweight = nullptr;
-  void* dbias = nullptr;
 };
 
 template <class T>
@@ -45,12 +31,6 @@ Tensors<T> typed(const Operands& operands) {
   tensors.partials = static_cast<Acc<T>*>(operands.partials);
   return tensors;
 }
-
-// Calls f(integral_constant<...>) for the run-time value; the lists below are what is compiled.
-template <int VALUE>
-struct Constant {
-  static constexpr int value = VALUE;
-};
 
 template <class T, class Launcher>
 class Dispatch {
@@ -184,4 +164,4 @@ class Dispatch {
   bool launched_ = false;
 };
 
-}  // namespace ppcr
+}  // namespace ppcr::cuda

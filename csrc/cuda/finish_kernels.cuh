@@ -3,7 +3,7 @@
 #pragma once
 #include "device_common.cuh"
 
-namespace ppcr {
+namespace ppcr::cuda {
 
 constexpr int kFinishThreads = 512;
 
@@ -46,4 +46,4 @@ __global__ void __launch_bounds__(kFinishThreads) finish_parameters(const __grid
   if (kind == Parameter::kOwn) narrow(total, static_cast<T*>(to)[at]);
 }
 
-}  // namespace ppcr
+}  // namespace ppcr::cuda

@@ -6,7 +6,7 @@
 #pragma once
 #include "device_common.cuh"
 
-namespace ppcr {
+namespace ppcr::cuda {
 
 template <class T>
 struct PixelMajorArguments {
@@ -244,4 +244,4 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), i
   }
 }
 
-}  // namespace ppcr
+}  // namespace ppcr::cuda

@@ -4,7 +4,7 @@
 #pragma once
 #include "device_common.cuh"
 
-namespace ppcr {
+namespace ppcr::cuda {
 
 template <class T>
 struct PixelWalkArguments {
@@ -175,4 +175,4 @@ __global__ void __launch_bounds__(kThreads) pixel_walk_backward(const __grid_con
   }
 }
 
-}  // namespace ppcr
+}  // namespace ppcr::cuda

@@ -8,7 +8,7 @@
 
 #include "tile.h"
 
-namespace ppcr {
+namespace ppcr::cuda {
 
 struct DeviceLimits {
   int multiprocessors = 132;
@@ -439,4 +439,4 @@ inline Traffic predicted_traffic(const Problem& problem, const Plan& plan) {
   return traffic;
 }
 
-}  // namespace ppcr
+}  // namespace ppcr::cuda

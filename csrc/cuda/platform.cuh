@@ -15,7 +15,7 @@
 #define PPCR_ROLLED _Pragma("unroll 1")
 #define PPCR_BY_FOUR _Pragma("unroll 4")
 
-namespace ppcr {
+namespace ppcr::cuda {
 
 using Half = __half;
 using BFloat16 = __nv_bfloat16;
@@ -99,7 +99,7 @@ PPCR_DEVICE float widen(BFloat16 value) { return __bfloat162float(value); }
 PPCR_DEVICE void narrow(float value, Half& result) { result = __float2half_rn(value); }
 PPCR_DEVICE void narrow(float value, BFloat16& result) { result = __float2bfloat16_rn(value); }
 
-}  // namespace ppcr
+}  // namespace ppcr::cuda
 
 #else  // a CPU: the including file has brought cuda_on_cpu.h, which supplies cluster_rank, cluster_sync, cluster_load
 
@@ -112,7 +112,7 @@ PPCR_DEVICE void narrow(float value, BFloat16& result) { result = __float2bfloat
 #define PPCR_ROLLED
 #define PPCR_BY_FOUR
 
-namespace ppcr {
+namespace ppcr::cuda {
 
 using Half = c10::Half;
 using BFloat16 = c10::BFloat16;
@@ -133,15 +133,15 @@ inline float widen(BFloat16 value) { return static_cast<float>(value); }
 inline void narrow(float value, Half& result) { result = Half(value); }
 inline void narrow(float value, BFloat16& result) { result = BFloat16(value); }
 
-}  // namespace ppcr
+}  // namespace ppcr::cuda
 
 #endif
 
-namespace ppcr {
+namespace ppcr::cuda {
 
 PPCR_DEVICE float widen(float value) { return value; }
 PPCR_DEVICE double widen(double value) { return value; }
 PPCR_DEVICE void narrow(float value, float& result) { result = value; }
 PPCR_DEVICE void narrow(double value, double& result) { result = value; }
 
-}  // namespace ppcr
+}  // namespace ppcr::cuda

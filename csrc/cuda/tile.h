@@ -2,7 +2,7 @@
 #pragma once
 #include "../ppcr_pixel.h"
 
-namespace ppcr {
+namespace ppcr::cuda {
 
 constexpr int kThreads = 256;    // threads of a block, at most
 constexpr int kWarp = 32;
@@ -134,4 +134,4 @@ PPCR_HD int walk_memory(int warps, int warp_pixels, int contexts, int segments, 
   return parameter_slots(contexts) + warps * walk_warp_values(warp_pixels, contexts, segments, backward);
 }
 
-}  // namespace ppcr
+}  // namespace ppcr::cuda

@@ -10,7 +10,8 @@
 #include "run.h"
 
 namespace py = pybind11;
-using namespace ppcr;
+using namespace ppcr::cuda;
+using ppcr::Pooling;
 
 namespace {
 
@@ -87,7 +88,7 @@ py::dict describe(const Request& request, const Plan& plan) {
 void* data_of(const py::object& array) { return array.is_none() ? nullptr : py::cast<py::array>(array).mutable_data(); }
 
 Parameter parameter_from(const py::object& array, int element_size, bool wide) {
-  if (array.is_none()) return {nullptr, Parameter::kAbsent};
+  if (array.is_none()) return {};
   const py::array values = py::cast<py::array>(array);
   const int own = element_size, accumulator = element_size == 8 ? 8 : 4;
   if (values.itemsize() != (wide ? accumulator : own)) throw py::value_error("parameter of a wrong size");

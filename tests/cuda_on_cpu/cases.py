@@ -144,8 +144,8 @@ class Tensors:
     def expected(self, y: Tensor | None) -> dict[str, tuple[Tensor, float]]:
         """Each output in float64, and what its error is relative to."""
         case = self.case
-        x = self.x.double().requires_grad_()
-        weight = self.weight.double().requires_grad_()
+        x = self.x.double().detach().requires_grad_()
+        weight = self.weight.double().detach().requires_grad_()
         bias = torch.zeros(1, dtype=torch.float64) if self.bias is None else self.bias.double()
         biases = bias.expand(case.images, 1, case.pixels).clone().requires_grad_()  # per pixel: its gradient is dz
         gradient = self.grad.double()
@@ -163,7 +163,6 @@ class Tensors:
         results["dbias"] = dz.sum().reshape(1)
         normalized = self.normalized_contexts()
         scales = {name: float(result.detach().norm()) for name, result in results.items()}
-        dz = dz.detach()
         scales["dweight"] = float((dz * normalized).abs().sum((0, 2)).norm())
         scales["dbias"] = float(dz.abs().sum())
         return {name: (result.detach(), scales[name]) for name, result in results.items()}

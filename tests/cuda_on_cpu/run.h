@@ -5,7 +5,7 @@
 
 #include "../../csrc/cuda/plan.h"
 
-namespace ppcr {
+namespace ppcr::cuda {
 
 struct Operands;
 
@@ -27,4 +27,4 @@ inline CpuStatistics cpu_statistics;
 template <class T>
 void run_on_cpu(const CpuRun& run);
 
-}  // namespace ppcr
+}  // namespace ppcr::cuda

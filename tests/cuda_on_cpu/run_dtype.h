@@ -8,7 +8,7 @@
 #include "../../csrc/cuda/dispatch.cuh"
 #include "run.h"
 
-namespace ppcr {
+namespace ppcr::cuda {
 
 struct CpuLauncher {
   const CpuRun& run;
@@ -56,4 +56,4 @@ void run_on_cpu(const CpuRun& run) {
   if (!dispatch.launched()) throw std::runtime_error("the planner chose a kernel that is not compiled");
 }
 
-}  // namespace ppcr
+}  // namespace ppcr::cuda

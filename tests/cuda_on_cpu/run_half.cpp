@@ -1,2 +1,2 @@
 #include "run_dtype.h"
-template void ppcr::run_on_cpu<ppcr::Half>(const ppcr::CpuRun&);
+template void ppcr::cuda::run_on_cpu<ppcr::cuda::Half>(const ppcr::cuda::CpuRun&);
