@@ -168,7 +168,7 @@ PPCR_DEVICE Word<T, V> recalibrate(const Word<T, V>& x, const Word<T, V>& residu
 template <class T, int V, Mode MODE, int BATCH, class Held>
 PPCR_DEVICE void write_forward(const Tensors<T>& tensors, const UnitPart& part, int64_t hop, int first, const Acc<T> (&gate)[V],
                                const Held& held) {
-  Word<T, V> residual[BATCH];
+  Word<T, V> residual[BATCH] = {};
   if constexpr (MODE == Mode::kAddRelu) {
     PPCR_UNROLLED
     for (int b = 0; b < BATCH; ++b)
@@ -176,8 +176,8 @@ PPCR_DEVICE void write_forward(const Tensors<T>& tensors, const UnitPart& part, 
   }
   PPCR_UNROLLED
   for (int b = 0; b < BATCH; ++b)
-    if (first + b < part.steps)
-      store<T, V>(tensors.out + part.offset + (first + b) * hop, recalibrate<T, V, MODE>(held(b), residual[b], gate));
+    store_if<T, V>(first + b < part.steps, tensors.out + part.offset + (first + b) * hop,
+                   recalibrate<T, V, MODE>(held(b), residual[b], gate));
 }
 
 template <class T, int V, Mode MODE>
@@ -269,6 +269,7 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
     pixel_values<V>(tile, gates, thread.column, gate);
     PPCR_UNROLLED
     for (int r = 0; r < STEPS; r += kBatch) {
+      if (MODE == Mode::kAddRelu && r >= part.steps) break;  // a branch: more than a batch of residuals in flight would spill
       constexpr int kLast = STEPS % kBatch;
       if (kLast != 0 && r + kBatch > STEPS)
         write_forward<T, V, MODE, kLast == 0 ? kBatch : kLast>(tensors, part, hop, r, gate, [&](int b) { return held[r + b]; });
@@ -324,14 +325,14 @@ PPCR_DEVICE void products_from_memory(const Tensors<T>& tensors, const UnitPart&
 
 // dx = gy g + dsum (gate mode: dsum alone), and dresidual = gy behind the ReLU.
 template <class T, int V, Mode MODE>
-PPCR_DEVICE void write_backward(const Tensors<T>& tensors, int64_t at, const Word<T, V>& grad, const Acc<T> (&gate)[V],
-                                const Acc<T> (&dsum)[V]) {
+PPCR_DEVICE void write_backward(const Tensors<T>& tensors, bool wanted, int64_t at, const Word<T, V>& grad,
+                                const Acc<T> (&gate)[V], const Acc<T> (&dsum)[V]) {
   Acc<T> values[V];
   unpack<T, V>(opaque(grad), values);
   PPCR_UNROLLED
   for (int j = 0; j < V; ++j) values[j] = values[j] * gate[j] + dsum[j];
-  store<T, V>(tensors.out + at, pack<T, V>(values));
-  if constexpr (MODE == Mode::kAddRelu) store<T, V>(tensors.extra_out + at, grad);
+  store_if<T, V>(wanted, tensors.out + at, pack<T, V>(values));
+  if constexpr (MODE == Mode::kAddRelu) store_if<T, V>(wanted, tensors.extra_out + at, grad);
 }
 
 template <class T, int V, Mode MODE>
@@ -340,7 +341,7 @@ PPCR_DEVICE void write_backward_from_memory(const Tensors<T>& tensors, const Uni
   if constexpr (MODE == Mode::kGate) {
     const Word<T, V> word = pack<T, V>(dsum);
     PPCR_BY_FOUR
-    for (int step = from; step < part.steps; ++step) store<T, V>(tensors.out + part.offset + step * hop, word);
+    for (int step = from; step < part.steps; ++step) store_if<T, V>(true, tensors.out + part.offset + step * hop, word);
   } else {
     PPCR_ROLLED
     for (int step = from; step < part.steps; step += kBatch) {
@@ -350,8 +351,7 @@ PPCR_DEVICE void write_backward_from_memory(const Tensors<T>& tensors, const Uni
         gradients[b] = load_gradient<T, V, MODE>(tensors, step + b < part.steps, part.offset + (step + b) * hop);
       PPCR_UNROLLED
       for (int b = 0; b < kBatch; ++b)
-        if (step + b < part.steps)
-          write_backward<T, V, MODE>(tensors, part.offset + (step + b) * hop, gradients[b], gate, dsum);
+        write_backward<T, V, MODE>(tensors, step + b < part.steps, part.offset + (step + b) * hop, gradients[b], gate, dsum);
     }
   }
 }
@@ -463,7 +463,7 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
   if constexpr (kHold) {
     PPCR_UNROLLED
     for (int r = 0; r < STEPS; ++r)
-      if (r < part.steps) write_backward<T, V, MODE>(tensors, part.offset + r * hop, held[r], gate, dsum);
+      if (r < part.steps) write_backward<T, V, MODE>(tensors, true, part.offset + r * hop, held[r], gate, dsum);
     write_backward_from_memory<T, V, MODE>(tensors, part, hop, STEPS, gate, dsum);
   } else {
     write_backward_from_memory<T, V, MODE>(tensors, part, hop, 0, gate, dsum);

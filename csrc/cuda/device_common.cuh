@@ -52,8 +52,8 @@ PPCR_DEVICE Word<T, V> load_if(bool wanted, const T* from) {
   return word;
 }
 template <class T, int V>
-PPCR_DEVICE void store(T* to, const Word<T, V>& word) {
-  store_word(reinterpret_cast<Word<T, V>*>(to), word);
+PPCR_DEVICE void store_if(bool wanted, T* to, const Word<T, V>& word) {
+  store_word_if(wanted, reinterpret_cast<Word<T, V>*>(to), word);
 }
 
 template <class T, int V>

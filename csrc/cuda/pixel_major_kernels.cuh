@@ -103,40 +103,35 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), i
     gates[lane] = pixel.g;
   }
   __syncwarp();
+  // Vector s is step s % STEPS of pixel s / STEPS.
+  static_assert(PIXELS * STEPS % kBatch == 0, "whole batches");
+  const auto exists = [&](int s) {
+    return place.first + s / STEPS * G::kGroups + place.group < lanes.pixels && place.channel + s % STEPS * G::kHop < lanes.segment;
+  };
+  const auto offset = [&](int s) { return place.offset + s / STEPS * pixel_hop + s % STEPS * G::kHop; };
   PPCR_UNROLLED
-  for (int i = 0; i < PIXELS; ++i) {
-    if (place.first + i * G::kGroups + place.group >= lanes.pixels) break;
-    const A gate = gates[i * G::kGroups + place.group];
-    const int64_t offset = place.offset + i * pixel_hop;
-    PPCR_UNROLLED
-    for (int first = 0; first < STEPS; first += kBatch) {
-      constexpr int kCount = STEPS < kBatch ? STEPS : kBatch;
-      static_assert(STEPS % kCount == 0, "whole batches");
-      Word<T, V> residual[kCount];  // all loads of a batch before its first store, which they could not pass
-      if constexpr (MODE == Mode::kAddRelu) {
-        PPCR_UNROLLED
-        for (int b = 0; b < kCount; ++b) {
-          const int hop = (first + b) * G::kHop;
-          residual[b] = load_if<T, V>(place.channel + hop < lanes.segment, tensors.extra_in + offset + hop);
-        }
-      }
+  for (int first = 0; first < PIXELS * STEPS; first += kBatch) {
+    Word<T, V> residual[kBatch] = {};  // all loads of a batch before its first store, which they could not pass
+    if constexpr (MODE == Mode::kAddRelu) {
       PPCR_UNROLLED
-      for (int b = 0; b < kCount; ++b) {
-        const int hop = (first + b) * G::kHop;
-        if (place.channel + hop >= lanes.segment) continue;
-        A values[V];
-        unpack<T, V>(opaque(held[i][first + b]), values);
-        if constexpr (MODE == Mode::kAddRelu) {
-          A added[V];
-          unpack<T, V>(opaque(residual[b]), added);
-          PPCR_UNROLLED
-          for (int j = 0; j < V; ++j) values[j] = relu(values[j] * gate + added[j]);
-        } else {
-          PPCR_UNROLLED
-          for (int j = 0; j < V; ++j) values[j] *= gate;
-        }
-        store<T, V>(tensors.out + offset + hop, pack<T, V>(values));
+      for (int b = 0; b < kBatch; ++b) residual[b] = load_if<T, V>(exists(first + b), tensors.extra_in + offset(first + b));
+    }
+    PPCR_UNROLLED
+    for (int b = 0; b < kBatch; ++b) {
+      const int s = first + b;
+      const A gate = gates[s / STEPS * G::kGroups + place.group];
+      A values[V];
+      unpack<T, V>(opaque(held[s / STEPS][s % STEPS]), values);
+      if constexpr (MODE == Mode::kAddRelu) {
+        A added[V];
+        unpack<T, V>(opaque(residual[b]), added);
+        PPCR_UNROLLED
+        for (int j = 0; j < V; ++j) values[j] = relu(values[j] * gate + added[j]);
+      } else {
+        PPCR_UNROLLED
+        for (int j = 0; j < V; ++j) values[j] *= gate;
       }
+      store_if<T, V>(exists(s), tensors.out + offset(s), pack<T, V>(values));
     }
   }
 }
@@ -238,8 +233,8 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), i
       unpack<T, V>(opaque(held[i][r]), values);
       PPCR_UNROLLED
       for (int j = 0; j < V; ++j) values[j] = values[j] * gate + dsum;
-      store<T, V>(tensors.out + at, pack<T, V>(values));
-      if constexpr (MODE == Mode::kAddRelu) store<T, V>(tensors.extra_out + at, held[i][r]);
+      store_if<T, V>(true, tensors.out + at, pack<T, V>(values));
+      if constexpr (MODE == Mode::kAddRelu) store_if<T, V>(true, tensors.extra_out + at, held[i][r]);
     }
   }
 }

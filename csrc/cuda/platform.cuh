@@ -75,23 +75,36 @@ PPCR_DEVICE uint2 opaque(uint2 word) {
   PPCR_OPAQUE(word.y);
   return word;
 }
-template <class Word>
-PPCR_DEVICE Word opaque(Word word) {
+PPCR_DEVICE unsigned opaque(unsigned word) {
+  PPCR_OPAQUE(word);
+  return word;
+}
+PPCR_DEVICE unsigned short opaque(unsigned short word) {
+  asm volatile("" : "+h"(word));
   return word;
 }
 
-// One store instruction per word: nvcc split plain uint4 stores into four of 4 bytes, and __stwb makes a STRONG.SM store.
-PPCR_DEVICE void store_word(uint4* to, uint4 word) {
-  asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(__cvta_generic_to_global(to)), "r"(word.x), "r"(word.y), "r"(word.z),
-               "r"(word.w)
+// One predicated store instruction per word. Plain uint4 stores were split into four of 4 bytes, and __stwb makes a STRONG.SM store.
+// With a branch around each store, ptxas moved the load that feeds it into the branch, so that only one load was in flight.
+PPCR_DEVICE void store_word_if(bool wanted, uint4* to, uint4 word) {
+  asm volatile("{ .reg .pred p; setp.ne.s32 p, %5, 0; @p st.global.v4.b32 [%0], {%1,%2,%3,%4}; }" ::"l"(__cvta_generic_to_global(to)),
+               "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w), "r"(int(wanted))
                : "memory");
 }
-PPCR_DEVICE void store_word(uint2* to, uint2 word) {
-  asm volatile("st.global.v2.b32 [%0], {%1,%2};" ::"l"(__cvta_generic_to_global(to)), "r"(word.x), "r"(word.y) : "memory");
+PPCR_DEVICE void store_word_if(bool wanted, uint2* to, uint2 word) {
+  asm volatile("{ .reg .pred p; setp.ne.s32 p, %3, 0; @p st.global.v2.b32 [%0], {%1,%2}; }" ::"l"(__cvta_generic_to_global(to)),
+               "r"(word.x), "r"(word.y), "r"(int(wanted))
+               : "memory");
 }
-template <class Word>
-PPCR_DEVICE void store_word(Word* to, Word word) {
-  *to = word;
+PPCR_DEVICE void store_word_if(bool wanted, unsigned* to, unsigned word) {
+  asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p st.global.b32 [%0], %1; }" ::"l"(__cvta_generic_to_global(to)), "r"(word),
+               "r"(int(wanted))
+               : "memory");
+}
+PPCR_DEVICE void store_word_if(bool wanted, unsigned short* to, unsigned short word) {
+  asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p st.global.b16 [%0], %1; }" ::"l"(__cvta_generic_to_global(to)), "h"(word),
+               "r"(int(wanted))
+               : "memory");
 }
 
 PPCR_DEVICE float widen(Half value) { return __half2float(value); }
@@ -125,8 +138,8 @@ Word opaque(Word word) {
   return word;
 }
 template <class Word>
-void store_word(Word* to, Word word) {
-  *to = word;
+void store_word_if(bool wanted, Word* to, Word word) {
+  if (wanted) *to = word;
 }
 inline float widen(Half value) { return static_cast<float>(value); }
 inline float widen(BFloat16 value) { return static_cast<float>(value); }
