@@ -6,6 +6,7 @@ import concurrent.futures
 import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -34,20 +35,22 @@ def _fingerprint(flags: list[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(extra_flags: tuple[str, ...] = (), csrc: Path | None = None) -> Path:
-    """Path of the compiled module. Unchanged sources are not compiled again. ``csrc`` replaces the kernels' folder (planted faults)."""
-    here = HERE if csrc is None else csrc.parent / "tests" / "cuda_on_cpu"
+def build(extra_flags: tuple[str, ...] = ()) -> Path:
+    """Path of the compiled module, e.g. with ``extra_flags=("-fsanitize=undefined",)``. Unchanged sources are not compiled again."""
     flags = [*FLAGS, *extra_flags, *_include_flags()]
-    folder = ROOT / "build" / "cuda_on_cpu" / (_fingerprint(flags) if csrc is None else csrc.parent.name)
+    folder = ROOT / "build" / "cuda_on_cpu" / _fingerprint(flags)
     module = folder / f"ppcr_cuda_on_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if module.exists() and csrc is None:
+    if module.exists():
         return module
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.parent.iterdir():  # builds of earlier sources: the last few stay
+        if old != folder and len(list(folder.parent.iterdir())) > 4:
+            shutil.rmtree(old, ignore_errors=True)
     compiler = os.environ.get("CXX", "g++")
 
     def compile_source(source: str) -> Path:
         object_file = folder / f"{source}.o"
-        command = [compiler, *flags, "-c", str(here / source), "-o", str(object_file)]
+        command = [compiler, *flags, "-c", str(HERE / source), "-o", str(object_file)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
