@@ -68,7 +68,7 @@ template <class Math, class V, class S, class Bins>
 PPCR_HD void pixel_forward(const Bins& bins, const V* sums, const S* weight, S bias, S eps, Pixel<V, Bins>& pixel) {
   const int contexts = bins.contexts();
   const S inverse_contexts = S(1) / S(contexts);
-  V mean{};
+  V pivot{}, mean{};  // contexts are taken relative to the first: what is normalized are differences, and these are exact where small
   PPCR_UNROLL
   for (int l = 0; l < contexts; ++l) {
     const int first = bins.first(l), last = bins.last(l);
@@ -76,8 +76,9 @@ PPCR_HD void pixel_forward(const Bins& bins, const V* sums, const S* weight, S b
     PPCR_UNROLL
     for (int k = first + 1; k < last; ++k) t = t + sums[k];
     t = t * bins.inverse_size(l);
-    pixel.n[l] = t;
-    mean = mean + t;
+    if (l == 0) pivot = t;
+    pixel.n[l] = t - pivot;
+    mean = mean + pixel.n[l];
   }
   mean = mean * inverse_contexts;
   V variance{};

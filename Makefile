@@ -1,0 +1,85 @@
+# make help lists the targets. bench and test each do their own set-up on a fresh machine.
+
+PYTHON ?= python3
+# another PyTorch for .venv than the pinned one, such as TORCH=2.13.0
+TORCH ?=
+BENCH_ARGS ?=
+PYTEST_ARGS ?=
+# where PyTorch's CPU-only builds are; where it cannot be reached, pip's own indexes serve
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+VENV := .venv
+BIN := $(VENV)/bin
+MINIMAL := .venv-minimal
+COPY := build/minimal
+PIP_INSTALL := -m pip install --disable-pip-version-check --no-input
+
+NATIVE := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml ppcr_ext/_build.py
+PACKAGE := $(NATIVE) $(shell find ppcr_ext -name '*.py' 2>/dev/null) MANIFEST.in README.md LICENSE
+CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+# Stamps: what is installed and built, so that a second make has nothing to do.
+INSTALLED := $(VENV)/.installed-$(if $(TORCH),$(TORCH),pinned)
+BUILT := build/.built-$(if $(TORCH),$(TORCH),pinned)
+
+.PHONY: help setup bench test test-minimal lint format clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
+	@echo
+	@echo "variables: PYTHON=python3.12  TORCH=2.13.0  BENCH_ARGS='--shapes --rounds 50'  PYTEST_ARGS='-k gate'"
+
+setup: $(BUILT)  ## .venv with the pinned packages, and the extension built in place
+
+$(INSTALLED): requirements/torch.txt requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "the pinned packages need Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/.installed-*
+	$(BIN)/python $(PIP_INSTALL) $(if $(TORCH),torch==$(TORCH) torchvision,-r requirements/torch.txt) -r requirements/dev.txt
+	touch $@
+
+$(BUILT): $(INSTALLED) $(NATIVE)
+	rm -f build/.built-*
+	$(BIN)/python setup.py build_ext --inplace
+	mkdir -p build && touch $@
+
+bench: $(BUILT)  ## errors and speed on real feature maps beside plain PyTorch; files go to results/
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+test: $(BUILT)  ## all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The package is installed, from a copy, into a venv of its own: two versions of PyTorch never share a build folder,
+# and the tests run where the source tree cannot be imported by accident.
+test-minimal: $(MINIMAL)/.package  ## the core tests with the oldest tested PyTorch, CPU only
+	cd tests && ../$(MINIMAL)/bin/python -c "import ppcr_ext; assert '$(MINIMAL)' in ppcr_ext.__file__, ppcr_ext.__file__"
+	cd tests && ../$(MINIMAL)/bin/python -m pytest --import-mode=importlib -m "not full and not gpu" $(PYTEST_ARGS)
+
+$(MINIMAL)/.installed: requirements/minimal.txt
+	test -x $(MINIMAL)/bin/python || $(PYTHON) -m venv $(MINIMAL)
+	$(MINIMAL)/bin/python $(PIP_INSTALL) --retries 1 --no-deps --extra-index-url $(TORCH_CPU_INDEX) $$(grep ^torch== $<)
+	$(MINIMAL)/bin/python $(PIP_INSTALL) -r $<
+	touch $@
+
+$(MINIMAL)/.package: $(MINIMAL)/.installed $(PACKAGE)
+	mkdir -p $(COPY) && rm -rf $(COPY)/csrc $(COPY)/ppcr_ext
+	cp -Rp csrc ppcr_ext setup.py pyproject.toml MANIFEST.in README.md LICENSE $(COPY)
+	rm -f $(COPY)/ppcr_ext/*.so $(COPY)/ppcr_ext/_build.json
+	$(MINIMAL)/bin/python $(PIP_INSTALL) -v --no-build-isolation --no-deps --force-reinstall ./$(COPY)
+	touch $@
+
+lint: $(BUILT)  ## ruff, clang-format, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/mypy
+
+format: $(BUILT)  ## rewrite the sources as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:  ## remove what was built and measured; the virtual environments stay
+	rm -rf build dist results *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -f ppcr_ext/*.so ppcr_ext/_build.json $(MINIMAL)/.package
