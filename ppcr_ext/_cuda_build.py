@@ -135,9 +135,7 @@ def architectures(nvcc: Path, wanted: str | None = None) -> Architectures:
     for item in items:
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item)
         if match is None:
-            raise CannotBuild(
-                f"TORCH_CUDA_ARCH_LIST holds {item!r}; it takes numbers such as 8.0;9.0+PTX, and {', '.join(_NAMED)}"
-            )
+            raise CannotBuild(f"TORCH_CUDA_ARCH_LIST holds {item!r}; it takes numbers such as 8.0;9.0+PTX, and {', '.join(_NAMED)}")
         number, suffix = match[1] + match[2], match[3]
         if (int(match[1]), int(match[2])) < OLDEST:
             raise CannotBuild(f"TORCH_CUDA_ARCH_LIST holds {item}; the kernels need 7.5 (Turing) or newer")

@@ -20,7 +20,8 @@ WORK = ROOT / "build" / "cuda"
 def recipe() -> ModuleType:
     """ppcr_ext/_cuda_build.py without the package around it, which would load a library that is about to be replaced."""
     spec = importlib.util.spec_from_file_location("ppcr_ext_cuda_build", ROOT / "ppcr_ext" / "_cuda_build.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -104,6 +104,7 @@ PPCR_DEVICE Acc<T> read_parameter(const Parameter& parameter, int i) {
 // Weights and, behind them, the bias. The caller's next block-wide barrier publishes them.
 template <class T>
 PPCR_DEVICE void stage_parameters(const Parameter& weight, const Parameter& bias, int contexts, Acc<T>* to) {
+  PPCR_ROLLED
   for (int l = threadIdx.x; l <= contexts; l += blockDim.x)
     to[l] = l < contexts ? read_parameter<T>(weight, l) : read_parameter<T>(bias, 0);
 }

@@ -24,11 +24,11 @@ constexpr int pixel_major_blocks(int element_size, int held_bytes, Mode mode, bo
 template <int V, int STEPS, int PIXELS, int LANES>
 struct LaneGeometry {
   static constexpr int kSegments = 4;
-  static constexpr int kGroups = kWarp / LANES;             // pixels that a warp reads at once
+  static constexpr int kGroups = kWarp / LANES;  // pixels that a warp reads at once
   static constexpr int kWarpPixels = kGroups * PIXELS;
   static constexpr int kSegmentLanes = LANES / kSegments;
-  static constexpr int kHop = kSegmentLanes * V;            // channels from one vector of a lane to its next
-  static constexpr int kRow = kSegments + 1;                // words per pixel in shared memory: odd, against bank conflicts
+  static constexpr int kHop = kSegmentLanes * V;  // channels from one vector of a lane to its next
+  static constexpr int kRow = kSegments + 1;      // words per pixel in shared memory: odd, against bank conflicts
   static_assert(kWarpPixels <= kWarp, "one lane per pixel computes the gate");
 };
 
@@ -167,8 +167,7 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), i
       const int64_t at = place.offset + i * pixel_hop + r * G::kHop;
       held[i][r] = load_if<T, V>(wanted, tensors.grad + at);
       x[i][r] = load_if<T, V>(wanted, tensors.x + at);
-      if constexpr (MODE == Mode::kAddRelu)
-        held[i][r] = mask_relu<T, V>(held[i][r], load_if<T, V>(wanted, tensors.extra_in + at));
+      if constexpr (MODE == Mode::kAddRelu) held[i][r] = mask_relu<T, V>(held[i][r], load_if<T, V>(wanted, tensors.extra_in + at));
     }
   }
   stage_parameters<T>(tensors.weight, tensors.bias, kContexts, parameters);

@@ -16,7 +16,7 @@ struct PixelWalkArguments {
 struct WalkPlace {
   int lanes, lane;  // of a group
   int group, groups;
-  int64_t first;    // pixel of the warp
+  int64_t first;  // pixel of the warp
 };
 
 PPCR_DEVICE WalkPlace walk_place(const Walk& walk) {
@@ -106,9 +106,9 @@ __global__ void __launch_bounds__(kThreads) pixel_walk_backward(const __grid_con
   const int warp_values = walk_warp_values(walk.warp_pixels, contexts, segments, true);
   A* const parameters = reinterpret_cast<A*>(raw);
   A* const shared = parameters + parameter_slots(contexts);
-  A* const sums = shared + warp * warp_values;                          // [pixels][segments], later their gradients
-  A* const gates = sums + walk.warp_pixels * segments;                  // [pixels]: the dot product, later the gate
-  A* const contributions = gates + walk.warp_pixels;                    // [contexts + 1][pixels]
+  A* const sums = shared + warp * warp_values;          // [pixels][segments], later their gradients
+  A* const gates = sums + walk.warp_pixels * segments;  // [pixels]: the dot product, later the gate
+  A* const contributions = gates + walk.warp_pixels;    // [contexts + 1][pixels]
 
   stage_parameters<T>(tensors.weight, tensors.bias, contexts, parameters);
   const WalkPlace place = walk_place(walk);

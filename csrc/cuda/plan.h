@@ -1,18 +1,18 @@
-// Chooses, from sizes alone, which kernel runs and how it cuts the tensor. Plain C++: tested without CUDA (tests/test_cuda_plan.py),
-// and the same plans drive the kernels on a GPU and on the CPU (tests/cuda_on_cpu).
+// Chooses, from sizes alone, which kernel runs and how it cuts the tensor. Plain C++: tested without CUDA
+// (tests/test_cuda_plan.py), and the same plans drive the kernels on a GPU and on the CPU (tests/cuda_on_cpu).
 #pragma once
 #include <algorithm>
 #include <cstdlib>
 #include <initializer_list>
 #include <string>
 
-#include "tile.h"
+#include "units.h"
 
 namespace ppcr::cuda {
 
 struct DeviceLimits {
   int multiprocessors = 132;
-  int max_cluster = 1;       // 8 where both the device and the compiled kernels know clusters (sm_90 on)
+  int max_cluster = 1;          // 8 where both the device and the compiled kernels know clusters (sm_90 on)
   int shared_bytes = 99 << 10;  // of a block, at most
 };
 
@@ -37,19 +37,19 @@ enum class KernelKind : int { kChannelMajor, kPixelMajor, kPixelWalk };
 
 struct Plan {
   KernelKind kind = KernelKind::kChannelMajor;
-  int vector = 1;            // elements per load
-  int steps = 0;             // vectors that a thread holds (of each pixel, in the pixel-major kernel)
-  int variant = -1;          // of kLaneVariants
-  Tile tile{};               // channel-major
-  int unit_count = 0;        // channel-major
-  int lanes_log2 = 0;        // pixel walk
-  int warp_pixels = 0;       // pixel-major, pixel walk
+  int vector = 1;       // elements per load
+  int steps = 0;        // vectors that a thread holds (of each pixel, in the pixel-major kernel)
+  int variant = -1;     // of kLaneVariants
+  Tile tile{};          // channel-major
+  int unit_count = 0;   // channel-major
+  int lanes_log2 = 0;   // pixel walk
+  int warp_pixels = 0;  // pixel-major, pixel walk
   int threads = kThreads;
   int64_t blocks = 0;
   int64_t partial_count = 0;  // per parameter
   int shared_bytes = 0;
   double score = 0;
-  std::string error;         // why there is no plan
+  std::string error;  // why there is no plan
 };
 
 constexpr int64_t kMaxBlocks = 0x7fffffff;
@@ -82,7 +82,8 @@ inline Forced parse_forced(const char* text) {
     char* end = nullptr;
     const long value = equals == std::string::npos ? -1 : std::strtol(item.c_str() + equals + 1, &end, 10);
     if (field == nullptr || end == nullptr || *end != 0 || value < 0 || value > 65536) {
-      forced.error = "PPCR_PLAN: '" + item + "' is not one of q=, groups=, cluster=, vector=, steps=, warps=, variant= with a number";
+      forced.error =
+          "PPCR_PLAN: '" + item + "' is not one of q=, groups=, cluster=, vector=, steps=, warps=, variant= with a number";
       return forced;
     }
     *field = static_cast<int>(value);
@@ -109,61 +110,6 @@ inline int greatest_common_divisor(int a, int b) {
     b = rest;
   }
   return a;
-}
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
-
-// ------------------------------------------------------------------------------------------------------ units of a tile
-inline EqualUnits equal_units(const Pooling& pooling, int unit_count) {
-  const int per_segment = unit_count / pooling.segments;
-  return {static_cast<int>(pooling.edge[1] / per_segment), per_segment};
-}
-
-// At least one unit per segment; the longest units are cut until there are `wanted`.
-inline int units_of_segments(const Pooling& pooling, int wanted, int (&per_segment)[kMaxSegments]) {
-  int count = pooling.segments;
-  for (int k = 0; k < pooling.segments; ++k) per_segment[k] = 1;
-  for (; count < wanted; ++count) {
-    int longest = 0;
-    double length = 1;
-    for (int k = 0; k < pooling.segments; ++k) {
-      const double unit = double(pooling.edge[k + 1] - pooling.edge[k]) / per_segment[k];
-      if (unit > length) {
-        length = unit;
-        longest = k;
-      }
-    }
-    if (length < 2) break;  // of single channels nothing can be cut off
-    ++per_segment[longest];
-  }
-  return count;
-}
-
-inline TableUnits table_units(const Pooling& pooling, int wanted) {
-  int per_segment[kMaxSegments];
-  units_of_segments(pooling, wanted, per_segment);
-  TableUnits units{};
-  int unit = 0;
-  for (int k = 0; k < pooling.segments; ++k) {
-    units.first_of[k] = static_cast<uint16_t>(unit);
-    const int64_t length = pooling.edge[k + 1] - pooling.edge[k];
-    for (int i = 0; i < per_segment[k]; ++i, ++unit) {
-      units.edge[unit] = static_cast<int>(pooling.edge[k] + length / per_segment[k] * i + std::min<int64_t>(i, length % per_segment[k]));
-      units.segment_of[unit] = static_cast<uint8_t>(k);
-    }
-  }
-  units.first_of[pooling.segments] = static_cast<uint16_t>(unit);
-  for (; unit <= kMaxUnits; ++unit) units.edge[unit] = static_cast<int>(pooling.edge[pooling.segments]);
-  return units;
-}
-
-inline int64_t longest_unit(const Pooling& pooling, int wanted) {
-  int per_segment[kMaxSegments];
-  units_of_segments(pooling, wanted, per_segment);
-  int64_t longest = 0;
-  for (int k = 0; k < pooling.segments; ++k)
-    longest = std::max(longest, ceil_div(pooling.edge[k + 1] - pooling.edge[k], per_segment[k]));
-  return longest;
 }
 
 // ------------------------------------------------------------------------------------------------------- channel-major
@@ -230,8 +176,8 @@ inline Plan channel_major_candidate(const Problem& problem, const DeviceLimits& 
   plan.blocks = plan.partial_count * cluster;
   if (plan.blocks > kMaxBlocks) return plan;
   const int accumulator = problem.element_size == 8 ? 8 : 4;
-  const int64_t shared = int64_t(accumulator) *
-                         tile_memory(tile, pooling.contexts, pooling.segments, problem.mode, problem.backward).total;
+  const int64_t shared =
+      int64_t(accumulator) * tile_memory(tile, pooling.contexts, pooling.segments, problem.mode, problem.backward).total;
   if (shared > device.shared_bytes) return plan;
   plan.shared_bytes = static_cast<int>(shared);
 
@@ -250,7 +196,10 @@ inline Plan channel_major_candidate(const Problem& problem, const DeviceLimits& 
 
   // Bytes that a step reads without a gap: 128 fill a line, 32 a sector.
   const double run = double(whole ? unit_channels * q : q) * problem.element_size;
-  const double long_runs = run >= 128 ? 1 : run >= 64 ? 0.85 + 0.15 * (run - 64) / 64 : run >= 32 ? 0.6 + 0.25 * (run - 32) / 32 : run * 0.6 / 32;
+  const double long_runs = run >= 128  ? 1
+                           : run >= 64 ? 0.85 + 0.15 * (run - 64) / 64
+                           : run >= 32 ? 0.6 + 0.25 * (run - 32) / 32
+                                       : run * 0.6 / 32;
   // A run that starts inside a sector moves that sector twice between L2 and multiprocessor.
   const bool aligned = problem.image_pixels * problem.element_size % 32 == 0 && q * problem.element_size % 32 == 0;
   const double sectors = aligned ? 1 : 0.9 + 0.1 * run / (run + 32);
@@ -276,8 +225,8 @@ inline Plan channel_major_candidate(const Problem& problem, const DeviceLimits& 
   const double share = 2. * plan.partial_count * (pooling.contexts + 1) * accumulator / tensor_bytes;
   const double partials = problem.backward && share > 0.01 ? 0.7 : 1;
 
-  plan.score = partials * once * threads_busy * pixels_busy * long_runs * sectors * cluster_cost * (0.4 + 0.6 * in_flight) * residency *
-               spread;
+  plan.score = partials * once * threads_busy * pixels_busy * long_runs * sectors * cluster_cost * (0.4 + 0.6 * in_flight) *
+               residency * spread;
   return plan;
 }
 
@@ -303,7 +252,8 @@ inline Plan plan_channel_major(const Problem& problem, const DeviceLimits& devic
     if (vector * problem.element_size > problem.alignment || (forced.vector != 0 && vector != forced.vector)) continue;
     consider(problem.image_pixels, vector);
     for (int64_t run = 32; run <= 2048; run *= 2) consider(run / problem.element_size / vector * vector, vector);
-    for (int pieces = 2; pieces <= 32; ++pieces) consider(ceil_div(ceil_div(problem.image_pixels, pieces), vector) * vector, vector);
+    for (int pieces = 2; pieces <= 32; ++pieces)
+      consider(ceil_div(ceil_div(problem.image_pixels, pieces), vector) * vector, vector);
     consider(vector, vector);
     if (forced.q != 0) consider(forced.q, vector);
     if (best.score > 0.3) break;  // narrower vectors would not do better
@@ -390,53 +340,6 @@ inline Plan make_plan(const Problem& problem, const DeviceLimits& device, const 
     if (!plan.error.empty() && forced_text != nullptr) plan.error += std::string(" with PPCR_PLAN=") + forced_text;
   }
   return plan;
-}
-
-// ------------------------------------------------------------------------------------------------------ predicted traffic
-// Bytes that a launch (backward: with its finishing kernel) moves through memory if every byte that is read a second time comes
-// from there again. For the pixel walk that is not so (its second reading is meant for the caches): what it hopes for is counted.
-struct Traffic {
-  int64_t tensor = 0;     // one pass over x
-  int64_t read = 0, written = 0;
-  int64_t parameters = 0;  // partial sums, written and read
-};
-
-inline Traffic predicted_traffic(const Problem& problem, const Plan& plan) {
-  Traffic traffic;
-  const int64_t pixels = problem.images * problem.image_pixels;
-  const int64_t tensor = traffic.tensor = pixels * problem.channels * problem.element_size;
-  const int64_t gates = pixels * problem.element_size;
-  const int64_t accumulator = problem.element_size == 8 ? 8 : 4;
-  switch (problem.mode) {
-    case Mode::kScale:
-      traffic.read = problem.backward ? 2 * tensor : tensor;
-      traffic.written = tensor;
-      break;
-    case Mode::kAddRelu:
-      traffic.read = problem.backward ? 3 * tensor : 2 * tensor;
-      traffic.written = problem.backward ? 2 * tensor : tensor;
-      break;
-    case Mode::kGate:
-      traffic.read = tensor + (problem.backward ? gates : 0);
-      traffic.written = problem.backward ? tensor : gates;
-      break;
-  }
-  if (plan.kind == KernelKind::kChannelMajor && problem.mode != Mode::kGate) {
-    // Channels of a first-round unit beyond the held steps, and all of later rounds.
-    const bool standard = problem.pooling->standard;
-    const TableUnits units = standard ? TableUnits{} : table_units(*problem.pooling, plan.unit_count);
-    const int first_round = plan.tile.groups * plan.tile.cluster;
-    int64_t again = 0;
-    for (int unit = 0; unit < plan.unit_count; ++unit) {
-      const int64_t channels = standard ? problem.channels / plan.unit_count : units.count(unit);
-      const int64_t held = unit < first_round ? int64_t(plan.steps) * plan.tile.rows : 0;
-      again += std::max<int64_t>(0, channels - held);
-    }
-    const int64_t streams = problem.backward && problem.mode == Mode::kAddRelu ? 2 : 1;  // gy and y are both read again
-    traffic.read += streams * again * pixels * problem.element_size;
-  }
-  if (problem.backward) traffic.parameters = 2 * plan.partial_count * (problem.pooling->contexts + 1) * accumulator;
-  return traffic;
 }
 
 }  // namespace ppcr::cuda

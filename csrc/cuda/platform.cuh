@@ -84,12 +84,13 @@ PPCR_DEVICE unsigned short opaque(unsigned short word) {
   return word;
 }
 
-// One predicated store instruction per word. Plain uint4 stores were split into four of 4 bytes, and __stwb makes a STRONG.SM store.
-// With a branch around each store, ptxas moved the load that feeds it into the branch, so that only one load was in flight.
+// One predicated store instruction per word. Plain uint4 stores were split into four of 4 bytes, and __stwb makes a STRONG.SM
+// store. With a branch around each store, ptxas moved the load that feeds it into the branch, so that only one load was in flight.
 PPCR_DEVICE void store_word_if(bool wanted, uint4* to, uint4 word) {
-  asm volatile("{ .reg .pred p; setp.ne.s32 p, %5, 0; @p st.global.v4.b32 [%0], {%1,%2,%3,%4}; }" ::"l"(__cvta_generic_to_global(to)),
-               "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w), "r"(int(wanted))
-               : "memory");
+  asm volatile(
+      "{ .reg .pred p; setp.ne.s32 p, %5, 0; @p st.global.v4.b32 [%0], {%1,%2,%3,%4}; }" ::"l"(__cvta_generic_to_global(to)),
+      "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w), "r"(int(wanted))
+      : "memory");
 }
 PPCR_DEVICE void store_word_if(bool wanted, uint2* to, uint2 word) {
   asm volatile("{ .reg .pred p; setp.ne.s32 p, %3, 0; @p st.global.v2.b32 [%0], {%1,%2}; }" ::"l"(__cvta_generic_to_global(to)),

@@ -64,8 +64,9 @@ const Plan& plan_for(const Problem& problem, const std::vector<int64_t>& levels,
   const std::string text = forced == nullptr ? "" : forced;
   if (text != known_forced || known.size() > 1000) known.clear();
   known_forced = text;
-  const PlanKey key{problem.images,    problem.channels,  problem.image_pixels,           problem.pixel_major, problem.element_size,
-                    problem.alignment, int(problem.mode), problem.backward, device};
+  const PlanKey key{problem.images,      problem.channels,     problem.image_pixels,
+                    problem.pixel_major, problem.element_size, problem.alignment,
+                    int(problem.mode),   problem.backward,     device};
   const auto found = known.find({key, levels});
   if (found != known.end()) return found->second;
   Plan plan = make_plan(problem, limits_of(device), text.empty() ? nullptr : text.c_str());
@@ -117,10 +118,9 @@ class Call {
       return;
     }
     // Gate mode reads and writes its one value per pixel singly, whatever the address.
-    problem_.alignment =
-        problem_.mode == Mode::kGate
-            ? common_alignment({operands.x, problem_.backward ? operands.out : nullptr})
-            : common_alignment({operands.x, operands.grad, operands.extra_in, operands.out, operands.extra_out});
+    problem_.alignment = problem_.mode == Mode::kGate
+                             ? common_alignment({operands.x, problem_.backward ? operands.out : nullptr})
+                             : common_alignment({operands.x, operands.grad, operands.extra_in, operands.out, operands.extra_out});
     const int device = x.get_device_index();
     const Plan& plan = plan_for(problem_, levels_, device);
     Tensor partials;

@@ -4,11 +4,11 @@
 
 namespace ppcr::cuda {
 
-constexpr int kThreads = 256;    // threads of a block, at most
+constexpr int kThreads = 256;  // threads of a block, at most
 constexpr int kWarp = 32;
-constexpr int kMaxCluster = 8;   // blocks of a cluster: the portable limit
-constexpr int kMaxGroups = 8;    // groups of threads in a block of the channel-major kernels
-constexpr int kMaxUnits = 256;   // units of a TableUnits
+constexpr int kMaxCluster = 8;  // blocks of a cluster: the portable limit
+constexpr int kMaxGroups = 8;   // groups of threads in a block of the channel-major kernels
+constexpr int kMaxUnits = 256;  // units of a TableUnits
 
 enum class Mode : int {
   kScale,    // y = x g
@@ -97,16 +97,17 @@ PPCR_HD TileMemory tile_memory(const Tile& tile, int contexts, int segments, Mod
 struct LaneVariant {
   int lanes, steps, pixels;
 };
-constexpr LaneVariant kLaneVariants[] = {{4, 1, 4}, {8, 1, 4}, {16, 1, 4}, {32, 1, 4}, {32, 2, 2}, {32, 4, 2}, {32, 8, 1}, {32, 16, 1}};
+constexpr LaneVariant kLaneVariants[] = {{4, 1, 4},  {8, 1, 4},  {16, 1, 4}, {32, 1, 4},
+                                         {32, 2, 2}, {32, 4, 2}, {32, 8, 1}, {32, 16, 1}};
 constexpr int kLaneVariantCount = sizeof(kLaneVariants) / sizeof(kLaneVariants[0]);
 
 // A double takes two registers: 16 steps of them would spill.
 constexpr bool has_lane_variant(const LaneVariant& variant, int element_size) { return variant.steps < 16 || element_size < 8; }
 
 struct Lanes {
-  int64_t pixels;   // of the whole tensor
+  int64_t pixels;  // of the whole tensor
   int64_t channels;
-  int segment;      // channels of a segment
+  int segment;  // channels of a segment
 };
 
 // Any bins, any alignment: 2^lanes_log2 lanes share a pixel and walk through its segments one after another; a warp owns

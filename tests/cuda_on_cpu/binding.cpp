@@ -5,8 +5,11 @@
 
 #include <vector>
 
+// clang-format off: the kernels need what cuda_on_cpu.h defines
 #include "cuda_on_cpu.h"
 #include "../../csrc/cuda/dispatch.cuh"
+// clang-format on
+#include "../../csrc/cuda/traffic.h"
 #include "run.h"
 
 namespace py = pybind11;
@@ -44,8 +47,7 @@ std::unique_ptr<Request> request_from(const py::dict& fields) {
   take(fields, "shared_bytes", request->device.shared_bytes);
   std::vector<int64_t> levels = {1, 2, 4};
   take(fields, "levels", levels);
-  const char* const wrong =
-      make_pooling(levels.data(), static_cast<int64_t>(levels.size()), problem.channels, request->pooling);
+  const char* const wrong = make_pooling(levels.data(), static_cast<int64_t>(levels.size()), problem.channels, request->pooling);
   if (wrong != nullptr) throw py::value_error(wrong);
   problem.pooling = &request->pooling;
   return request;
@@ -153,10 +155,13 @@ py::dict run(const py::dict& fields, const std::string& dtype, const py::dict& a
 }  // namespace
 
 PYBIND11_MODULE(ppcr_cuda_on_cpu, module) {
-  module.def("plan", [](const py::dict& fields, const std::string& forced) {
-    const auto request = request_from(fields);
-    return describe(*request, plan_for(*request, forced));
-  }, py::arg("fields"), py::arg("forced") = "");
+  module.def(
+      "plan",
+      [](const py::dict& fields, const std::string& forced) {
+        const auto request = request_from(fields);
+        return describe(*request, plan_for(*request, forced));
+      },
+      py::arg("fields"), py::arg("forced") = "");
   module.def("run", &run, py::arg("fields"), py::arg("dtype"), py::arg("arrays"), py::arg("eps") = 1e-5, py::arg("forced") = "",
              py::arg("seed") = 0, py::arg("only_blocks") = 0);
   module.def("statistics", [] {

@@ -70,7 +70,8 @@ def build(extra_flags: tuple[str, ...] = ()) -> Path:
 def load(path: Path | None = None) -> ModuleType:
     """The compiled module, built if need be."""
     spec = importlib.util.spec_from_file_location("ppcr_cuda_on_cpu", path or build())
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -137,9 +137,7 @@ class Tensors:
             arrays["dbias"] = as_numpy(outputs["dbias"]) if "dbias" in outputs else None
         else:
             arrays["extra_in"] = self.flat(self.residual)
-        plan = kernels().run(
-            case.fields(backward), case.dtype, arrays, forced=case.forced, seed=seed, only_blocks=case.only_blocks
-        )
+        plan = kernels().run(case.fields(backward), case.dtype, arrays, forced=case.forced, seed=seed, only_blocks=case.only_blocks)
         return outputs, plan
 
     def expected(self, y: Tensor | None) -> dict[str, tuple[Tensor, float]]:
@@ -152,7 +150,8 @@ class Tensors:
         gradient = self.grad.double()
         results: dict[str, Tensor] = {}
         if case.mode == ADD_RELU:
-            assert self.residual is not None and y is not None
+            assert self.residual is not None
+            assert y is not None
             results["y"] = reference.ppcr_add_relu(x, self.residual.double(), weight, biases, case.levels, 1e-5)
             gradient = torch.where(y <= 0, 0, gradient)  # of the stored y, as the operator defines it
             results["dresidual"] = gradient

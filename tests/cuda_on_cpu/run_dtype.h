@@ -4,8 +4,10 @@
 
 #include <typeinfo>
 
+// clang-format off: the kernels need what cuda_on_cpu.h defines
 #include "cuda_on_cpu.h"
 #include "../../csrc/cuda/dispatch.cuh"
+// clang-format on
 #include "run.h"
 
 namespace ppcr::cuda {
