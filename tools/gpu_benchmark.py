@@ -30,7 +30,7 @@ ROTATED_BYTES = 1 << 30  # together at least this much: many times any L2
 ROUNDS = 15
 SECONDS_PER_ROUND = 0.01
 
-# Fractions of copy bandwidth that arithmetic predicts (forward, step), to be compared with; see the issue tracker for the reasons.
+# Fractions of copy bandwidth that arithmetic predicts for forward and step: sector and cluster overheads, latency between blocks.
 WANTED = {
     ("pixel-major", 64): (0.88, 0.86),
     ("pixel-major", None): (0.92, 0.90),

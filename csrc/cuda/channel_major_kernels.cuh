@@ -19,13 +19,6 @@ struct ChannelMajorArguments {
   Bins bins;
 };
 
-// Blocks per multiprocessor to compile for: what the held words leave of 65536 registers.
-constexpr int channel_major_blocks(int held_bytes, Mode mode, bool backward) {
-  if (mode == Mode::kGate) return 4;
-  const bool few = held_bytes <= 128, added = mode == Mode::kAddRelu;  // the residual takes registers, too
-  return backward ? (few && !added ? 3 : 2) : (few ? 4 : 3) - added;
-}
-
 // ------------------------------------------------------------------------------------------------------------------ forward
 template <class T, int V>
 PPCR_DEVICE void add_word(const Word<T, V>& word, Acc<T> (&sum)[V]) {

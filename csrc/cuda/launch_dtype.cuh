@@ -14,17 +14,20 @@ inline void check_cuda(cudaError_t error, const std::string& what) {
   throw std::runtime_error("ppcr_ext: " + what + ": " + cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")");
 }
 
+inline void check_launch(cudaError_t error, const Launch& launch) {
+  if (error == cudaSuccess) return;
+  check_cuda(error, std::string(launch.name) + " could not be launched with " + std::to_string(launch.blocks) + " blocks of " +
+                        std::to_string(launch.threads) + " threads, clusters of " + std::to_string(launch.cluster) + ", " +
+                        std::to_string(launch.shared_bytes) + " bytes of shared memory");
+}
+
 struct StreamLauncher {
   cudaStream_t stream;
 
   template <class Arguments>
   void operator()(void (*kernel)(Arguments), const Launch& launch, const Arguments& arguments) {
-    const std::string what = std::string(launch.name) + " could not be launched with " + std::to_string(launch.blocks) +
-                             " blocks of " + std::to_string(launch.threads) + " threads, clusters of " +
-                             std::to_string(launch.cluster) + ", " + std::to_string(launch.shared_bytes) +
-                             " bytes of shared memory";
     if (launch.shared_bytes > 48 << 10)  // beyond this a kernel has to ask
-      check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes), what);
+      check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes), launch);
     cudaLaunchConfig_t configuration{};
     configuration.gridDim = dim3(static_cast<unsigned>(launch.blocks));
     configuration.blockDim = dim3(static_cast<unsigned>(launch.threads));
@@ -36,8 +39,8 @@ struct StreamLauncher {
     cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
     configuration.attrs = &cluster;
     configuration.numAttrs = launch.cluster > 1 ? 1 : 0;
-    check_cuda(cudaLaunchKernelEx(&configuration, kernel, arguments), what);
-    check_cuda(cudaGetLastError(), what);
+    check_launch(cudaLaunchKernelEx(&configuration, kernel, arguments), launch);
+    check_launch(cudaGetLastError(), launch);
   }
 };
 

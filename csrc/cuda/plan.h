@@ -208,8 +208,7 @@ inline Plan channel_major_candidate(const Problem& problem, const DeviceLimits& 
   for (int blocks = 1; blocks < cluster; blocks *= 2) cluster_cost *= 0.97;
 
   // Blocks on a multiprocessor, by registers and by shared memory, and the bytes that they keep in flight together.
-  const bool few_registers = steps * vector * problem.element_size <= 128;
-  const int by_registers = gate ? 4 : (few_registers ? 4 : 3) - problem.backward;
+  const int by_registers = channel_major_blocks(steps * vector * problem.element_size, problem.mode, problem.backward);
   const int by_memory = std::max<int>(1, static_cast<int>((device.shared_bytes + 1024) / (shared + 1024)));
   const int resident = std::min(by_registers, by_memory);
   const double residency = 0.85 + 0.05 * std::min(3, resident);

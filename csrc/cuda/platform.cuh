@@ -27,9 +27,8 @@ PPCR_DEVICE unsigned cluster_rank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-PPCR_DEVICE void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
+// Not the .aligned form, which would demand that no thread of a warp comes late from a loop.
+PPCR_DEVICE void cluster_sync() { asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory"); }
 // The value at the same place in the shared memory of another block of the cluster.
 PPCR_DEVICE unsigned cluster_address(const void* own, unsigned rank) {
   unsigned address;

@@ -66,6 +66,13 @@ struct UnitsOf<StandardBins<S>> {
   using type = EqualUnits;
 };
 
+// Blocks per multiprocessor to compile for: what the held words leave of 65536 registers.
+constexpr int channel_major_blocks(int held_bytes, Mode mode, bool backward) {
+  if (mode == Mode::kGate) return 4;
+  const bool few = held_bytes <= 128, added = mode == Mode::kAddRelu;  // the residual takes registers, too
+  return backward ? (few && !added ? 3 : 2) : (few ? 4 : 3) - added;
+}
+
 // Shared memory of a block of the channel-major kernels, in values of the accumulation type. A line is what one group sums in one
 // round: a line per unit for the segment sums and, in the backward pass, a line per group for sum_c gy_c x_c.
 struct TileMemory {
