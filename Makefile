@@ -5,8 +5,8 @@ PYTHON ?= python3
 TORCH ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
-# where PyTorch's CPU-only builds are; where it cannot be reached, pip's own indexes serve
-TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+# an index with PyTorch's CPU-only builds, for the small environment of test-minimal
+TORCH_CPU_INDEX ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -58,7 +58,7 @@ test-minimal: $(MINIMAL)/.package  ## the core tests with the oldest tested PyTo
 
 $(MINIMAL)/.installed: requirements/minimal.txt
 	test -x $(MINIMAL)/bin/python || $(PYTHON) -m venv $(MINIMAL)
-	$(MINIMAL)/bin/python $(PIP_INSTALL) --retries 1 --no-deps --extra-index-url $(TORCH_CPU_INDEX) $$(grep ^torch== $<)
+	$(MINIMAL)/bin/python $(PIP_INSTALL) --no-deps $(if $(TORCH_CPU_INDEX),--extra-index-url $(TORCH_CPU_INDEX)) $$(grep ^torch== $<)
 	$(MINIMAL)/bin/python $(PIP_INSTALL) -r $<
 	touch $@
 

@@ -64,14 +64,17 @@ class Build(build_ext if NO_TORCH else BuildExtension):
         return os.path.join(*name.split(".")) + ".abi3.so"
 
 
-headers = {"": ["*.h", "*.cpp", "*.cu", "*.cuh"]}
-folders = {f"ppcr_ext.{path.relative_to(ROOT).as_posix().replace('/', '.')}": str(path.relative_to(ROOT))
-           for path in [ROOT / "csrc", *(ROOT / "csrc").glob("*/")] if path.is_dir()}
+SOURCES = ["*.h", "*.cpp", "*.cu", "*.cuh"]
+folders = {
+    f"ppcr_ext.{path.relative_to(ROOT).as_posix().replace('/', '.')}": str(path.relative_to(ROOT))
+    for path in [ROOT / "csrc", *(ROOT / "csrc").glob("*/")]
+    if path.is_dir()
+}
 
 setup(
     packages=["ppcr_ext", *folders],
     package_dir={"ppcr_ext": "ppcr_ext", **folders},
-    package_data={"ppcr_ext": ["py.typed"], **{name: headers[""] for name in folders}},
+    package_data={"ppcr_ext": ["py.typed"], **dict.fromkeys(folders, SOURCES)},
     ext_modules=[cpu_extension()],
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

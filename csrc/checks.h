@@ -41,8 +41,8 @@ inline void check_like_x(const char* name, const Tensor& t, const Tensor& x) {
   bool same = t.dim() == x.dim();
   for (int64_t i = 0; same && i < x.dim(); ++i) same = t.size(i) == x.size(i);
   PPCR_CHECK(same, name, " must have x's shape ", shape_of(x), ", got ", shape_of(t));
-  PPCR_CHECK(t.scalar_type() == x.scalar_type(), name, " must have x's dtype ", torch::headeronly::toString(x.scalar_type()), ", got ",
-             torch::headeronly::toString(t.scalar_type()));
+  PPCR_CHECK(t.scalar_type() == x.scalar_type(), name, " must have x's dtype ", torch::headeronly::toString(x.scalar_type()),
+             ", got ", torch::headeronly::toString(t.scalar_type()));
   check_same_device(name, t, x);
 }
 
@@ -51,8 +51,8 @@ inline void check_gate_like(const char* name, const Tensor& t, const Tensor& x) 
   bool same = t.dim() == x.dim();
   for (int64_t i = 0; same && i < x.dim(); ++i) same = t.size(i) == (i == 1 ? 1 : x.size(i));
   PPCR_CHECK(same, name, " must have the gate's shape [N, 1, *spatial] of x ", shape_of(x), ", got ", shape_of(t));
-  PPCR_CHECK(t.scalar_type() == x.scalar_type(), name, " must have x's dtype ", torch::headeronly::toString(x.scalar_type()), ", got ",
-             torch::headeronly::toString(t.scalar_type()));
+  PPCR_CHECK(t.scalar_type() == x.scalar_type(), name, " must have x's dtype ", torch::headeronly::toString(x.scalar_type()),
+             ", got ", torch::headeronly::toString(t.scalar_type()));
   check_same_device(name, t, x);
 }
 
@@ -75,7 +75,8 @@ inline Pooling check_parameters(const Tensor& x, const Tensor& weight, const std
   return pooling;
 }
 
-// Each pixel's channels are consecutive, and pixels dense: torch's channels_last, at any rank. Strides of size-1 dimensions say nothing.
+// Each pixel's channels are consecutive, and pixels dense: torch's channels_last, at any rank. Strides of size-1 dimensions say
+// nothing.
 inline bool is_pixel_major(const Tensor& x) {
   int64_t expected = 1;
   const auto dense = [&](int64_t d) {

@@ -68,7 +68,8 @@ template <class Math, class V, class S, class Bins>
 PPCR_HD void pixel_forward(const Bins& bins, const V* sums, const S* weight, S bias, S eps, Pixel<V, Bins>& pixel) {
   const int contexts = bins.contexts();
   const S inverse_contexts = S(1) / S(contexts);
-  V pivot{}, mean{};  // contexts are taken relative to the first: what is normalized are differences, and these are exact where small
+  V pivot{},
+      mean{};  // contexts are taken relative to the first: what is normalized are differences, and these are exact where small
   PPCR_UNROLL
   for (int l = 0; l < contexts; ++l) {
     const int first = bins.first(l), last = bins.last(l);

@@ -17,7 +17,7 @@ struct Pooling {
   uint8_t first[kMaxContexts];     // context l holds segments first[l] .. last[l]-1
   uint8_t last[kMaxContexts];
   int64_t size[kMaxContexts] = {};  // channels in context l
-  bool standard = false;           // levels (1, 2, 4) with 4 | C: four equal segments, unrolled at compile time
+  bool standard = false;            // levels (1, 2, 4) with 4 | C: four equal segments, unrolled at compile time
 };
 
 // Fills `pooling`; returns null, or what is wrong with the levels.

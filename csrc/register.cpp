@@ -1,4 +1,5 @@
-// The schemas of all operators. Kernels are registered per device beside them: cpu/ppcr_cpu.cpp, and the CUDA library when it is built.
+// The schemas of all operators. Kernels are registered per device beside them: cpu/ppcr_cpu.cpp, and the CUDA library when it is
+// built.
 #include <torch/csrc/stable/library.h>
 
 #define PPCR_PARAMETERS "Tensor weight, Tensor? bias, int[] levels, float eps"

@@ -204,7 +204,9 @@ class _Operator:
             d_residual = (grad,)
             composite = reference.ppcr
         inputs = [t for t in (x, weight, bias) if t is not None and t.requires_grad]
-        found = iter(torch.autograd.grad(composite(x, weight, bias, levels, eps), inputs, grad, create_graph=True) if inputs else ())
+        found = iter(
+            torch.autograd.grad(composite(x, weight, bias, levels, eps), inputs, grad, create_graph=True) if inputs else ()
+        )
         return *(next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias)), *d_residual
 
 
@@ -217,7 +219,7 @@ class _Fused(torch.autograd.Function):
     """Autograd around the raw operators: cheaper than a registered formula, and complete to any order."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, operator: _Operator, levels: Levels, eps: float, x: Tensor, weight: Tensor, bias: Tensor | None, *residual: Tensor
     ) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
@@ -227,7 +229,7 @@ class _Fused(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         operator: _Operator = ctx.operator
         if torch.is_grad_enabled():  # create_graph=True
             grads = operator.differentiable_backward(grad, *ctx.saved_tensors, levels=ctx.levels, eps=ctx.eps)
@@ -237,9 +239,7 @@ class _Fused(torch.autograd.Function):
         return None, None, None, *grads
 
 
-def _run(
-    operator: _Operator, tensors: tuple[Any, ...], contexts: int, levels: Levels, eps: float, backend: str | None
-) -> Tensor:
+def _run(operator: _Operator, tensors: tuple[Any, ...], contexts: int, levels: Levels, eps: float, backend: str | None) -> Tensor:
     backend = choose(backend, tensors[0], contexts)
     # The order matters: transforms and dual tensors are only right through the composite, even while compiling.
     if backend == "reference" or _needs_composite():
@@ -258,7 +258,7 @@ def _needs_composite() -> bool:
     if _transforms_active() or getattr(forward_ad, "_current_level", -1) >= 0:
         return True
     # Export traces in one of these two ways; asking it directly costs 2 us a call.
-    return (torch.compiler.is_compiling() or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export()
+    return (torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None) and torch.onnx.is_in_onnx_export()
 
 
 def register_derivatives() -> None:

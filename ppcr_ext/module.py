@@ -87,9 +87,7 @@ class PPCR(nn.Module):
     def add_relu(self, x: Tensor, residual: Tensor) -> Tensor:
         """``relu(forward(x) + residual)`` in one pass; see :func:`ppcr_ext.ppcr_add_relu`."""
         self._check_channels(x)
-        return functional.ppcr_add_relu(
-            x, residual, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend
-        )
+        return functional.ppcr_add_relu(x, residual, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend)
 
     def _check_channels(self, x: Tensor) -> None:
         if isinstance(x, Tensor) and x.dim() >= 2 and x.shape[1] != self.channels:

@@ -182,9 +182,7 @@ def _register_fakes() -> None:
         return _gate_like(x)
 
     @torch.library.register_fake("ppcr_ext::ppcr_add_relu")
-    def _(
-        x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float
-    ) -> Tensor:
+    def _(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float) -> Tensor:
         return _output_like(x)
 
     def backward(

@@ -56,9 +56,7 @@ def ppcr_gate(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[i
     return _per_pixel(x, weight, bias, levels, eps)[1].to(x.dtype)
 
 
-def ppcr_add_relu(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float
-) -> Tensor:
+def ppcr_add_relu(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float) -> Tensor:
     """``relu(x * g + residual)``: shape, dtype and memory format of x."""
     wide, gate = _per_pixel(x, weight, bias, levels, eps)
     return (wide * gate + residual.to(wide.dtype)).relu().to(x.dtype)

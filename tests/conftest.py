@@ -70,9 +70,7 @@ class Case:
         """Output and gradients of (x, weight[, bias][, residual])."""
         for t in self.inputs:
             t.requires_grad_()
-        y = run(
-            self.name, self.x, self.residual, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=backend
-        )
+        y = run(self.name, self.x, self.residual, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=backend)
         return y.detach(), *torch.autograd.grad(y, self.inputs, self.grad)
 
     def in_float64(self) -> Case:

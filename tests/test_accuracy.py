@@ -64,9 +64,7 @@ def test_against_float64(device, dtype, layout, levels):
     for channels in {16: (16, 19, 40), 64: (64, 67)}[64 if levels == (64,) else 16]:
         for i, spatial in enumerate(SPATIAL):
             for name in OPERATORS:
-                case = make_case(
-                    name, (5, channels, *spatial), levels, dtype, layout, device=device, seed=i, bias=i % 3 != 1
-                )
+                case = make_case(name, (5, channels, *spatial), levels, dtype, layout, device=device, seed=i, bias=i % 3 != 1)
                 check(case, tolerance(dtype, levels), BACKENDS)
 
 

@@ -16,14 +16,14 @@ struct Problem {
   Pooling pooling;
   double weight[kMaxContexts], bias, eps;
   const void* x;
-  const void* grad;      // gradient of the output; for the gate one value per pixel
-  const void* other;     // residual (forward) or y (backward) of add_relu
-  void* out;             // y, gate, or dx
-  void* grad_residual;   // add_relu's backward only
-  double* partial;       // backward: [chunks][L + 1], sums for the gradients of weight and bias
-  int64_t tile_pixels;   // a tile of pixels with all channels stays in cache between its two passes
+  const void* grad;     // gradient of the output; for the gate one value per pixel
+  const void* other;    // residual (forward) or y (backward) of add_relu
+  void* out;            // y, gate, or dx
+  void* grad_residual;  // add_relu's backward only
+  double* partial;      // backward: [chunks][L + 1], sums for the gradients of weight and bias
+  int64_t tile_pixels;  // a tile of pixels with all channels stays in cache between its two passes
   int64_t tiles_per_image;
-  int64_t chunks;        // runs of whole tiles, the unit of work of a thread: never a function of the number of threads
+  int64_t chunks;  // runs of whole tiles, the unit of work of a thread: never a function of the number of threads
   int64_t tiles() const { return images * tiles_per_image; }
 };
 

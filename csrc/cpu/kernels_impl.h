@@ -2,8 +2,9 @@
 //   1. sums: x is read once; each channel segment is summed per pixel (backward: also the dot product of x and the gradient);
 //   2. gate: the mathematics of ppcr_pixel.h, a SIMD vector of pixels at a time;
 //   3. apply: the output is written; what it reads again (x, or in backward the gradient) is still in cache.
-// Between the steps a tile keeps rows of one value per pixel: row k < segments the sum of segment k (after the gate step of a backward
-// kernel: what its channels add to dx), the row after them the dot product or gate gradient (after the gate step: the gate).
+// Between the steps a tile keeps rows of one value per pixel: row k < segments the sum of segment k (after the gate step of a
+// backward kernel: what its channels add to dx), the row after them the dot product or gate gradient (after the gate step: the
+// gate).
 #pragma once
 #include "../ppcr_pixel.h"
 #include "kernels.h"
@@ -20,7 +21,9 @@ struct Run {
   PPCR_HD explicit Run(int64_t pixels, bool dense)
       : count(static_cast<int>(pixels)),
         vectors((count + kLanes<S> - 1) / kLanes<S>),
-        last(dense ? (vectors - 1) * kLanes<S> : count > kLanes<S> ? count - kLanes<S> : 0) {}
+        last(dense               ? (vectors - 1) * kLanes<S>
+             : count > kLanes<S> ? count - kLanes<S>
+                                 : 0) {}
   PPCR_HD int offset(int i) const { return i * kLanes<S> < last ? i * kLanes<S> : last; }
   PPCR_HD int lanes(int i) const { return count - offset(i) < kLanes<S> ? count - offset(i) : kLanes<S>; }
   PPCR_HD bool partial() const { return count < kLanes<S>; }
@@ -46,7 +49,8 @@ PPCR_INLINE V relu(V v) {
   return v <= 0 ? V{} : v;  // NaN passes, as in torch
 }
 
-// ---- step 2 ------------------------------------------------------------------------------------------------------------------------
+// ---- step 2
+// ------------------------------------------------------------------------------------------------------------------------
 
 template <class S>
 struct GateStep {
@@ -126,7 +130,8 @@ struct GateStep {
   }
 };
 
-// ---- steps 1 and 3 over memory: what is read and written where ----------------------------------------------------------------------
+// ---- steps 1 and 3 over memory: what is read and written where
+// ----------------------------------------------------------------------
 
 template <Op op, class T>
 struct Streams {
@@ -199,7 +204,8 @@ PPCR_INLINE void store_gate(const Problem& p, int64_t pixel, const S* row, const
   }
 }
 
-// ---- channel-major: a tile is a run of pixels, a row of it one channel ------------------------------------------------------------
+// ---- channel-major: a tile is a run of pixels, a row of it one channel
+// ------------------------------------------------------------
 
 // Adds ROWS channels to the sums: several at once, because that shortens the chain of additions (and its rounding) and the traffic
 // to the accumulators.
@@ -213,6 +219,7 @@ PPCR_INLINE void add_rows(const Streams<op, T>& s, int64_t at, int64_t row_strid
     for (int r = 0; r < ROWS; ++r) {
       const int64_t from = at + r * row_stride + run.offset(i);
       v[r] = load_run<Partial>(s.x + from, run.count);
+      if constexpr (Streams<op, T>::kApply) __builtin_prefetch(s.out + from, 1, 2);  // to be written soon: fetched beside the reads
       if constexpr (Streams<op, T>::kDot) d[r] = v[r] * s.template gradient<Partial>(from, run.count);
     }
     PPCR_UNROLL
@@ -264,7 +271,8 @@ PPCR_INLINE void channel_major_tile(const Problem& p, int64_t image, int64_t pix
       }
 }
 
-// ---- pixel-major: a tile is a run of pixels, a row of it all channels of one pixel -------------------------------------------------
+// ---- pixel-major: a tile is a run of pixels, a row of it all channels of one pixel
+// -------------------------------------------------
 
 constexpr int kGroup = 4;  // pixels summed together: that many independent chains of additions, and one folding for all
 
@@ -295,7 +303,8 @@ PPCR_INLINE void pixel_major_tile(const Problem& p, int64_t image, int64_t pixel
   constexpr int F = kFolded<S>, W = kLanes<S>;
   constexpr bool kDot = Streams<op, T>::kDot;
   const Streams<op, T> s(p, (image * p.pixels + pixel) * p.channels);
-  const int stride = (run.count + kGroup - 1) / kGroup * kGroup > run.vectors * W ? kGroup : run.vectors * W, segments = gate_step.bins.segments(), kept = segments + (kDot ? 1 : 0);
+  const int stride = (run.count + kGroup - 1) / kGroup * kGroup > run.vectors * W ? kGroup : run.vectors * W,
+            segments = gate_step.bins.segments(), kept = segments + (kDot ? 1 : 0);
   S* last_row = rows + segments * stride;
   S* folded = rows + (segments + 1) * stride;  // [kept][stride][F]
 
@@ -335,7 +344,8 @@ PPCR_INLINE void pixel_major_tile(const Problem& p, int64_t image, int64_t pixel
   }
 }
 
-// ---- tiles of a run of chunks -------------------------------------------------------------------------------------------------------
+// ---- tiles of a run of chunks
+// -------------------------------------------------------------------------------------------------------
 
 template <Op op, class T>
 void run(const Problem& p, int64_t first_chunk, int64_t last_chunk) {
@@ -364,20 +374,30 @@ void run(const Problem& p, int64_t first_chunk, int64_t last_chunk) {
 template <Op op>
 Kernel kernel_of(Dtype dtype) {
   switch (dtype) {
-    case Dtype::kFloat: return run<op, float>;
-    case Dtype::kDouble: return run<op, double>;
-    case Dtype::kHalf: return run<op, Half>;
-    default: return run<op, BFloat16>;
+    case Dtype::kFloat:
+      return run<op, float>;
+    case Dtype::kDouble:
+      return run<op, double>;
+    case Dtype::kHalf:
+      return run<op, Half>;
+    default:
+      return run<op, BFloat16>;
   }
 }
 static Kernel find(Op op, Dtype dtype) {
   switch (op) {
-    case Op::kForward: return kernel_of<Op::kForward>(dtype);
-    case Op::kBackward: return kernel_of<Op::kBackward>(dtype);
-    case Op::kGate: return kernel_of<Op::kGate>(dtype);
-    case Op::kGateBackward: return kernel_of<Op::kGateBackward>(dtype);
-    case Op::kAddRelu: return kernel_of<Op::kAddRelu>(dtype);
-    default: return kernel_of<Op::kAddReluBackward>(dtype);
+    case Op::kForward:
+      return kernel_of<Op::kForward>(dtype);
+    case Op::kBackward:
+      return kernel_of<Op::kBackward>(dtype);
+    case Op::kGate:
+      return kernel_of<Op::kGate>(dtype);
+    case Op::kGateBackward:
+      return kernel_of<Op::kGateBackward>(dtype);
+    case Op::kAddRelu:
+      return kernel_of<Op::kAddRelu>(dtype);
+    default:
+      return kernel_of<Op::kAddReluBackward>(dtype);
   }
 }
 

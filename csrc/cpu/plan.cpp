@@ -45,8 +45,8 @@ Capability detect() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   Capability best = kDefault;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
-      __builtin_cpu_supports("bmi2")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")) {
     best = kAvx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
@@ -73,10 +73,13 @@ const char* cpu_capability() { return kNames[capability()]; }
 Kernel find_kernel(Op op, Dtype dtype) {
   switch (capability()) {
 #if defined(__x86_64__)
-    case kAvx512: return find_kernel_avx512(op, dtype);
-    case kAvx2: return find_kernel_avx2(op, dtype);
+    case kAvx512:
+      return find_kernel_avx512(op, dtype);
+    case kAvx2:
+      return find_kernel_avx2(op, dtype);
 #endif
-    default: return find_kernel_default(op, dtype);
+    default:
+      return find_kernel_default(op, dtype);
   }
 }
 

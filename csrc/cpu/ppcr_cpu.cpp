@@ -16,10 +16,14 @@ namespace {
 
 Dtype dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
-    case ScalarType::Float: return Dtype::kFloat;
-    case ScalarType::Double: return Dtype::kDouble;
-    case ScalarType::Half: return Dtype::kHalf;
-    default: return Dtype::kBFloat16;
+    case ScalarType::Float:
+      return Dtype::kFloat;
+    case ScalarType::Double:
+      return Dtype::kDouble;
+    case ScalarType::Half:
+      return Dtype::kHalf;
+    default:
+      return Dtype::kBFloat16;
   }
 }
 
@@ -36,18 +40,26 @@ void write_as(const Tensor& t, const double* values) {
 }
 void read(const Tensor& t, double* values) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return read_as<float>(t, values);
-    case ScalarType::Double: return read_as<double>(t, values);
-    case ScalarType::Half: return read_as<torch::headeronly::Half>(t, values);
-    default: return read_as<torch::headeronly::BFloat16>(t, values);
+    case ScalarType::Float:
+      return read_as<float>(t, values);
+    case ScalarType::Double:
+      return read_as<double>(t, values);
+    case ScalarType::Half:
+      return read_as<torch::headeronly::Half>(t, values);
+    default:
+      return read_as<torch::headeronly::BFloat16>(t, values);
   }
 }
 void write(const Tensor& t, const double* values) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return write_as<float>(t, values);
-    case ScalarType::Double: return write_as<double>(t, values);
-    case ScalarType::Half: return write_as<torch::headeronly::Half>(t, values);
-    default: return write_as<torch::headeronly::BFloat16>(t, values);
+    case ScalarType::Float:
+      return write_as<float>(t, values);
+    case ScalarType::Double:
+      return write_as<double>(t, values);
+    case ScalarType::Half:
+      return write_as<torch::headeronly::Half>(t, values);
+    default:
+      return write_as<torch::headeronly::BFloat16>(t, values);
   }
 }
 
@@ -70,8 +82,8 @@ struct Call {
     read(weight, problem.weight);
     if (bias) read(*bias, &problem.bias);
     // Zero would divide by zero where all contexts agree.
-    problem.eps = std::max<double>(eps, x.scalar_type() == ScalarType::Double ? std::numeric_limits<double>::min()
-                                                                              : std::numeric_limits<float>::min());
+    problem.eps = std::max<double>(
+        eps, x.scalar_type() == ScalarType::Double ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min());
   }
 
   void run(Op op) {
@@ -116,8 +128,8 @@ Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                                            const Parameters& levels, double eps) {
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                            const std::optional<Tensor>& bias, const Parameters& levels, double eps) {
   Call call(x, weight, bias, levels, eps);
   check_like_x("grad", grad, x);
   const Tensor g = to_layout_of(grad, call.x);
@@ -148,8 +160,8 @@ std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, const Tenso
   return {dx, call.d_weight(), call.d_bias()};
 }
 
-Tensor add_relu(const Tensor& x, const Tensor& residual, const Tensor& weight, const std::optional<Tensor>& bias, const Parameters& levels,
-                double eps) {
+Tensor add_relu(const Tensor& x, const Tensor& residual, const Tensor& weight, const std::optional<Tensor>& bias,
+                const Parameters& levels, double eps) {
   Call call(x, weight, bias, levels, eps);
   check_like_x("residual", residual, x);
   const Tensor r = to_layout_of(residual, call.x);
@@ -160,8 +172,9 @@ Tensor add_relu(const Tensor& x, const Tensor& residual, const Tensor& weight, c
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> add_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& y, const Tensor& weight,
-                                                             const std::optional<Tensor>& bias, const Parameters& levels, double eps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> add_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& y,
+                                                             const Tensor& weight, const std::optional<Tensor>& bias,
+                                                             const Parameters& levels, double eps) {
   Call call(x, weight, bias, levels, eps);
   check_like_x("grad", grad, x);
   check_like_x("y", y, x);

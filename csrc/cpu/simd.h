@@ -132,7 +132,8 @@ PPCR_INLINE void store(T* p, VF v) {
   std::memcpy(p, &h, sizeof h);
 }
 
-// ---- the first n lanes, 0 < n < lanes; the others load as zero -------------------------------------------------------------------
+// ---- the first n lanes, 0 < n < lanes; the others load as zero
+// -------------------------------------------------------------------
 
 #if PPCR_SIMD_BYTES == 64
 PPCR_INLINE VF load(const float* p, int n) { return bits_as<VF>(_mm512_maskz_loadu_ps((1u << n) - 1, p)); }
@@ -162,7 +163,8 @@ PPCR_INLINE void store(T* p, V v, int n) {
 }
 #endif
 
-// ---- sums across lanes -----------------------------------------------------------------------------------------------------------
+// ---- sums across lanes
+// -----------------------------------------------------------------------------------------------------------
 
 template <class S>
 constexpr int kFolded = kLanes<S> < 4 ? kLanes<S> : 4;  // partial sums that folding leaves of a vector
@@ -205,7 +207,8 @@ PPCR_INLINE auto sum_groups(const S* p) {
     return add_neighbours(a, add_neighbours(load(p + 2 * lanes), load(p + 3 * lanes), index), index);
 }
 
-// ---- the functions that the pixel mathematics needs ------------------------------------------------------------------------------
+// ---- the functions that the pixel mathematics needs
+// ------------------------------------------------------------------------------
 
 PPCR_INLINE VF square_root(VF v) {
 #if PPCR_SIMD_BYTES == 64

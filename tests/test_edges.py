@@ -1,0 +1,172 @@
+"""Edges of the contract: layouts without a copy, NaN and Inf, zero variance, empty tensors, warnings, one copy of odd strides."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import DTYPES, LAYOUTS, OPERATORS, make_case, run, to_layout
+
+import ppcr_ext
+
+
+def operators_called(f):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        f()
+    return [event.name for event in profile.events()]
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (3, 8, 5), (2, 8, 5, 7), (2, 8, 3, 4, 5), (2, 8, 3, 2, 2, 3), (2, 8, 1, 1)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_both_layouts_without_a_copy(name, layout, shape):
+    case = make_case(name, shape, (1, 2, 4), torch.float32, layout)
+    results = []
+    names = operators_called(lambda: results.extend(case.run("native")))
+    assert not {"aten::copy_", "aten::clone"} & set(names), names
+    y, dx = results[:2]
+    if name != "ppcr_gate":
+        assert y.stride() == case.x.stride()
+    assert dx.stride() == case.x.stride()
+
+
+def test_other_strides_cost_one_copy():
+    x = torch.randn(2, 8, 6, 10)[..., ::2]
+    w, b = torch.randn(7), torch.randn(1)
+    names = operators_called(lambda: ppcr_ext.ppcr(x, w, b))
+    assert names.count("aten::copy_") == 1
+    y = ppcr_ext.ppcr(x, w, b)
+    assert y.is_contiguous()
+    assert torch.equal(y, ppcr_ext.ppcr(x.contiguous(), w, b))
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_named_memory_formats(memory_format):
+    x = torch.randn(2, 8, 5, 7).contiguous(memory_format=memory_format)
+    assert ppcr_ext.PPCR(8)(x).is_contiguous(memory_format=memory_format)
+    volume = torch.randn(2, 8, 3, 5, 7).contiguous(memory_format=torch.channels_last_3d)
+    assert ppcr_ext.PPCR(8)(volume).is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("offset", [1, 3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_alignment(dtype, layout, offset):
+    """Storage offsets that no vector is aligned to."""
+    case = make_case("ppcr", (2, 19, 7, 9), (1, 2, 4), dtype, layout)
+    expected = case.run("native")
+    for field in ("x", "grad"):
+        t = getattr(case, field).detach()
+        dense = t.movedim(1, -1) if layout == "pixel-major" else t
+        moved = torch.empty(t.numel() + offset, dtype=dtype)[offset:].view(dense.shape).copy_(dense)
+        setattr(case, field, moved.movedim(-1, 1) if layout == "pixel-major" else moved)
+    assert all(torch.equal(a, b) for a, b in zip(case.run("native"), expected, strict=True))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_nan_and_inf_reach_only_their_own_pixel(backend, dtype, layout, value):
+    for name in OPERATORS:
+        for levels in ((1, 2, 4), (3, 5)):
+            case = make_case(name, (2, 12, 5, 9), levels, dtype, layout)
+            clean = case.run(backend)
+            case.x = case.x.detach().clone(memory_format=torch.preserve_format)
+            case.x[1, 4, 2, 3] = value
+            dirty = case.run(backend)
+            elsewhere = torch.ones(2, 1, 5, 9, dtype=torch.bool)
+            elsewhere[1, 0, 2, 3] = False
+            for a, b in ((clean[0], dirty[0]), (clean[1], dirty[1])):
+                mask = elsewhere.expand_as(a)
+                assert torch.equal(a[mask], b[mask])
+            own = dirty[0][1, :, 2, 3]
+            assert not own.isfinite().any() if name != "ppcr_add_relu" else own.isnan().any()
+            assert not dirty[2].isfinite().any()  # dweight sums over all pixels
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_zero_variance_is_finite(backend, dtype):
+    """A batch norm whose weight starts at zero feeds the layer zeros."""
+    for value in (0.0, 3.0):
+        for name in OPERATORS:
+            case = make_case(name, (2, 8, 6), (1, 2, 4), dtype)
+            case.x = torch.full_like(case.x, value)
+            assert all(t.isfinite().all() for t in case.run(backend))
+
+
+def test_tiny_eps_at_zero_variance():
+    """An eps below the smallest normal float32 does not become a division by zero."""
+    y = ppcr_ext.ppcr(torch.ones(1, 8), torch.ones(7), torch.zeros(1), eps=1e-50, backend="native")
+    assert torch.equal(y, torch.full((1, 8), 0.5))
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 3, 3), (2, 8, 0), (2, 8, 3, 0), (0, 8)], ids=str)
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_empty_tensors(name, backend, shape):
+    case = make_case(name, shape, (1, 2, 4), torch.float32)
+    y, dx, d_weight, d_bias, *_ = case.run(backend)
+    assert y.shape == (shape if name != "ppcr_gate" else (shape[0], 1, *shape[2:]))
+    assert dx.shape == shape
+    assert torch.equal(d_weight, torch.zeros(7))
+    assert torch.equal(d_bias, torch.zeros(1))
+
+
+def test_one_channel_a_bin_and_many_channels():
+    for channels, levels in ((2, (1, 1)), (1, (1, 1)), (64, (64,)), (65536, (1, 2, 4)), (4099, (1, 7))):
+        case = make_case("ppcr", (2, channels, 3), levels, torch.float64)
+        for a, b in zip(case.run("native"), case.in_float64().run("reference"), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_most_segments_that_64_contexts_can_cut():
+    """Levels prime to each other and to C: overlapping bins everywhere."""
+    for levels in ((31, 33), (64,), (5, 7, 11, 13, 17), (1,) * 64):
+        for channels in (67, 130, 1009):
+            case = make_case("ppcr", (2, channels, 5, 4), levels, torch.float64)
+            for layout in LAYOUTS:
+                case.x, case.grad = to_layout(case.x.detach(), layout), to_layout(case.grad, layout)
+                for a, b in zip(case.run("native"), case.in_float64().run("reference"), strict=True):
+                    torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+def test_batch_equals_samples_one_by_one():
+    for layout in LAYOUTS:
+        case = make_case("ppcr", (5, 24, 9, 7), (1, 2, 4), torch.float32, layout)
+        whole = run("ppcr", case.x, case.residual, case.weight, case.bias)
+        parts = [run("ppcr", x, r, case.weight, case.bias) for x, r in zip(case.x.split(1), case.residual.split(1), strict=True)]
+        assert torch.equal(whole, torch.cat(parts))
+
+
+def test_missing_native_library_warns_once_and_names_the_remedy(tmp_path):
+    """A copy of the package without the compiled library."""
+    import shutil
+    from pathlib import Path
+
+    package = Path(ppcr_ext.__file__).parent
+    shutil.copytree(package, tmp_path / "ppcr_ext", ignore=shutil.ignore_patterns("*.so", "__pycache__", "_build.json"))
+    shutil.copytree(ppcr_ext._build.csrc(), tmp_path / "csrc", dirs_exist_ok=True)
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "ppcr_ext"\nversion = "0"\n')
+    program = """
+import warnings, torch, ppcr_ext
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    m = ppcr_ext.PPCR(8)
+    m(torch.randn(2, 8, 3)).sum().backward()
+    m(torch.randn(2, 8, 3))
+    assert torch.compile(m, fullgraph=True, backend="eager")(torch.randn(2, 8, 3)).shape == (2, 8, 3)
+words = [str(c.message) for c in caught if "ppcr_ext" in str(c.message)]
+assert len(words) == 1, words
+assert "slow PyTorch reference for cpu tensors: the extension is not built" in words[0] and "ppcr_ext.build()" in words[0], words
+assert ppcr_ext.available_backends() == ("reference",), ppcr_ext.backends()
+try:
+    ppcr_ext.ppcr(torch.randn(2, 8), m.weight, backend="native")
+except RuntimeError as error:
+    assert "backend 'native' cannot run for cpu tensors: the extension is not built" in str(error), error
+else:
+    raise AssertionError
+"""
+    environment = {"PATH": "/usr/bin:/bin", "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, timeout=300)
