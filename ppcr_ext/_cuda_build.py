@@ -160,11 +160,14 @@ def architectures(nvcc: Path, wanted: str | None = None) -> Architectures:
 def kernel_flags(nvcc: Path, compiled_for: Architectures) -> list[str]:
     debug = os.environ.get("DEBUG", "0") not in ("", "0")
     host = ["-ccbin", os.environ["CXX"].split()[0]] if os.environ.get("CXX") else []
+    # A third of the size; the drivers that CUDA 13 needs can all read it.
+    small = ["--compress-mode=size"] if int(nvcc_version(nvcc).split(".")[0]) >= 13 else []
     return [
         str(nvcc),
         "-std=c++17",
         *(["-O0", "-g", "-lineinfo"] if debug else ["-O3"]),
         *host,
+        *small,
         "-Xcompiler=-fPIC,-fvisibility=hidden",
         "-Xptxas=-v",  # registers and spills, which stand in the log beside each object
         *compiled_for.flags(),

@@ -58,6 +58,43 @@ def forced_plan(fields: dict) -> str:
     return ",".join(f"{name}={plan[name]}" for name in ("q", "groups", "cluster", "vector", "steps"))
 
 
+def sparse(count: int) -> torch.Tensor:
+    """float16 zeros of which only the pages that are written take memory."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    return torch.frombuffer(mmap.mmap(-1, 2 * count, flags=flags), dtype=torch.float16)
+
+
+@both_layouts
+@pytest.mark.parametrize(("images", "pixels"), [(5, 2**23 + 64), (1, 2**25 + 64)], ids=["many_images", "one_image"])
+def test_more_than_2_to_the_31_elements(images, pixels, pixel_major):
+    """The first and the last blocks of tensors whose offsets leave 32 bits: from image to image, and within one image."""
+    channels, last = 64, 64
+    case = Case("float16", images, channels, pixels, pixel_major, only_blocks=16)
+    small = Tensors(Case("float16", 1, channels, last, pixel_major))
+    count = images * channels * pixels
+    assert count > 2**31
+
+    def window(storage: torch.Tensor) -> torch.Tensor:
+        """The last pixels of the last image, [C, last]."""
+        if pixel_major:
+            return storage.view(images * pixels, channels)[-last:].T
+        return storage.view(images, channels, pixels)[-1, :, -last:]
+
+    x, grad, y, dx = (sparse(count) for _ in range(4))
+    window(x).copy_(small.x[0])
+    window(grad).copy_(small.grad[0])
+    arrays = {"x": as_numpy(x), "weight": as_numpy(small.weight), "bias": as_numpy(small.bias)}
+    parameters = {"dweight": as_numpy(torch.empty(7)), "dbias": as_numpy(torch.empty(1))}
+    kernels().run(case.fields(False), case.dtype, arrays | {"out": as_numpy(y)}, only_blocks=16)
+    kernels().run(
+        case.fields(True), case.dtype, arrays | parameters | {"grad": as_numpy(grad), "out": as_numpy(dx)}, only_blocks=16
+    )
+    expected = small.expected(None)
+    for found, name in ((y, "y"), (dx, "dx")):
+        reference, scale = expected[name]
+        assert float((window(found).double() - reference[0]).norm()) <= 7e-4 * scale
+
+
 @both_layouts
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("shape", RESNET, ids=lambda shape: f"{shape[0]}x{shape[1]}")
@@ -208,42 +245,6 @@ def test_finishing_sums_in_a_fixed_order():
     """Many tiles: the same bits whatever the order of blocks and threads."""
     check(Case("float32", 3, 8, 5000, True), seeds=(0, 3, 11))
     check(Case("float32", 3, 8, 5000, False, forced="q=32"), seeds=(0, 3, 11))
-
-
-def sparse(count: int) -> torch.Tensor:
-    """float16 zeros of which only the pages that are written take memory."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    return torch.frombuffer(mmap.mmap(-1, 2 * count, flags=flags), dtype=torch.float16)
-
-
-@both_layouts
-def test_more_than_2_to_the_31_elements(pixel_major):
-    """The first and the last blocks of tensors whose offsets leave 32 bits."""
-    images, channels, pixels, last = 2, 64, 2**24 + 64, 64
-    case = Case("float16", images, channels, pixels, pixel_major, only_blocks=16)
-    small = Tensors(Case("float16", 1, channels, last, pixel_major))
-    count = images * channels * pixels
-    assert count > 2**31
-
-    def window(storage: torch.Tensor) -> torch.Tensor:
-        """The last pixels of the last image, [C, last]."""
-        if pixel_major:
-            return storage.view(images * pixels, channels)[-last:].T
-        return storage.view(images, channels, pixels)[-1, :, -last:]
-
-    x, grad, y, dx = (sparse(count) for _ in range(4))
-    window(x).copy_(small.x[0])
-    window(grad).copy_(small.grad[0])
-    arrays = {"x": as_numpy(x), "weight": as_numpy(small.weight), "bias": as_numpy(small.bias)}
-    parameters = {"dweight": as_numpy(torch.empty(7)), "dbias": as_numpy(torch.empty(1))}
-    kernels().run(case.fields(False), case.dtype, arrays | {"out": as_numpy(y)}, only_blocks=16)
-    kernels().run(
-        case.fields(True), case.dtype, arrays | parameters | {"grad": as_numpy(grad), "out": as_numpy(dx)}, only_blocks=16
-    )
-    expected = small.expected(None)
-    for found, name in ((y, "y"), (dx, "dx")):
-        reference, scale = expected[name]
-        assert float((window(found).double() - reference[0]).norm()) <= 7e-4 * scale
 
 
 def test_every_compiled_kernel_was_executed(request):
