@@ -56,7 +56,7 @@ int device_of(const Tensor& x) {
 // ------------------------------------------------------------------------------------------------------------------ plans
 using PlanKey = std::tuple<int64_t, int64_t, int64_t, bool, int, int, int, bool, int>;
 
-// Planning takes some ten microseconds, and a network calls with the same few shapes again and again.
+// Planning takes tens to hundreds of microseconds, and a network calls with the same few shapes again and again.
 const Plan& plan_for(const Problem& problem, const std::vector<int64_t>& levels, int device) {
   thread_local std::map<std::pair<PlanKey, std::vector<int64_t>>, Plan> known;
   thread_local std::string known_forced;
