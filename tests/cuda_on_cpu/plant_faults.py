@@ -66,7 +66,11 @@ def caught_by(fault: tuple[str, str, str, str, int] | None) -> str | None:
         return None
     if result.returncode > 1:  # 1: a test failed; below 0: killed by a signal, as by a segmentation fault
         raise SystemExit(f"the tests did not run: {result.stdout[-2000:]}{result.stderr[-2000:]}")
-    lines = [line for line in (result.stdout + result.stderr).splitlines() if "Error" in line or line.startswith("Fatal")]
+    lines = [
+        line
+        for line in (result.stdout + result.stderr).splitlines()
+        if "Error" in line or ": assert " in line or line.startswith("Fatal")
+    ]
     return " | ".join(lines[:1])[:400] or f"exit status {result.returncode}"
 
 
