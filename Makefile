@@ -12,6 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINIMAL := .venv-minimal
 COPY := build/minimal
+ABI := build/abi
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-input
 
 NATIVE := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml ppcr_ext/_build.py
@@ -22,7 +23,7 @@ CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -n
 INSTALLED := $(VENV)/.installed-$(if $(TORCH),$(TORCH),pinned)
 BUILT := build/.built-$(if $(TORCH),$(TORCH),pinned)
 
-.PHONY: help setup bench test test-minimal lint format clean
+.PHONY: help setup bench test test-slow test-minimal test-abi lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -47,14 +48,25 @@ $(BUILT): $(INSTALLED) $(NATIVE)
 bench: $(BUILT)  ## errors and speed on real feature maps beside plain PyTorch; files go to results/
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-test: $(BUILT)  ## all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(BUILT)  ## all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+
+test-slow: $(BUILT)  ## what takes minutes: exhaustive sweeps
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 # The package is installed, from a copy, into a venv of its own: two versions of PyTorch never share a build folder,
 # and the tests run where the source tree cannot be imported by accident.
 test-minimal: $(MINIMAL)/.package  ## the core tests with the oldest tested PyTorch, CPU only
 	cd tests && ../$(MINIMAL)/bin/python -c "import ppcr_ext; assert '$(MINIMAL)' in ppcr_ext.__file__, ppcr_ext.__file__"
-	cd tests && ../$(MINIMAL)/bin/python -m pytest --import-mode=importlib -m "not full and not gpu" $(PYTEST_ARGS)
+	cd tests && ../$(MINIMAL)/bin/python -m pytest --import-mode=importlib -m "not full and not gpu and not slow" $(PYTEST_ARGS)
+
+test-abi: $(BUILT) $(MINIMAL)/.installed  ## the wheel built against the pinned PyTorch, in the oldest tested one
+	rm -rf dist $(ABI)
+	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --no-index -w dist .
+	$(MINIMAL)/bin/python $(PIP_INSTALL) --no-deps --no-index --target $(ABI) dist/*.whl
+	cd tests && PYTHONPATH=../$(ABI) ../$(MINIMAL)/bin/python -c "import ppcr_ext; assert '$(ABI)' in ppcr_ext.__file__, ppcr_ext.__file__"
+	cd tests && PYTHONPATH=../$(ABI) ../$(MINIMAL)/bin/python -m pytest --import-mode=importlib -m "not full" \
+	    test_definition.py test_pytorch.py test_edges.py $(PYTEST_ARGS)
 
 $(MINIMAL)/.installed: requirements/minimal.txt
 	test -x $(MINIMAL)/bin/python || $(PYTHON) -m venv $(MINIMAL)

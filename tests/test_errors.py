@@ -112,9 +112,7 @@ class TestNamedBackends:
         x, w = torch.randn(2, 70, 3), torch.randn(65)
         with pytest.raises(RuntimeError, match=r"'native' cannot run .* takes at most 64 contexts, the levels have 65"):
             ppcr(x, w, levels=(1, 64), backend="native")
-        torch.testing.assert_close(
-            ppcr(x, w, levels=(1, 64)), ppcr(x, w, levels=(1, 64), backend="reference"), rtol=0, atol=0
-        )
+        torch.testing.assert_close(ppcr(x, w, levels=(1, 64)), ppcr(x, w, levels=(1, 64), backend="reference"), rtol=0, atol=0)
 
     def test_every_backend_states_its_reason(self):
         assert list(ppcr_ext.backends()) == ["native", "triton", "reference"]

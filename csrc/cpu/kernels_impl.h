@@ -303,8 +303,9 @@ PPCR_INLINE void pixel_major_tile(const Problem& p, int64_t image, int64_t pixel
   constexpr int F = kFolded<S>, W = kLanes<S>;
   constexpr bool kDot = Streams<op, T>::kDot;
   const Streams<op, T> s(p, (image * p.pixels + pixel) * p.channels);
-  const int stride = (run.count + kGroup - 1) / kGroup * kGroup > run.vectors * W ? kGroup : run.vectors * W,
-            segments = gate_step.bins.segments(), kept = segments + (kDot ? 1 : 0);
+  const int groups = (run.count + kGroup - 1) / kGroup, padded = run.vectors * W;
+  const int stride = groups * kGroup > padded ? groups * kGroup : padded;
+  const int segments = gate_step.bins.segments(), kept = segments + (kDot ? 1 : 0);
   S* last_row = rows + segments * stride;
   S* folded = rows + (segments + 1) * stride;  // [kept][stride][F]
 
