@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
+import mmap
 from types import ModuleType
 
 import numpy as np
@@ -76,6 +78,17 @@ def tolerances(case: Case) -> tuple[float, float, float]:
     }[case.dtype]
 
 
+def guarded(count: int, dtype: torch.dtype) -> Tensor:
+    """Memory that ends, to 16 bytes, where a page ends that no one may touch: reading or writing beyond it is a segmentation fault."""
+    size = -(-max(1, count * dtype.itemsize) // 16) * 16
+    pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, pages + mmap.PAGESIZE)
+    end = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + pages
+    if ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), ctypes.c_size_t(mmap.PAGESIZE), 0) != 0:
+        raise OSError("mprotect failed")
+    return torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=pages - size)[: count * dtype.itemsize].view(dtype)
+
+
 class Tensors:
     """Inputs of a case, in the case's layout, and NaN-filled outputs of the same kind."""
 
@@ -99,7 +112,7 @@ class Tensors:
     def laid_out(self, tensor: Tensor) -> Tensor:
         """The values of ``tensor [N, C, P]`` in the memory order of the case, ``offset`` elements into their storage."""
         ordered = tensor.transpose(1, 2) if self.case.pixel_major else tensor
-        storage = torch.empty(tensor.numel() + self.case.offset, dtype=tensor.dtype)
+        storage = guarded(tensor.numel() + self.case.offset, tensor.dtype)
         values = storage[self.case.offset :].view(ordered.shape)
         values.copy_(ordered)
         return values.transpose(1, 2) if self.case.pixel_major else values
