@@ -10,7 +10,7 @@
 //                                                  depend on the order differ between seeds
 //   block that leaves while its cluster reads it   its shared memory turns to NaN when it exits
 //   shared memory overrun                          guard bytes behind the allocation
-//   misaligned vector access, overflow, bounds     with -fsanitize=address,undefined
+//   misaligned vector access, overflow             with -fsanitize=undefined; out of bounds: the tests' tensors end at guard pages
 //
 // Invisible to it: coalescing, bank conflicts, registers, weak memory order, the rounding of __expf.
 //
