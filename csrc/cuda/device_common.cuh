@@ -1,0 +1,160 @@
+// What all kernels share: vectors of elements, the parameters in shared memory, the arithmetic of a GPU for ppcr_pixel.h.
+#pragma once
+#include "operands.h"
+#include "platform.cuh"
+#include "tile.h"
+
+namespace ppcr::cuda {
+
+template <class T>
+struct Accumulation {
+  using type = float;
+};
+template <>
+struct Accumulation<double> {
+  using type = double;
+};
+template <class T>
+using Acc = typename Accumulation<T>::type;
+
+// ------------------------------------------------------------------------------------------------------ vectors of elements
+template <int BYTES>
+struct WordOf;
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
+template <>
+struct WordOf<8> {
+  using type = uint2;
+};
+template <>
+struct WordOf<4> {
+  using type = unsigned;
+};
+template <>
+struct WordOf<2> {
+  using type = unsigned short;
+};
+// V elements of T as they lie in memory: one load or store instruction.
+template <class T, int V>
+using Word = typename WordOf<int(sizeof(T)) * V>::type;
+
+template <class T, int V>
+PPCR_DEVICE Word<T, V> load(const T* from) {
+  return __ldg(reinterpret_cast<const Word<T, V>*>(from));
+}
+template <class T, int V>
+PPCR_DEVICE Word<T, V> load_if(bool wanted, const T* from) {
+  Word<T, V> word;
+  memset(&word, 0, sizeof word);
+  if (wanted) word = load<T, V>(from);
+  return word;
+}
+template <class T, int V>
+PPCR_DEVICE void store_if(bool wanted, T* to, const Word<T, V>& word) {
+  store_word_if(wanted, reinterpret_cast<Word<T, V>*>(to), word);
+}
+
+template <class T, int V>
+PPCR_DEVICE void unpack(const Word<T, V>& word, Acc<T> (&values)[V]) {
+  T elements[V];
+  memcpy(static_cast<void*>(elements), &word, sizeof elements);
+  PPCR_UNROLLED
+  for (int j = 0; j < V; ++j) values[j] = widen(elements[j]);
+}
+template <class T, int V>
+PPCR_DEVICE Word<T, V> pack(const Acc<T> (&values)[V]) {
+  T elements[V];
+  PPCR_UNROLLED
+  for (int j = 0; j < V; ++j) narrow(values[j], elements[j]);
+  Word<T, V> word;
+  memcpy(&word, elements, sizeof word);
+  return word;
+}
+
+// The gradient behind the ReLU, as torch masks it: where(y <= 0, 0, gy), the bits of gy untouched. A NaN of y lets gy pass. The
+// result is opaque, or nvcc would keep it unpacked.
+template <class T, int V>
+PPCR_DEVICE Word<T, V> mask_relu(const Word<T, V>& grad, const Word<T, V>& y) {
+  T gradients[V];
+  Acc<T> outputs[V];
+  memcpy(static_cast<void*>(gradients), &grad, sizeof gradients);
+  unpack<T, V>(y, outputs);
+  PPCR_UNROLLED
+  for (int j = 0; j < V; ++j)
+    if (outputs[j] <= Acc<T>(0)) narrow(Acc<T>(0), gradients[j]);
+  Word<T, V> masked;
+  memcpy(&masked, gradients, sizeof masked);
+  return opaque(masked);
+}
+template <class A>
+PPCR_DEVICE A relu(A value) {
+  return value <= A(0) ? A(0) : value;  // a NaN stays one, as in torch
+}
+
+// --------------------------------------------------------------------------------------------------------------- parameters
+template <class T>
+PPCR_DEVICE Acc<T> read_parameter(const Parameter& parameter, int i) {
+  if (parameter.kind == Parameter::kAbsent) return Acc<T>(0);
+  if (parameter.kind == Parameter::kOwn) return widen(static_cast<const T*>(parameter.data)[i]);
+  return static_cast<const Acc<T>*>(parameter.data)[i];
+}
+
+// Weights and, behind them, the bias. The caller's next block-wide barrier publishes them.
+template <class T>
+PPCR_DEVICE void stage_parameters(const Parameter& weight, const Parameter& bias, int contexts, Acc<T>* to) {
+  PPCR_ROLLED
+  for (int l = threadIdx.x; l <= contexts; l += blockDim.x)
+    to[l] = l < contexts ? read_parameter<T>(weight, l) : read_parameter<T>(bias, 0);
+}
+
+constexpr int kBatch = 4;  // vectors in flight where a kernel reads what its registers do not hold
+
+// What every kernel gets. Which pointers are set depends on the mode and the pass:
+//   forward   x, out (gate mode: [pixels]), extra_in = residual
+//   backward  x, grad (gate mode: [pixels]), out = dx, extra_in = y, extra_out = dresidual, partials
+template <class T>
+struct Tensors {
+  const T* x;
+  const T* grad;
+  const T* extra_in;
+  T* out;
+  T* extra_out;
+  Parameter weight, bias;
+  Acc<T> eps;
+  Acc<T>* partials;  // [contexts + 1][partial_count]: each tile's share of dweight and, in the last row, dbias
+};
+
+// --------------------------------------------------------------------------------------------------------------- arithmetic
+// The one place of fast arithmetic: sigmoid of a float by __expf (2 + |1.173 z| ulp) and __fdividef (2 ulp), so within
+// (4 + 1.2 |z|) units in the last place of g. rsqrtf: 2 ulp.
+struct DeviceMath {
+  static PPCR_DEVICE float inv_sqrt(float v) { return rsqrtf(v); }
+  static PPCR_DEVICE double inv_sqrt(double v) { return rsqrt(v); }
+  static PPCR_DEVICE float sigmoid(float z) { return __fdividef(1.f, 1.f + __expf(-z)); }
+  static PPCR_DEVICE double sigmoid(double z) { return 1. / (1. + exp(-z)); }
+};
+
+template <class A, class Bins>
+PPCR_DEVICE void gate_forward(const Bins& bins, const A* sums, const A* parameters, A eps, Pixel<A, Bins>& pixel) {
+  pixel_forward<DeviceMath>(bins, sums, parameters, parameters[bins.contexts()], eps, pixel);
+}
+template <class A, class Bins>
+PPCR_DEVICE A gate_backward(const Bins& bins, const Pixel<A, Bins>& pixel, A dg, const A* parameters, A* dsums) {
+  A weight_mean = 0;
+  PPCR_UNROLLED
+  for (int l = 0; l < bins.contexts(); ++l) weight_mean += parameters[l];
+  weight_mean *= A(1) / A(bins.contexts());
+  return pixel_backward(bins, pixel, dg, parameters, weight_mean, dsums);
+}
+
+// Sum over `lanes` neighbouring lanes (a power of two), in a fixed order; every lane of the warp calls it.
+template <class A>
+PPCR_DEVICE A sum_lanes(A value, int lanes) {
+  PPCR_UNROLLED
+  for (int offset = 1; offset < lanes; offset <<= 1) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
+
+}  // namespace ppcr::cuda

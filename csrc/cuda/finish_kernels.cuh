@@ -1,0 +1,49 @@
+// dweight and dbias from the tiles' shares: one block per parameter adds them in an order that depends on their number alone, so
+// the result is the same from run to run and on every device.
+#pragma once
+#include "device_common.cuh"
+
+namespace ppcr::cuda {
+
+constexpr int kFinishThreads = 512;
+
+template <class T>
+struct FinishArguments {
+  const Acc<T>* partials;  // [contexts + 1][count]
+  int64_t count;
+  int contexts;
+  void* dweight;  // of the accumulation type or of T, as weight is
+  void* dbias;    // null where there is no bias
+  Parameter::Kind weight_kind, bias_kind;
+};
+
+template <class T>
+__global__ void __launch_bounds__(kFinishThreads) finish_parameters(const __grid_constant__ FinishArguments<T> arguments) {
+  using A = Acc<T>;
+  constexpr int kStreams = 4;  // independent sums: that many loads in flight
+  PPCR_SHARED(raw);
+  A* const warps = reinterpret_cast<A*>(raw);
+  const A* const row = arguments.partials + int64_t(blockIdx.x) * arguments.count;
+
+  A sums[kStreams] = {};
+  for (int64_t i = threadIdx.x; i < arguments.count; i += kStreams * kFinishThreads) {
+    PPCR_UNROLLED
+    for (int s = 0; s < kStreams; ++s)
+      if (i + s * kFinishThreads < arguments.count) sums[s] += row[i + s * kFinishThreads];
+  }
+  const A sum = sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]), kWarp);
+  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = sum;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  A total = 0;
+  for (int i = 0; i < kFinishThreads / kWarp; ++i) total += warps[i];
+
+  const bool is_weight = int(blockIdx.x) < arguments.contexts;
+  const Parameter::Kind kind = is_weight ? arguments.weight_kind : arguments.bias_kind;
+  void* const to = is_weight ? arguments.dweight : arguments.dbias;
+  const int at = is_weight ? int(blockIdx.x) : 0;
+  if (kind == Parameter::kWide) static_cast<A*>(to)[at] = total;
+  if (kind == Parameter::kOwn) narrow(total, static_cast<T*>(to)[at]);
+}
+
+}  // namespace ppcr::cuda

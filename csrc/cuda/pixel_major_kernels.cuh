@@ -1,0 +1,241 @@
+// Pixel-major layout (channels_last), standard bins: LANES lanes of a warp own a pixel, a quarter of them each segment. Every lane
+// keeps STEPS vectors of each of PIXELS pixels in registers (x forward, gy backward), so the tensor crosses the memory bus once.
+//
+// The segment sums pass through a few words of shared memory that only this warp touches, so that one lane per pixel computes the
+// gate; when every lane did, arithmetic and not memory was the limit at 64 channels.
+#pragma once
+#include "device_common.cuh"
+
+namespace ppcr::cuda {
+
+template <class T>
+struct PixelMajorArguments {
+  Tensors<T> tensors;
+  Lanes lanes;
+  StandardBins<Acc<T>> bins;
+};
+
+constexpr int pixel_major_blocks(int element_size, int held_bytes, Mode mode, bool backward) {
+  if (held_bytes > 128) return backward || mode == Mode::kAddRelu || element_size < 4 ? 1 : 2;
+  if (backward) return held_bytes > 64 || mode == Mode::kAddRelu ? 2 : 3;
+  return held_bytes > 64 ? 2 : mode == Mode::kAddRelu ? 3 : 4;
+}
+
+template <int V, int STEPS, int PIXELS, int LANES>
+struct LaneGeometry {
+  static constexpr int kSegments = 4;
+  static constexpr int kGroups = kWarp / LANES;  // pixels that a warp reads at once
+  static constexpr int kWarpPixels = kGroups * PIXELS;
+  static constexpr int kSegmentLanes = LANES / kSegments;
+  static constexpr int kHop = kSegmentLanes * V;  // channels from one vector of a lane to its next
+  static constexpr int kRow = kSegments + 1;      // words per pixel in shared memory: odd, against bank conflicts
+  static_assert(kWarpPixels <= kWarp, "one lane per pixel computes the gate");
+};
+
+// Where a lane works: vectors (i, r) lie at offset(i) + r * kHop.
+template <class G>
+struct LanePlace {
+  int segment;
+  int channel;     // of the lane's first vector, within the segment
+  int group;       // of lanes, in the warp
+  int64_t first;   // pixel of the warp
+  int64_t offset;  // of the lane's first vector
+};
+
+template <class G, int V, int LANES>
+PPCR_DEVICE LanePlace<G> lane_place(const Lanes& lanes) {
+  LanePlace<G> place;
+  const int lane = int(threadIdx.x) % LANES;
+  place.segment = lane / G::kSegmentLanes;
+  place.channel = lane % G::kSegmentLanes * V;
+  place.group = int(threadIdx.x) % kWarp / LANES;
+  const int warps = int(blockDim.x) / kWarp;
+  place.first = (int64_t(blockIdx.x) * warps + int(threadIdx.x) / kWarp) * G::kWarpPixels;
+  place.offset = (place.first + place.group) * lanes.channels + int64_t(place.segment) * lanes.segment + place.channel;
+  return place;
+}
+
+template <class T, int V, int STEPS, int PIXELS, int LANES, Mode MODE>
+__global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), int(sizeof(T)) * V * STEPS * PIXELS, MODE, false))
+    pixel_major_forward(const __grid_constant__ PixelMajorArguments<T> arguments) {
+  using A = Acc<T>;
+  using Bins = StandardBins<A>;
+  using G = LaneGeometry<V, STEPS, PIXELS, LANES>;
+  const Tensors<T>& tensors = arguments.tensors;
+  const Lanes& lanes = arguments.lanes;
+  const Bins& bins = arguments.bins;
+
+  PPCR_SHARED(raw);
+  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  A* const parameters = reinterpret_cast<A*>(raw);
+  A* const sums = parameters + parameter_slots(Bins::kContexts) + warp * lanes_warp_values(G::kWarpPixels, Bins::kSegments, false);
+  A* const gates = sums + G::kWarpPixels * G::kRow;
+
+  const LanePlace<G> place = lane_place<G, V, LANES>(lanes);
+  const int64_t pixel_hop = int64_t(G::kGroups) * lanes.channels;
+  Word<T, V> held[PIXELS][STEPS];
+  PPCR_UNROLLED
+  for (int i = 0; i < PIXELS; ++i) {
+    const bool inside = place.first + i * G::kGroups + place.group < lanes.pixels;
+    PPCR_UNROLLED
+    for (int r = 0; r < STEPS; ++r)
+      held[i][r] = load_if<T, V>(inside && place.channel + r * G::kHop < lanes.segment,
+                                 tensors.x + place.offset + i * pixel_hop + r * G::kHop);
+  }
+  stage_parameters<T>(tensors.weight, tensors.bias, Bins::kContexts, parameters);
+  PPCR_UNROLLED
+  for (int i = 0; i < PIXELS; ++i) {
+    A sum = 0;
+    PPCR_UNROLLED
+    for (int r = 0; r < STEPS; ++r) {
+      A values[V];
+      unpack<T, V>(held[i][r], values);
+      PPCR_UNROLLED
+      for (int j = 0; j < V; ++j) sum += values[j];
+    }
+    sum = sum_lanes(sum, G::kSegmentLanes);
+    if (lane % G::kSegmentLanes == 0) sums[(i * G::kGroups + place.group) * G::kRow + place.segment] = sum;
+  }
+  __syncthreads();  // the sums are the warp's own, the parameters the block's
+  if (lane < G::kWarpPixels) {
+    Pixel<A, Bins> pixel;
+    gate_forward(bins, sums + lane * G::kRow, parameters, tensors.eps, pixel);
+    gates[lane] = pixel.g;
+  }
+  __syncwarp();
+  // Vector s is step s % STEPS of pixel s / STEPS.
+  static_assert(PIXELS * STEPS % kBatch == 0, "whole batches");
+  const auto exists = [&](int s) {
+    return place.first + s / STEPS * G::kGroups + place.group < lanes.pixels && place.channel + s % STEPS * G::kHop < lanes.segment;
+  };
+  const auto offset = [&](int s) { return place.offset + s / STEPS * pixel_hop + s % STEPS * G::kHop; };
+  PPCR_UNROLLED
+  for (int first = 0; first < PIXELS * STEPS; first += kBatch) {
+    Word<T, V> residual[kBatch] = {};  // all loads of a batch before its first store, which they could not pass
+    if constexpr (MODE == Mode::kAddRelu) {
+      PPCR_UNROLLED
+      for (int b = 0; b < kBatch; ++b) residual[b] = load_if<T, V>(exists(first + b), tensors.extra_in + offset(first + b));
+    }
+    PPCR_UNROLLED
+    for (int b = 0; b < kBatch; ++b) {
+      const int s = first + b;
+      const A gate = gates[s / STEPS * G::kGroups + place.group];
+      A values[V];
+      unpack<T, V>(opaque(held[s / STEPS][s % STEPS]), values);
+      if constexpr (MODE == Mode::kAddRelu) {
+        A added[V];
+        unpack<T, V>(opaque(residual[b]), added);
+        PPCR_UNROLLED
+        for (int j = 0; j < V; ++j) values[j] = relu(values[j] * gate + added[j]);
+      } else {
+        PPCR_UNROLLED
+        for (int j = 0; j < V; ++j) values[j] *= gate;
+      }
+      store_if<T, V>(exists(s), tensors.out + offset(s), pack<T, V>(values));
+    }
+  }
+}
+
+template <class T, int V, int STEPS, int PIXELS, int LANES, Mode MODE>
+__global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), int(sizeof(T)) * V * STEPS * PIXELS, MODE, true))
+    pixel_major_backward(const __grid_constant__ PixelMajorArguments<T> arguments) {
+  using A = Acc<T>;
+  using Bins = StandardBins<A>;
+  using G = LaneGeometry<V, STEPS, PIXELS, LANES>;
+  constexpr int kContexts = Bins::kContexts, kSegments = Bins::kSegments;
+  const Tensors<T>& tensors = arguments.tensors;
+  const Lanes& lanes = arguments.lanes;
+  const Bins& bins = arguments.bins;
+
+  PPCR_SHARED(raw);
+  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp, warps = int(blockDim.x) / kWarp;
+  A* const parameters = reinterpret_cast<A*>(raw);
+  A* const shared = parameters + parameter_slots(kContexts);
+  // Per pixel: the segments' sums and the dot product, later their gradients and the gate.
+  A* const rows = shared + warp * lanes_warp_values(G::kWarpPixels, kSegments, true);
+  A* const contributions = shared + warps * lanes_warp_values(G::kWarpPixels, kSegments, true);  // [contexts + 1][warps]
+
+  const LanePlace<G> place = lane_place<G, V, LANES>(lanes);
+  const int64_t pixel_hop = int64_t(G::kGroups) * lanes.channels;
+  Word<T, V> held[PIXELS][STEPS], x[PIXELS][STEPS];
+  PPCR_UNROLLED
+  for (int i = 0; i < PIXELS; ++i) {
+    const bool inside = place.first + i * G::kGroups + place.group < lanes.pixels;
+    PPCR_UNROLLED
+    for (int r = 0; r < STEPS; ++r) {
+      const bool wanted = inside && place.channel + r * G::kHop < lanes.segment;
+      const int64_t at = place.offset + i * pixel_hop + r * G::kHop;
+      held[i][r] = load_if<T, V>(wanted, tensors.grad + at);
+      x[i][r] = load_if<T, V>(wanted, tensors.x + at);
+      if constexpr (MODE == Mode::kAddRelu) held[i][r] = mask_relu<T, V>(held[i][r], load_if<T, V>(wanted, tensors.extra_in + at));
+    }
+  }
+  stage_parameters<T>(tensors.weight, tensors.bias, kContexts, parameters);
+  PPCR_UNROLLED
+  for (int i = 0; i < PIXELS; ++i) {
+    A sum = 0, dot = 0;
+    PPCR_UNROLLED
+    for (int r = 0; r < STEPS; ++r) {
+      A values[V], gradients[V];
+      unpack<T, V>(x[i][r], values);
+      unpack<T, V>(held[i][r], gradients);
+      PPCR_UNROLLED
+      for (int j = 0; j < V; ++j) {
+        sum += values[j];
+        dot += gradients[j] * values[j];
+      }
+    }
+    sum = sum_lanes(sum, G::kSegmentLanes);
+    dot = sum_lanes(dot, LANES);
+    A* const row = rows + (i * G::kGroups + place.group) * G::kRow;
+    if (lane % G::kSegmentLanes == 0) row[place.segment] = sum;
+    if (lane % LANES == 0) row[kSegments] = dot;
+  }
+  __syncthreads();  // the rows are the warp's own, the parameters the block's
+
+  A shares[kContexts + 1] = {};  // of this lane's pixel in dweight and dbias; 0 beyond the last pixel, where the dot product is 0
+  if (lane < G::kWarpPixels) {
+    A* const row = rows + lane * G::kRow;
+    Pixel<A, Bins> pixel;
+    gate_forward(bins, row, parameters, tensors.eps, pixel);
+    A dsums[kSegments];
+    const A dz = gate_backward(bins, pixel, row[kSegments], parameters, dsums);
+    PPCR_UNROLLED
+    for (int k = 0; k < kSegments; ++k) row[k] = dsums[k];
+    row[kSegments] = pixel.g;
+    PPCR_UNROLLED
+    for (int l = 0; l < kContexts; ++l) shares[l] = dz * pixel.n[l];
+    shares[kContexts] = dz;
+  }
+  PPCR_UNROLLED
+  for (int l = 0; l <= kContexts; ++l) {
+    const A share = sum_lanes(shares[l], G::kWarpPixels);
+    if (lane == 0) contributions[l * warps + warp] = share;
+  }
+  __syncthreads();
+  if (int(threadIdx.x) <= kContexts) {
+    A share = 0;
+    for (int i = 0; i < warps; ++i) share += contributions[int(threadIdx.x) * warps + i];
+    tensors.partials[int64_t(threadIdx.x) * gridDim.x + blockIdx.x] = share;
+  }
+
+  PPCR_UNROLLED
+  for (int i = 0; i < PIXELS; ++i) {
+    if (place.first + i * G::kGroups + place.group >= lanes.pixels) break;
+    const A* const row = rows + (i * G::kGroups + place.group) * G::kRow;
+    const A gate = row[kSegments], dsum = row[place.segment];
+    PPCR_UNROLLED
+    for (int r = 0; r < STEPS; ++r) {
+      if (place.channel + r * G::kHop >= lanes.segment) continue;
+      const int64_t at = place.offset + i * pixel_hop + r * G::kHop;
+      A values[V];
+      unpack<T, V>(opaque(held[i][r]), values);
+      PPCR_UNROLLED
+      for (int j = 0; j < V; ++j) values[j] = values[j] * gate + dsum;
+      store_if<T, V>(true, tensors.out + at, pack<T, V>(values));
+      if constexpr (MODE == Mode::kAddRelu) store_if<T, V>(true, tensors.extra_out + at, held[i][r]);
+    }
+  }
+}
+
+}  // namespace ppcr::cuda

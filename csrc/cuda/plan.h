@@ -1,0 +1,344 @@
+// Chooses, from sizes alone, which kernel runs and how it cuts the tensor. Plain C++: tested without CUDA
+// (tests/test_cuda_plan.py), and the same plans drive the kernels on a GPU and on the CPU (tests/cuda_on_cpu).
+#pragma once
+#include <algorithm>
+#include <cstdlib>
+#include <initializer_list>
+#include <string>
+
+#include "units.h"
+
+namespace ppcr::cuda {
+
+struct DeviceLimits {
+  int multiprocessors = 132;
+  int max_cluster = 1;          // 8 where both the device and the compiled kernels know clusters (sm_90 on)
+  int shared_bytes = 99 << 10;  // of a block, at most
+};
+
+struct Problem {
+  int64_t images = 0, channels = 0, image_pixels = 0;
+  bool pixel_major = false;
+  int element_size = 4;
+  int alignment = 16;  // bytes: what the addresses of all tensors are multiples of, at most 16
+  Mode mode = Mode::kScale;
+  bool backward = false;
+  const Pooling* pooling = nullptr;
+};
+
+// The largest power of two, up to 16, that divides all addresses.
+inline int common_alignment(std::initializer_list<const void*> addresses) {
+  uintptr_t bits = 16;
+  for (const void* address : addresses) bits |= reinterpret_cast<uintptr_t>(address);
+  return static_cast<int>(bits & (~bits + 1));
+}
+
+enum class KernelKind : int { kChannelMajor, kPixelMajor, kPixelWalk };
+
+struct Plan {
+  KernelKind kind = KernelKind::kChannelMajor;
+  int vector = 1;       // elements per load
+  int steps = 0;        // vectors that a thread holds (of each pixel, in the pixel-major kernel)
+  int variant = -1;     // of kLaneVariants
+  Tile tile{};          // channel-major
+  int unit_count = 0;   // channel-major
+  int lanes_log2 = 0;   // pixel walk
+  int warp_pixels = 0;  // pixel-major, pixel walk
+  int threads = kThreads;
+  int64_t blocks = 0;
+  int64_t partial_count = 0;  // per parameter
+  int shared_bytes = 0;
+  double score = 0;
+  std::string error;  // why there is no plan
+};
+
+constexpr int64_t kMaxBlocks = 0x7fffffff;
+
+// PPCR_PLAN, for tuning: "q=128,groups=4,cluster=2,vector=4,steps=8,variant=3,warps=4". What it names is taken as it says; plans
+// that differ are not considered.
+struct Forced {
+  int q = 0, groups = 0, cluster = 0, vector = 0, steps = 0, warps = 0, variant = -1;
+  std::string error;
+};
+
+inline Forced parse_forced(const char* text) {
+  Forced forced;
+  if (text == nullptr) return forced;
+  std::string rest(text);
+  while (!rest.empty()) {
+    const size_t comma = rest.find(',');
+    const std::string item = rest.substr(0, comma);
+    rest = comma == std::string::npos ? "" : rest.substr(comma + 1);
+    const size_t equals = item.find('=');
+    const std::string name = item.substr(0, equals);
+    int* const field = name == "q"         ? &forced.q
+                       : name == "groups"  ? &forced.groups
+                       : name == "cluster" ? &forced.cluster
+                       : name == "vector"  ? &forced.vector
+                       : name == "steps"   ? &forced.steps
+                       : name == "warps"   ? &forced.warps
+                       : name == "variant" ? &forced.variant
+                                           : nullptr;
+    char* end = nullptr;
+    const long value = equals == std::string::npos ? -1 : std::strtol(item.c_str() + equals + 1, &end, 10);
+    if (field == nullptr || end == nullptr || *end != 0 || value < 0 || value > 65536) {
+      forced.error =
+          "PPCR_PLAN: '" + item + "' is not one of q=, groups=, cluster=, vector=, steps=, warps=, variant= with a number";
+      return forced;
+    }
+    *field = static_cast<int>(value);
+  }
+  return forced;
+}
+
+// Vectors per thread for which channel-major kernels are compiled (0 ends the list). Standard bins: 8 keeps four blocks on a
+// multiprocessor, 13 holds the tiles of 14x14 and 7x7 images in three.
+struct StepChoices {
+  int steps[2];
+};
+inline StepChoices step_choices(int vector, int element_size, Mode mode, bool standard) {
+  if (mode == Mode::kGate) return {{8, 0}};
+  if (vector == 1) return {{element_size == 8 ? 8 : 16, 0}};
+  if (element_size == 8 || !standard) return {{8, 0}};
+  return {{8, 13}};
+}
+
+inline int greatest_common_divisor(int a, int b) {
+  while (b != 0) {
+    const int rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return a;
+}
+
+// ------------------------------------------------------------------------------------------------------- channel-major
+// A candidate: a plan for given q, vector, groups, cluster and steps, with its score, or score 0 where it is impossible.
+//
+// The score is an estimate of the share of the memory bandwidth that the plan reaches: a product of named factors, each 1 at best.
+// They are arithmetic from access widths and occupancy; PPCR_PLAN is there to measure them.
+inline Plan channel_major_candidate(const Problem& problem, const DeviceLimits& device, int q, int vector, int groups, int cluster,
+                                    int steps) {
+  const Pooling& pooling = *problem.pooling;
+  const bool standard = pooling.standard;
+  const bool whole = q == problem.image_pixels;
+  Plan plan;
+  Tile& tile = plan.tile;
+  plan.vector = vector;
+  plan.steps = steps;
+  plan.tile.q = q;
+  tile.image_pixels = problem.image_pixels;
+  tile.image_elements = problem.channels * problem.image_pixels;
+  tile.groups = groups;
+  tile.group = kThreads / groups;
+  tile.cluster = cluster;
+
+  const int round_units = groups * cluster;
+  int64_t unit_channels;
+  if (standard) {
+    if (round_units % pooling.segments != 0 || problem.channels % round_units != 0) return plan;
+    tile.rounds = 1;
+    plan.unit_count = round_units;
+    unit_channels = problem.channels / round_units;
+  } else {
+    tile.rounds = static_cast<int>(ceil_div(pooling.segments, round_units));
+    plan.unit_count = tile.rounds * round_units;
+    if (plan.unit_count > kMaxUnits) return plan;
+    unit_channels = longest_unit(pooling, plan.unit_count);
+  }
+
+  // Rows of a step, and whether every vector lies within one unit and starts at a multiple of its size.
+  const int64_t fitting_rows = int64_t(tile.group) * vector / q;
+  if (fitting_rows < 1 || q < vector) return plan;
+  const bool straddles = q % vector != 0;
+  if (straddles && !whole) return plan;
+  if (!whole && problem.image_pixels % vector != 0) return plan;
+  int64_t rows = std::min(fitting_rows, unit_channels);
+  if (straddles) {
+    const int whole_vectors = vector / greatest_common_divisor(q, vector);  // rows must be a multiple of this
+    rows -= rows % whole_vectors;
+    if (rows < 1) return plan;
+    if (standard) {
+      if (unit_channels % whole_vectors != 0) return plan;
+    } else {
+      const TableUnits units = table_units(pooling, plan.unit_count);
+      for (int unit = 0; unit <= plan.unit_count; ++unit)
+        if (units.edge[unit] % whole_vectors != 0) return plan;
+    }
+  }
+  tile.rows = static_cast<int>(rows);
+  tile.active = static_cast<int>(rows * q / vector);
+  if (unit_channels * q >= (int64_t(1) << 30)) return plan;  // the kernels count the elements of a unit in 32 bits
+  const int64_t image_tiles = ceil_div(problem.image_pixels, q);
+  if (image_tiles > kMaxBlocks) return plan;
+  tile.image_tiles = static_cast<unsigned>(image_tiles);
+  plan.partial_count = problem.images * image_tiles;
+  plan.blocks = plan.partial_count * cluster;
+  if (plan.blocks > kMaxBlocks) return plan;
+  const int accumulator = problem.element_size == 8 ? 8 : 4;
+  const int64_t shared =
+      int64_t(accumulator) * tile_memory(tile, pooling.contexts, pooling.segments, problem.mode, problem.backward).total;
+  if (shared > device.shared_bytes) return plan;
+  plan.shared_bytes = static_cast<int>(shared);
+
+  const bool gate = problem.mode == Mode::kGate, added = problem.mode == Mode::kAddRelu;
+  const double unit_steps = double(ceil_div(unit_channels, rows));
+  const double held_steps = gate ? unit_steps : std::min<double>(steps, unit_steps);
+  const double tensor_bytes = double(problem.images) * double(tile.image_elements) * problem.element_size;
+
+  // What the registers do not hold crosses the bus again (part of it may be found in the L2: not counted on).
+  const double units = gate ? 1 + problem.backward : (added ? 3 : 2) + problem.backward * (added ? 2 : 1);
+  const double again = gate ? 0 : 1 - held_steps / (unit_steps * tile.rounds);
+  const double once = units / (units + again) * (again > 0 ? 0.95 : 1);
+
+  const double threads_busy = double(tile.active) / tile.group * double(unit_channels) / (unit_steps * double(rows));
+  const double pixels_busy = double(problem.image_pixels) / (double(image_tiles) * q);
+
+  // Bytes that a step reads without a gap: 128 fill a line, 32 a sector.
+  const double run = double(whole ? unit_channels * q : q) * problem.element_size;
+  const double long_runs = run >= 128  ? 1
+                           : run >= 64 ? 0.85 + 0.15 * (run - 64) / 64
+                           : run >= 32 ? 0.6 + 0.25 * (run - 32) / 32
+                                       : run * 0.6 / 32;
+  // A run that starts inside a sector moves that sector twice between L2 and multiprocessor.
+  const bool aligned = problem.image_pixels * problem.element_size % 32 == 0 && q * problem.element_size % 32 == 0;
+  const double sectors = aligned ? 1 : 0.9 + 0.1 * run / (run + 32);
+
+  double cluster_cost = 1;
+  for (int blocks = 1; blocks < cluster; blocks *= 2) cluster_cost *= 0.97;
+
+  // Blocks on a multiprocessor, by registers and by shared memory, and the bytes that they keep in flight together.
+  const int by_registers = channel_major_blocks(steps * vector * problem.element_size, problem.mode, problem.backward);
+  const int by_memory = std::max<int>(1, static_cast<int>((device.shared_bytes + 1024) / (shared + 1024)));
+  const int resident = std::min(by_registers, by_memory);
+  const double residency = 0.85 + 0.05 * std::min(3, resident);
+  const double block_bytes = held_steps * tile.active * groups * vector * problem.element_size;
+  const double running = std::min(double(plan.blocks), double(resident) * device.multiprocessors);
+  const double in_flight = std::min(1., block_bytes * running / std::min(tensor_bytes, device.multiprocessors * 60. * 1024));
+
+  // Small tensors: every multiprocessor should have a block.
+  const double busy = std::min(1., double(plan.blocks) / device.multiprocessors);
+  const double spread = tensor_bytes < (16 << 20) ? 0.5 + 0.5 * busy : 1;
+
+  // dweight and dbias are summed from a share per tile: under 1 % of the traffic, or rather another tile.
+  const double share = 2. * plan.partial_count * (pooling.contexts + 1) * accumulator / tensor_bytes;
+  const double partials = problem.backward && share > 0.01 ? 0.7 : 1;
+
+  plan.score = partials * once * threads_busy * pixels_busy * long_runs * sectors * cluster_cost * (0.4 + 0.6 * in_flight) *
+               residency * spread;
+  return plan;
+}
+
+inline Plan plan_channel_major(const Problem& problem, const DeviceLimits& device, const Forced& forced) {
+  const bool standard = problem.pooling->standard;
+  Plan best;
+  const auto consider = [&](int64_t q, int vector) {
+    if (q < 1 || q > problem.image_pixels || q > 4096 || (forced.q != 0 && q != forced.q)) return;
+    for (int cluster = 1; cluster <= device.max_cluster; cluster *= 2)
+      for (int groups = 1; groups <= kMaxGroups; groups *= 2) {
+        if ((forced.cluster != 0 && cluster != forced.cluster) || (forced.groups != 0 && groups != forced.groups)) continue;
+        for (const int steps : step_choices(vector, problem.element_size, problem.mode, standard).steps) {
+          if (steps == 0 || (forced.steps != 0 && steps != forced.steps)) continue;
+          const Plan plan = channel_major_candidate(problem, device, static_cast<int>(q), vector, groups, cluster, steps);
+          if (plan.score > best.score) best = plan;
+        }
+      }
+  };
+  for (const int bytes : {16, 8, 1}) {
+    // 16 bytes; 8 where 16-bit elements are aligned no better; single elements, which always work.
+    const int vector = bytes == 1 ? 1 : bytes / problem.element_size;
+    if (bytes == 8 && problem.element_size != 2) continue;
+    if (vector * problem.element_size > problem.alignment || (forced.vector != 0 && vector != forced.vector)) continue;
+    consider(problem.image_pixels, vector);
+    for (int64_t run = 32; run <= 2048; run *= 2) consider(run / problem.element_size / vector * vector, vector);
+    for (int pieces = 2; pieces <= 32; ++pieces)
+      consider(ceil_div(ceil_div(problem.image_pixels, pieces), vector) * vector, vector);
+    consider(vector, vector);
+    if (forced.q != 0) consider(forced.q, vector);
+    if (best.score > 0.3) break;  // narrower vectors would not do better
+  }
+  best.kind = KernelKind::kChannelMajor;
+  if (best.score == 0) best.error = "no plan fits a channel-major tensor of these sizes in one launch";
+  return best;
+}
+
+// --------------------------------------------------------------------------------------------------------- pixel-major
+// Fewer warps per block while there are multiprocessors without a block, but (backward) no more blocks than keep the shares of
+// dweight and dbias, one per block, under 1 % of the traffic.
+inline int warps_for(const Problem& problem, int warp_pixels, const DeviceLimits& device) {
+  const int64_t pixels = problem.images * problem.image_pixels;
+  const double pixel_bytes = double(problem.channels) * problem.element_size;
+  const double shares = problem.backward ? 2. * (problem.pooling->contexts + 1) * (problem.element_size == 8 ? 8 : 4) : 0;
+  int warps = kThreads / kWarp;
+  while (warps > 1 && ceil_div(pixels, int64_t(warps) * warp_pixels) < 2 * int64_t(device.multiprocessors) &&
+         shares < 0.01 * pixel_bytes * warp_pixels * (warps / 2))
+    warps /= 2;
+  return warps;
+}
+
+inline Plan plan_pixel_major(const Problem& problem, const DeviceLimits& device, const Forced& forced) {
+  const Pooling& pooling = *problem.pooling;
+  const int64_t pixels = problem.images * problem.image_pixels;
+  const int vector = 16 / problem.element_size, accumulator = problem.element_size == 8 ? 8 : 4;
+  Plan plan;
+  const bool lanes_fit = pooling.standard && problem.mode != Mode::kGate && problem.alignment >= 16 &&
+                         problem.channels % (4 * vector) == 0 && forced.vector != 1;
+  for (int i = 0; lanes_fit && i < kLaneVariantCount; ++i) {
+    const LaneVariant variant = kLaneVariants[i];
+    if (!has_lane_variant(variant, problem.element_size)) continue;
+    if (int64_t(variant.lanes / 4) * variant.steps * vector < pooling.edge[1]) continue;
+    if (forced.variant >= 0 && i != forced.variant) continue;
+    plan.kind = KernelKind::kPixelMajor;
+    plan.variant = i;
+    plan.vector = vector;
+    plan.steps = variant.steps;
+    plan.warp_pixels = kWarp / variant.lanes * variant.pixels;
+    break;
+  }
+  if (plan.variant < 0) {
+    if (forced.variant >= 0) {
+      plan.error = "PPCR_PLAN: that variant does not fit";
+      return plan;
+    }
+    plan.kind = KernelKind::kPixelWalk;
+    plan.vector = 1;
+    const int64_t segment = std::max<int64_t>(1, problem.channels / pooling.segments);
+    while (plan.lanes_log2 < 5 && (int64_t(2) << plan.lanes_log2) <= segment) ++plan.lanes_log2;
+    // A warp's tile of about 4 KB: 64 warps of a multiprocessor then leave their second reading in the caches.
+    const int groups = kWarp >> plan.lanes_log2;
+    const int64_t wanted = (4 << 10) / (problem.channels * problem.element_size);
+    plan.warp_pixels = static_cast<int>(std::min<int64_t>(kWarp, std::max<int64_t>(wanted, groups)));
+  }
+  int warps = forced.warps != 0 ? std::min(forced.warps, kThreads / kWarp) : warps_for(problem, plan.warp_pixels, device);
+  const auto shared = [&](int warp_count) {
+    const int values = plan.kind == KernelKind::kPixelMajor
+                           ? lanes_memory(warp_count, plan.warp_pixels, pooling.contexts, pooling.segments, problem.backward)
+                           : walk_memory(warp_count, plan.warp_pixels, pooling.contexts, pooling.segments, problem.backward);
+    return values * accumulator;
+  };
+  while (warps > 1 && shared(warps) > 48 << 10) warps /= 2;
+  while (plan.kind == KernelKind::kPixelWalk && plan.warp_pixels > 1 && shared(warps) > 48 << 10) plan.warp_pixels /= 2;
+  plan.threads = warps * kWarp;
+  plan.shared_bytes = shared(warps);
+  plan.blocks = plan.partial_count = ceil_div(pixels, int64_t(warps) * plan.warp_pixels);
+  plan.score = 1;
+  if (plan.blocks > kMaxBlocks) plan.error = "x has too many pixels for one launch";
+  return plan;
+}
+
+inline Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* forced_text = nullptr) {
+  const Forced forced = parse_forced(forced_text);
+  Plan plan;
+  if (!forced.error.empty()) {
+    plan.error = forced.error;
+  } else if (problem.channels > 0x7fffffff) {
+    plan.error = "the CUDA kernels take at most 2147483647 channels";
+  } else {
+    const bool pixel_major = problem.pixel_major || problem.image_pixels == 1;  // of one pixel both layouts are the same
+    plan = pixel_major ? plan_pixel_major(problem, device, forced) : plan_channel_major(problem, device, forced);
+    if (!plan.error.empty() && forced_text != nullptr) plan.error += std::string(" with PPCR_PLAN=") + forced_text;
+  }
+  return plan;
+}
+
+}  // namespace ppcr::cuda

@@ -1,0 +1,145 @@
+// How the kernels cut a tensor: plain structs that the planner fills and the kernels read. No CUDA, no torch.
+#pragma once
+#include "../ppcr_pixel.h"
+
+namespace ppcr::cuda {
+
+constexpr int kThreads = 256;  // threads of a block, at most
+constexpr int kWarp = 32;
+constexpr int kMaxCluster = 8;  // blocks of a cluster: the portable limit
+constexpr int kMaxGroups = 8;   // groups of threads in a block of the channel-major kernels
+constexpr int kMaxUnits = 256;  // units of a TableUnits
+
+enum class Mode : int {
+  kScale,    // y = x g
+  kAddRelu,  // y = relu(x g + residual)
+  kGate,     // g alone
+};
+
+// ---------------------------------------------------------------------------------------------------- channel-major layout
+// A tile is q neighbouring pixels of one image with all their channels; a cluster of blocks works on it. The channels are cut
+// into units, each inside one segment; a group of threads runs one unit per round. In one step a group reads `rows` channels of
+// q pixels, V elements per thread. Where q is the whole image, channels follow each other without a gap, so that a vector may
+// straddle two channels: that is how 7x7 images are read in 16-byte vectors.
+struct Tile {
+  int64_t image_pixels;    // pixels of an image
+  int64_t image_elements;  // channels * image_pixels
+  unsigned image_tiles;    // tiles that cover an image
+  int q;                   // pixels of a tile
+  int rows;                // channels of a step
+  int active;              // threads of a group that have work: rows * q / V
+  int group;               // threads of a group
+  int groups;              // groups of a block
+  int cluster;             // blocks of a cluster
+  int rounds;              // units that each group runs, one after another
+};
+
+// Standard bins: four equal segments, each of `per_segment` equal units; as many groups as units.
+struct EqualUnits {
+  static constexpr bool kOneRound = true;
+  int channels;  // of a unit
+  int per_segment;
+  PPCR_HD int begin(int unit) const { return unit * channels; }
+  PPCR_HD int count(int) const { return channels; }
+  PPCR_HD int segment(int unit) const { return unit / per_segment; }
+  PPCR_HD int first(int segment) const { return segment * per_segment; }  // unit of a segment
+};
+
+// Any bins: segments of any length. Units beyond the last one are empty.
+struct TableUnits {
+  static constexpr bool kOneRound = false;
+  int edge[kMaxUnits + 1];  // unit u holds channels edge[u] .. edge[u+1]-1
+  uint8_t segment_of[kMaxUnits];
+  uint16_t first_of[kMaxSegments + 1];
+  PPCR_HD int begin(int unit) const { return edge[unit]; }
+  PPCR_HD int count(int unit) const { return edge[unit + 1] - edge[unit]; }
+  PPCR_HD int segment(int unit) const { return segment_of[unit]; }
+  PPCR_HD int first(int segment) const { return first_of[segment]; }
+};
+
+template <class Bins>
+struct UnitsOf {
+  using type = TableUnits;
+};
+template <class S>
+struct UnitsOf<StandardBins<S>> {
+  using type = EqualUnits;
+};
+
+// Blocks per multiprocessor to compile for: what the held words leave of 65536 registers.
+constexpr int channel_major_blocks(int held_bytes, Mode mode, bool backward) {
+  if (mode == Mode::kGate) return 4;
+  const bool few = held_bytes <= 128, added = mode == Mode::kAddRelu;  // the residual takes registers, too
+  return backward ? (few && !added ? 3 : 2) : (few ? 4 : 3) - added;
+}
+
+// Shared memory of a block of the channel-major kernels, in values of the accumulation type. A line is what one group sums in one
+// round: a line per unit for the segment sums and, in the backward pass, a line per group for sum_c gy_c x_c.
+struct TileMemory {
+  int parameters;  // weights, bias
+  int sums;        // [lines][rows * q]: what each thread summed
+  int parts;       // [lines][q]: summed over the rows of a step
+  int pixels;      // [values][q]: forward: gate; backward: gate, dsums of each segment, dz n_l of each context, dz
+  int lines;
+  int total;
+};
+
+PPCR_HD int parameter_slots(int contexts) { return (contexts + 1 + 3) / 4 * 4; }  // whole 16 bytes, for what follows
+
+PPCR_HD TileMemory tile_memory(const Tile& tile, int contexts, int segments, Mode mode, bool backward) {
+  const bool dots = backward && mode != Mode::kGate;
+  TileMemory memory;
+  memory.lines = tile.groups * (tile.rounds + (dots ? 1 : 0));
+  memory.parameters = 0;
+  memory.sums = parameter_slots(contexts);
+  memory.parts = memory.sums + memory.lines * tile.rows * tile.q;
+  memory.pixels = memory.parts + memory.lines * tile.q;
+  memory.total = memory.pixels + (backward ? 2 + segments + contexts : 1) * tile.q;
+  return memory;
+}
+
+// ------------------------------------------------------------------------------------------------------ pixel-major layout
+// Standard bins: `lanes` lanes of a warp share a pixel, a quarter of them each segment; every lane holds `steps` vectors of each of
+// `pixels` pixels. What exists at compile time, smallest first:
+struct LaneVariant {
+  int lanes, steps, pixels;
+};
+constexpr LaneVariant kLaneVariants[] = {{4, 1, 4},  {8, 1, 4},  {16, 1, 4}, {32, 1, 4},
+                                         {32, 2, 2}, {32, 4, 2}, {32, 8, 1}, {32, 16, 1}};
+constexpr int kLaneVariantCount = sizeof(kLaneVariants) / sizeof(kLaneVariants[0]);
+
+// A double takes two registers: 16 steps of them would spill.
+constexpr bool has_lane_variant(const LaneVariant& variant, int element_size) { return variant.steps < 16 || element_size < 8; }
+
+struct Lanes {
+  int64_t pixels;  // of the whole tensor
+  int64_t channels;
+  int segment;  // channels of a segment
+};
+
+// Any bins, any alignment: 2^lanes_log2 lanes share a pixel and walk through its segments one after another; a warp owns
+// `warp_pixels` neighbouring pixels.
+struct Walk {
+  int64_t pixels;
+  int64_t channels;
+  int lanes_log2;
+  int warp_pixels;
+  int edge[kMaxSegments + 1];
+};
+
+// Values of shared memory: parameters, then what each warp has to itself, then (backward) the warps' parameter gradients.
+PPCR_HD int lanes_warp_values(int warp_pixels, int segments, bool backward) {
+  return warp_pixels * (segments + 1 + (backward ? 0 : 1));
+}
+PPCR_HD int lanes_memory(int warps, int warp_pixels, int contexts, int segments, bool backward) {
+  return parameter_slots(contexts) + warps * lanes_warp_values(warp_pixels, segments, backward) +
+         (backward ? (contexts + 1) * warps : 0);
+}
+PPCR_HD int walk_warp_values(int warp_pixels, int contexts, int segments, bool backward) {
+  return warp_pixels * (segments + 1 + (backward ? contexts + 1 : 0));
+}
+PPCR_HD int walk_memory(int warps, int warp_pixels, int contexts, int segments, bool backward) {
+  return parameter_slots(contexts) + warps * walk_warp_values(warp_pixels, contexts, segments, backward);
+}
+
+}  // namespace ppcr::cuda

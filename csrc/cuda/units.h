@@ -1,0 +1,64 @@
+// The units into which the channel-major kernels cut the channels: plain C++, on the host.
+#pragma once
+#include <algorithm>
+
+#include "tile.h"
+
+namespace ppcr::cuda {
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+inline EqualUnits equal_units(const Pooling& pooling, int unit_count) {
+  const int per_segment = unit_count / pooling.segments;
+  return {static_cast<int>(pooling.edge[1] / per_segment), per_segment};
+}
+
+// At least one unit per segment; the longest units are cut until there are `wanted`.
+inline int units_of_segments(const Pooling& pooling, int wanted, int (&per_segment)[kMaxSegments]) {
+  int count = pooling.segments;
+  for (int k = 0; k < pooling.segments; ++k) per_segment[k] = 1;
+  for (; count < wanted; ++count) {
+    int longest = 0;
+    double length = 1;
+    for (int k = 0; k < pooling.segments; ++k) {
+      const double unit = double(pooling.edge[k + 1] - pooling.edge[k]) / per_segment[k];
+      if (unit > length) {
+        length = unit;
+        longest = k;
+      }
+    }
+    if (length < 2) break;  // of single channels nothing can be cut off
+    ++per_segment[longest];
+  }
+  return count;
+}
+
+inline TableUnits table_units(const Pooling& pooling, int wanted) {
+  int per_segment[kMaxSegments];
+  units_of_segments(pooling, wanted, per_segment);
+  TableUnits units{};
+  int unit = 0;
+  for (int k = 0; k < pooling.segments; ++k) {
+    units.first_of[k] = static_cast<uint16_t>(unit);
+    const int64_t length = pooling.edge[k + 1] - pooling.edge[k];
+    for (int i = 0; i < per_segment[k]; ++i, ++unit) {
+      units.edge[unit] =
+          static_cast<int>(pooling.edge[k] + length / per_segment[k] * i + std::min<int64_t>(i, length % per_segment[k]));
+      units.segment_of[unit] = static_cast<uint8_t>(k);
+    }
+  }
+  units.first_of[pooling.segments] = static_cast<uint16_t>(unit);
+  for (; unit <= kMaxUnits; ++unit) units.edge[unit] = static_cast<int>(pooling.edge[pooling.segments]);
+  return units;
+}
+
+inline int64_t longest_unit(const Pooling& pooling, int wanted) {
+  int per_segment[kMaxSegments];
+  units_of_segments(pooling, wanted, per_segment);
+  int64_t longest = 0;
+  for (int k = 0; k < pooling.segments; ++k)
+    longest = std::max(longest, ceil_div(pooling.edge[k + 1] - pooling.edge[k], per_segment[k]));
+  return longest;
+}
+
+}  // namespace ppcr::cuda

@@ -1,0 +1,274 @@
+"""Builds the CUDA library with nvcc: sources, architectures, and sentences that say why it cannot be built.
+
+Shared by setup.py, the JIT build and tools/cuda_build.py, so it imports nothing but the standard library.
+
+Environment: CUDA_HOME or CUDA_PATH, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG=1, CXX.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# The LibTorch stable ABI of PyTorch 2.10: one binary loads in every later version.
+TORCH_TARGET = "0x020a000000000000"
+
+KERNEL_SOURCES = ("launch_bfloat16.cu", "launch_half.cu", "launch_float.cu", "launch_double.cu")  # the longest first
+ENTRY_SOURCE = "ppcr_cuda.cpp"
+DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+OLDEST = (7, 5)  # the oldest that nvcc 13 and all of these kernels know
+
+# What TORCH_CUDA_ARCH_LIST may name besides numbers, as in torch.utils.cpp_extension.
+_NAMED = {"Turing": "7.5+PTX", "Ampere": "8.0;8.6+PTX", "Ada": "8.9+PTX", "Hopper": "9.0+PTX", "Blackwell": "10.0;12.0+PTX"}
+
+
+class CannotBuild(RuntimeError):
+    """The CUDA library cannot be built here; the message says why and what would help."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Architectures:
+    """What to compile for, e.g. ``binaries=("80", "90a"), ptx="90"``: machine code, and PTX for later devices."""
+
+    binaries: tuple[str, ...]
+    ptx: str | None
+
+    def flags(self) -> list[str]:
+        codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in self.binaries]
+        return codes + ([f"-gencode=arch=compute_{self.ptx},code=compute_{self.ptx}"] if self.ptx else [])
+
+    def __str__(self) -> str:
+        return " ".join([f"sm_{number}" for number in self.binaries] + ([f"compute_{self.ptx}"] if self.ptx else []))
+
+
+def why_not_usable(capability: tuple[int, int], architectures: str) -> str | None:
+    """Why code compiled for ``architectures`` ("sm_80 sm_90a compute_120") does not run on a device, or None where it does."""
+    for name in architectures.split():
+        kind, number, suffix = re.fullmatch(r"(sm|compute)_(\d+)([af]?)", name).groups()  # type: ignore[union-attr]
+        major, minor = int(number[:-1]), int(number[-1])
+        if suffix == "a" and capability != (major, minor):
+            continue
+        if kind == "compute" and capability >= (major, minor):
+            return None
+        if kind == "sm" and capability[0] == major and capability[1] >= minor:
+            return None
+    device = f"{capability[0]}.{capability[1]}"
+    return (
+        f"the CUDA library was compiled for {architectures or 'nothing'}, which a device of compute capability {device} cannot run; "
+        f"rebuild it with TORCH_CUDA_ARCH_LIST={device}"
+    )
+
+
+# ---- the compiler -------------------------------------------------------------------------------------------------------
+
+
+def find_nvcc() -> Path | None:
+    """nvcc of CUDA_HOME, CUDA_PATH, PATH or /usr/local/cuda, in this order."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if os.environ.get(variable):
+            nvcc = Path(os.environ[variable]) / "bin" / "nvcc"
+            return nvcc if nvcc.exists() else None
+    on_path = shutil.which("nvcc")
+    if on_path:
+        return Path(on_path)
+    usual = Path("/usr/local/cuda/bin/nvcc")
+    return usual if usual.exists() else None
+
+
+def nvcc_version(nvcc: Path) -> str:
+    """``"13.0"``"""
+    output = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+\.\d+)", output)
+    if found is None:
+        raise CannotBuild(f"{nvcc} --version names no release: {output.strip()[:200]}")
+    return found[1]
+
+
+def toolkit(nvcc: Path) -> Path:
+    """The toolkit's folder, also where nvcc is a script that calls the one of another folder."""
+    dry_run = subprocess.run([str(nvcc), "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
+    found = re.search(r"TOP=(\S+)", dry_run.stderr + dry_run.stdout)
+    return Path(found[1]).resolve() if found else nvcc.resolve().parents[1]
+
+
+def why_not(torch_cuda: str | None) -> str | None:
+    """Why the CUDA library cannot be built beside a PyTorch whose ``torch.version.cuda`` is ``torch_cuda``, or None."""
+    if torch_cuda is None:
+        return "this PyTorch was built without CUDA; install a CUDA build of PyTorch, see https://pytorch.org/get-started"
+    nvcc = find_nvcc()
+    major = torch_cuda.split(".")[0]
+    if nvcc is None:
+        where = "in CUDA_HOME" if os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") else "on PATH nor in /usr/local/cuda"
+        return f"nvcc was not found {where}; install the CUDA {major} toolkit, or set CUDA_HOME to its folder"
+    try:
+        version = nvcc_version(nvcc)
+        if version.split(".")[0] != major:
+            return (
+                f"{nvcc} is of CUDA {version}, but PyTorch was built with CUDA {torch_cuda}; their major versions must agree: "
+                f"install the CUDA {major} toolkit and set CUDA_HOME, or a PyTorch for CUDA {version.split('.')[0]}"
+            )
+        architectures(nvcc)
+    except (CannotBuild, OSError, subprocess.CalledProcessError) as error:
+        return str(error)
+    return None
+
+
+def architectures(nvcc: Path, wanted: str | None = None) -> Architectures:
+    """What to compile for: ``wanted`` or TORCH_CUDA_ARCH_LIST, else the default list as far as this nvcc knows it."""
+    explicit = wanted or os.environ.get("TORCH_CUDA_ARCH_LIST") or ""
+    listed = subprocess.run([str(nvcc), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    known = set(re.findall(r"compute_(\d+)", listed))
+    binaries: list[str] = []
+    ptx: str | None = None
+    names = [item for item in re.split(r"[;\s,]+", explicit or DEFAULT_ARCHITECTURES) if item]
+    items = [item for name in names for item in _NAMED.get(name, name).split(";")]
+    newest_default = "0"
+    for item in items:
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item)
+        if match is None:
+            raise CannotBuild(f"TORCH_CUDA_ARCH_LIST holds {item!r}; it takes numbers such as 8.0;9.0+PTX, and {', '.join(_NAMED)}")
+        number, suffix = match[1] + match[2], match[3]
+        if (int(match[1]), int(match[2])) < OLDEST:
+            raise CannotBuild(f"TORCH_CUDA_ARCH_LIST holds {item}; the kernels need 7.5 (Turing) or newer")
+        if number not in known:
+            if explicit:
+                raise CannotBuild(
+                    f"TORCH_CUDA_ARCH_LIST holds {item}, which nvcc {nvcc_version(nvcc)} does not know; it knows "
+                    f"{', '.join(sorted((f'{k[:-1]}.{k[-1]}' for k in known), key=float))}"
+                )
+            continue
+        if number + suffix not in binaries:
+            binaries.append(number + suffix)
+        if match[4]:
+            ptx = number + suffix
+        newest_default = max(newest_default, number, key=int)
+    return Architectures(tuple(binaries), ptx if explicit else newest_default)
+
+
+# ---- building -----------------------------------------------------------------------------------------------------------
+
+
+def kernel_flags(nvcc: Path, compiled_for: Architectures) -> list[str]:
+    debug = os.environ.get("DEBUG", "0") not in ("", "0")
+    host = ["-ccbin", os.environ["CXX"].split()[0]] if os.environ.get("CXX") else []
+    # A third of the size; the drivers that CUDA 13 needs can all read it.
+    small = ["--compress-mode=size"] if int(nvcc_version(nvcc).split(".")[0]) >= 13 else []
+    return [
+        str(nvcc),
+        "-std=c++17",
+        *(["-O0", "-g", "-lineinfo"] if debug else ["-O3"]),
+        *host,
+        *small,
+        "-Xcompiler=-fPIC,-fvisibility=hidden",
+        "-Xptxas=-v",  # registers and spills, which stand in the log beside each object
+        *compiled_for.flags(),
+    ]
+
+
+def entry_flags(nvcc: Path, compiled_for: Architectures, include_folders: Sequence[str]) -> list[str]:
+    return [
+        *(os.environ.get("CXX") or "c++").split(),
+        "-std=c++17",
+        "-O2",
+        "-fPIC",
+        "-fvisibility=hidden",
+        f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+        "-DTORCH_STABLE_ONLY",
+        "-DUSE_CUDA",
+        f'-DPPCR_CUDA_ARCHITECTURES="{compiled_for}"',
+        *(flag for folder in (*include_folders, str(toolkit(nvcc) / "include")) for flag in ("-isystem", folder)),
+    ]
+
+
+def _sources_digest(csrc: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(csrc.rglob("*")):
+        if path.suffix in (".h", ".cuh", ".cu", ".cpp") and "cpu" not in path.relative_to(csrc).parts:
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def build(
+    output: Path,
+    csrc: Path,
+    work: Path,
+    torch_folder: Path,
+    torch_cuda: str | None,
+    arch_list: str | None = None,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+) -> Architectures:
+    """Compiles and links the CUDA library.
+
+    Args:
+        output: the shared library to write.
+        csrc: the folder of the C++ sources.
+        work: folder for objects, and for their logs with registers and spills; what has not changed is not compiled again.
+        torch_folder: folder of the torch package, with ``include`` and ``lib``.
+        torch_cuda: ``torch.version.cuda``.
+        arch_list: instead of TORCH_CUDA_ARCH_LIST.
+        say: receives a line for every step.
+
+    Raises:
+        CannotBuild: with a sentence that says why and what would help, or with the compiler's errors.
+    """
+    reason = why_not(torch_cuda)
+    if reason:
+        raise CannotBuild(reason)
+    nvcc = find_nvcc()
+    assert nvcc is not None
+    compiled_for = architectures(nvcc, arch_list)
+    work.mkdir(parents=True, exist_ok=True)
+    sources_digest = _sources_digest(csrc)
+    include_folders = [str(torch_folder / "include")]
+
+    def compile_source(source: str) -> Path:
+        is_entry = source == ENTRY_SOURCE
+        flags = entry_flags(nvcc, compiled_for, include_folders) if is_entry else kernel_flags(nvcc, compiled_for)
+        target, stamp = work / f"{source}.o", work / f"{source}.stamp"
+        command = [*flags, "-c", str(csrc / "cuda" / source), "-o", str(target)]
+        fingerprint = hashlib.sha256(" ".join([sources_digest, nvcc_version(nvcc), *command]).encode()).hexdigest()
+        if target.exists() and stamp.exists() and stamp.read_text() == fingerprint:
+            return target
+        started = time.monotonic()
+        result = subprocess.run(command, capture_output=True, text=True)
+        (work / f"{source}.log").write_text(result.stdout + result.stderr)
+        if result.returncode != 0:
+            raise CannotBuild(f"{' '.join(command)}\nfailed:\n{result.stderr[-8000:]}")
+        stamp.write_text(fingerprint)
+        say(f"ppcr_ext: compiled {source} for {compiled_for} in {time.monotonic() - started:.0f} s")
+        return target
+
+    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(max(1, jobs)) as pool:
+        objects = list(pool.map(compile_source, (*KERNEL_SOURCES, ENTRY_SOURCE)))
+    lib64 = toolkit(nvcc) / "lib64"
+    cuda_lib = lib64 if lib64.is_dir() else toolkit(nvcc) / "lib"
+    # cudart is shared with torch, which has loaded it already: one CUDA runtime per process, and a library for another major version
+    # is refused by the loader. No run path: torch's libraries are found because they are loaded.
+    command = [
+        *(os.environ.get("CXX") or "c++").split(),
+        "-shared",
+        *map(str, objects),
+        f"-L{cuda_lib}",
+        f"-L{torch_folder / 'lib'}",
+        "-lcudart",
+        "-ltorch_cpu",
+        "-ltorch_cuda",
+        "-lc10",
+        "-o",
+        str(output),
+    ]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise CannotBuild(f"{' '.join(command)}\nfailed:\n{result.stderr[-8000:]}")
+    return compiled_for

@@ -1,0 +1,194 @@
+// The state of a launch, and fibers: a stack for every CUDA thread, and switching between it and the scheduler. Used by
+// cuda_on_cpu.h.
+#pragma once
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if !defined(__x86_64__) || defined(CUDA_ON_CPU_UCONTEXT)
+#define CUDA_ON_CPU_USES_UCONTEXT 1
+#include <ucontext.h>
+#else
+#define CUDA_ON_CPU_USES_UCONTEXT 0
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(...)
+
+struct uint2 {
+  unsigned x, y;
+} __attribute__((aligned(8)));
+struct uint4 {
+  unsigned x, y, z, w;
+} __attribute__((aligned(16)));
+struct Index3 {
+  unsigned x, y, z;
+};
+
+inline thread_local Index3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace cuda_on_cpu {
+
+constexpr size_t kStackBytes = 256 << 10;
+constexpr size_t kPage = 4096;
+constexpr size_t kGuardBytes = 256;
+constexpr unsigned char kGuard = 0xA5;
+constexpr int kWarpSize = 32;
+
+enum class State : uint8_t { kReady, kAtBlockBarrier, kAtClusterBarrier, kAtWarp, kDone };
+enum class WarpOp : uint8_t { kSync, kShuffleXor };
+
+struct Fiber {
+#if CUDA_ON_CPU_USES_UCONTEXT
+  ucontext_t context;
+#else
+  void* stack_pointer = nullptr;
+#endif
+  char* stack = nullptr;
+  unsigned thread = 0, rank = 0;  // in its block; of the block in its cluster
+  State state = State::kDone;
+  WarpOp op = WarpOp::kSync;
+  unsigned mask = 0;
+  int argument = 0;
+  uint64_t value = 0, result = 0;
+  const char* file = "";
+  int line = 0;
+};
+
+struct Configuration {
+  unsigned blocks = 1, threads = 1;
+  size_t shared_bytes = 0;
+  unsigned cluster = 1;
+  uint32_t seed = 0;         // 0: threads and blocks in order; else permuted, the threads anew after every meeting
+  unsigned only_blocks = 0;  // run just the first and last clusters with that many blocks: for tensors of over 2^31 elements
+};
+
+struct Statistics {
+  uint64_t launches = 0, blocks = 0, threads = 0, switches = 0;
+};
+
+// One launch at a time per operating-system thread.
+struct Machine {
+  std::vector<std::unique_ptr<Fiber>> fibers;  // of a cluster; kept for the next launch
+  size_t count = 0;
+  std::vector<char*> shared;  // per block of the cluster
+  Fiber* current = nullptr;
+  unsigned first_block = 0;  // of the cluster that runs
+  Configuration configuration;
+  uint32_t random = 0;
+  void (*entry)(void*) = nullptr;
+  void* argument = nullptr;
+  std::string error;
+  Statistics statistics;
+#if CUDA_ON_CPU_USES_UCONTEXT
+  ucontext_t scheduler;
+#else
+  void* scheduler = nullptr;
+#endif
+  const void* scheduler_stack = nullptr;  // for AddressSanitizer
+  size_t scheduler_stack_bytes = 0;
+};
+inline thread_local Machine machine;
+
+// ------------------------------------------------------------------------------------------------------------------- fibers
+#if !CUDA_ON_CPU_USES_UCONTEXT
+// Saves what a called function must preserve on this stack, and goes on where the other stack stopped.
+__attribute__((naked, noinline)) inline void switch_stack(void** /*save*/, void* /*load*/) {
+  asm volatile(
+      "push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15;"
+      "mov %rsp,(%rdi); mov %rsi,%rsp;"
+      "pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp; ret");
+}
+#endif
+
+inline void leave_fiber(bool for_good = false) {
+  Fiber* const fiber = machine.current;
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake_stack = nullptr;
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &fake_stack, machine.scheduler_stack, machine.scheduler_stack_bytes);
+#endif
+#if CUDA_ON_CPU_USES_UCONTEXT
+  swapcontext(&fiber->context, &machine.scheduler);
+#else
+  switch_stack(&fiber->stack_pointer, machine.scheduler);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#endif
+  (void)for_good;
+}
+
+inline void fiber_main() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &machine.scheduler_stack, &machine.scheduler_stack_bytes);
+#endif
+  machine.entry(machine.argument);
+  machine.current->state = State::kDone;
+  leave_fiber(true);
+}
+
+inline void prepare(Fiber& fiber, size_t index) {
+  if (fiber.stack == nullptr) {
+    void* const memory =
+        mmap(nullptr, kStackBytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    fiber.stack = static_cast<char*>(memory);
+    mprotect(fiber.stack, kPage, PROT_NONE);  // running off the stack faults
+  }
+#if CUDA_ON_CPU_USES_UCONTEXT
+  (void)index;
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack + kPage;
+  fiber.context.uc_stack.ss_size = kStackBytes;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, fiber_main, 0);
+#else
+  // Staggered, so that the stacks of neighbours do not compete for the same cache sets. A called function finds the stack pointer
+  // 8 beyond a multiple of 16.
+  void** top = reinterpret_cast<void**>(fiber.stack + kPage + kStackBytes - 64 - index % 61 * 192);
+  *--top = nullptr;
+  *--top = reinterpret_cast<void*>(fiber_main);
+  for (int i = 0; i < 6; ++i) *--top = nullptr;  // the six registers that switch_stack pops
+  fiber.stack_pointer = top;
+#endif
+  fiber.state = State::kReady;
+  fiber.line = 0;
+}
+
+inline void resume(Fiber& fiber) {
+  machine.current = &fiber;
+  threadIdx = {fiber.thread, 0, 0};
+  blockIdx.x = machine.first_block + fiber.rank;
+  ++machine.statistics.switches;
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake_stack;
+  __sanitizer_start_switch_fiber(&fake_stack, fiber.stack + kPage, kStackBytes);
+#endif
+#if CUDA_ON_CPU_USES_UCONTEXT
+  swapcontext(&machine.scheduler, &fiber.context);
+#else
+  switch_stack(&machine.scheduler, fiber.stack_pointer);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#endif
+}
+
+}  // namespace cuda_on_cpu

@@ -1,0 +1,61 @@
+// Included once per dtype, in a file of its own so that the four compile side by side.
+#pragma once
+#include <cxxabi.h>
+
+#include <typeinfo>
+
+// clang-format off: the kernels need what cuda_on_cpu.h defines
+#include "cuda_on_cpu.h"
+#include "../../csrc/cuda/dispatch.cuh"
+// clang-format on
+#include "run.h"
+
+namespace ppcr::cuda {
+
+struct CpuLauncher {
+  const CpuRun& run;
+
+  template <class Arguments>
+  void operator()(void (*kernel)(Arguments), const Launch& launch, const Arguments& arguments) {
+    cuda_on_cpu::Configuration configuration;
+    configuration.blocks = static_cast<unsigned>(launch.blocks);
+    configuration.threads = static_cast<unsigned>(launch.threads);
+    configuration.shared_bytes = static_cast<size_t>(launch.shared_bytes);
+    configuration.cluster = static_cast<unsigned>(launch.cluster);
+    configuration.seed = run.seed;
+    configuration.only_blocks = kernel_is_finish(launch) ? 0 : run.only_blocks;
+    const cuda_on_cpu::Statistics before = cuda_on_cpu::machine.statistics;
+    try {
+      cuda_on_cpu::launch(configuration, [&] { kernel(arguments); });
+    } catch (const std::exception& error) {
+      throw std::runtime_error(std::string(launch.name) + ": " + error.what());
+    }
+    cpu_statistics.threads += cuda_on_cpu::machine.statistics.threads - before.threads;
+    cpu_statistics.switches += cuda_on_cpu::machine.statistics.switches - before.switches;
+    ++cpu_statistics.launches[variant(launch, typeid(Arguments).name())];
+  }
+
+ private:
+  static bool kernel_is_finish(const Launch& launch) { return std::string(launch.name) == "finish_parameters"; }
+
+  // The kernel with its template arguments, as far as they show in the plan and in the arguments' type.
+  std::string variant(const Launch& launch, const char* mangled) const {
+    int status = 0;
+    char* const demangled = abi::__cxa_demangle(mangled, nullptr, nullptr, &status);
+    std::string name = std::string(launch.name) + " " + (status == 0 ? demangled : mangled);
+    std::free(demangled);
+    if (kernel_is_finish(launch)) return name;
+    return name + " mode=" + std::to_string(static_cast<int>(run.problem->mode)) + " vector=" + std::to_string(run.plan->vector) +
+           " steps=" + std::to_string(run.plan->steps) + " variant=" + std::to_string(run.plan->variant);
+  }
+};
+
+template <class T>
+void run_on_cpu(const CpuRun& run) {
+  CpuLauncher launcher{run};
+  Dispatch<T, CpuLauncher> dispatch(*run.problem, *run.plan, *run.operands, launcher);
+  dispatch.run();
+  if (!dispatch.launched()) throw std::runtime_error("the planner chose a kernel that is not compiled");
+}
+
+}  // namespace ppcr::cuda

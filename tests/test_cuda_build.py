@@ -1,0 +1,176 @@
+"""The CUDA library, built for one architecture by nvcc: it loads beside a PyTorch without a GPU, registers its operators, and its
+machine code is what the kernels were written for. Nothing runs on a GPU here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+cuda_build = pytest.importorskip("cuda_build", reason="tools/ is part of a checkout")
+import cuda_report
+from cuda_on_cpu.cases import KERNEL_COUNT
+
+recipe = cuda_build.recipe()
+pytestmark = pytest.mark.full
+needs_nvcc = pytest.mark.skipif(recipe.why_not(torch.version.cuda) is not None, reason=str(recipe.why_not(torch.version.cuda)))
+
+WORK = ROOT / "build" / "cuda_report"
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    path = WORK / "report.so"
+    started = time.monotonic()
+    cuda_build.build(path, cuda_report.ARCHITECTURE, WORK)
+    print(f"\nbuilt {path.name} for sm_90 in {time.monotonic() - started:.0f} s, {path.stat().st_size / 2**20:.1f} MB")
+    return path
+
+
+@pytest.fixture(scope="module")
+def kernels(library) -> list[cuda_report.Kernel]:
+    if cuda_report.find_cuobjdump() is None:
+        pytest.skip("cuobjdump was not found (it comes with triton)")
+    return cuda_report.kernels(WORK)
+
+
+LOAD = """
+import ctypes, sys, torch
+schemas = torch.library.Library("ppcr_ext", "FRAGMENT")
+parameters = "Tensor weight, Tensor? bias, int[] levels, float eps"
+one, three, four = "Tensor", "(Tensor, Tensor, Tensor)", "(Tensor, Tensor, Tensor, Tensor)"
+operators = {
+    "ppcr": ("Tensor x", one), "ppcr_backward": ("Tensor grad, Tensor x", three),
+    "ppcr_gate": ("Tensor x", one), "ppcr_gate_backward": ("Tensor grad, Tensor x", three),
+    "ppcr_add_relu": ("Tensor x, Tensor residual", one), "ppcr_add_relu_backward": ("Tensor grad, Tensor x, Tensor y", four),
+}
+for name, (tensors, result) in operators.items():
+    schemas.define(f"{name}({tensors}, {parameters}) -> {result}")
+torch.ops.load_library(sys.argv[1])
+for name in operators:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ppcr_ext::{name}", "CUDA"), name
+query = ctypes.CDLL(sys.argv[1]).ppcr_cuda_architectures
+query.restype = ctypes.c_char_p
+print(query().decode())
+"""
+
+
+@needs_nvcc
+def test_loads_and_registers(library):
+    result = subprocess.run([sys.executable, "-c", LOAD, str(library)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "sm_90"
+
+
+@needs_nvcc
+def test_kernel_count(kernels):
+    """Those that tests/test_cuda_on_cpu.py executes."""
+    assert len(kernels) == KERNEL_COUNT
+
+
+@needs_nvcc
+def test_no_spills(kernels):
+    spilling = [k for k in kernels if k.standard and k.dtype != "float64" and (k.spill_stores or k.spill_loads)]
+    assert not spilling, spilling
+
+
+@needs_nvcc
+def test_accesses_of_16_bytes(kernels):
+    """Kernels with 16-byte vectors move the tensor in 16-byte instructions; narrower ones are for parameters and partial sums."""
+    sizes = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+    for k in kernels:
+        if k.mode == "gate" or f"vectors of {16 // sizes[k.dtype]}," not in k.variant:
+            continue
+        assert min(k.loads["16"], k.stores["16"]) > 0, k
+        partials = 1 if k.name.endswith("backward") else 0
+        assert sum(k.stores.values()) - k.stores["16"] <= partials, k
+        assert sum(k.loads.values()) - k.loads["16"] <= 12, k  # weight and bias, of two types, in a loop that may be unrolled
+
+
+@needs_nvcc
+def test_report_is_up_to_date(kernels):
+    """docs/cuda_kernels.md was written from these kernels: same kernels, spills and widths (registers vary with the nvcc version)."""
+    committed = (ROOT / "docs" / "cuda_kernels.md").read_text()
+    version = recipe.nvcc_version(recipe.find_nvcc())
+    if f"nvcc {version}," not in committed:
+        pytest.skip(f"the committed table is not of nvcc {version}")
+    assert committed == cuda_report.render(kernels, version), "run `make cuda-report`"
+
+
+# ---- sentences that say why a build is not possible; no nvcc needed ------------------------------------------------------
+
+
+def fake_nvcc(folder: Path, release: str, architectures: str) -> Path:
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True, exist_ok=True)
+    listed = "\n".join(f"compute_{number}" for number in architectures.split())
+    nvcc.write_text(
+        f'#!/bin/sh\nif [ "$1" = --version ]; then echo "Cuda compilation tools, release {release}, V{release}.88"; '
+        f'else echo "{listed}"; fi\n'
+    )
+    nvcc.chmod(0o755)
+    return nvcc
+
+
+@pytest.fixture
+def nvcc_12(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    return fake_nvcc(tmp_path, "12.6", "75 80 86 89 90")
+
+
+def test_pytorch_without_cuda():
+    assert "this PyTorch was built without CUDA" in recipe.why_not(None)
+
+
+def test_missing_nvcc(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert recipe.why_not("13.0") == (
+        "nvcc was not found in CUDA_HOME; install the CUDA 13 toolkit, or set CUDA_HOME to its folder"
+    )
+
+
+def test_majors_disagree(nvcc_12):
+    reason = recipe.why_not("13.0")
+    assert "is of CUDA 12.6, but PyTorch was built with CUDA 13.0" in reason
+    assert "install the CUDA 13 toolkit and set CUDA_HOME, or a PyTorch for CUDA 12" in reason
+    assert recipe.why_not("12.8") is None
+
+
+def test_architectures(nvcc_12, monkeypatch):
+    assert str(recipe.architectures(nvcc_12)) == "sm_80 sm_86 sm_89 sm_90 compute_90"  # what this nvcc knows of the default
+    assert str(recipe.architectures(nvcc_12, "9.0")) == "sm_90"
+    assert str(recipe.architectures(nvcc_12, "8.0 9.0+PTX")) == "sm_80 sm_90 compute_90"
+    assert str(recipe.architectures(nvcc_12, "Ampere;Hopper")) == "sm_80 sm_86 sm_90 compute_90"
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "10.0")
+    assert "TORCH_CUDA_ARCH_LIST holds 10.0, which nvcc 12.6 does not know; it knows 7.5, 8.0" in recipe.why_not("12.6")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.0")
+    assert "the kernels need 7.5 (Turing) or newer" in recipe.why_not("12.6")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "fast")
+    assert "TORCH_CUDA_ARCH_LIST holds 'fast'; it takes numbers such as 8.0;9.0+PTX" in recipe.why_not("12.6")
+
+
+@pytest.mark.parametrize(
+    ("capability", "compiled", "usable"),
+    [
+        ((9, 0), "sm_80 sm_90", True),
+        ((8, 9), "sm_80", True),  # machine code runs on later devices of its major version
+        ((8, 0), "sm_86", False),
+        ((9, 0), "sm_80 compute_80", True),  # PTX runs on every later device
+        ((10, 0), "sm_90", False),
+        ((10, 0), "sm_90a compute_90a", False),  # a: for this one architecture
+        ((7, 5), "sm_80 compute_80", False),
+    ],
+)
+def test_usable_architectures(capability, compiled, usable):
+    reason = recipe.why_not_usable(capability, compiled)
+    assert (reason is None) == usable
+    if reason:
+        assert f"rebuild it with TORCH_CUDA_ARCH_LIST={capability[0]}.{capability[1]}" in reason

@@ -1,0 +1,254 @@
+"""Every CUDA kernel, executed on the CPU (a fiber per CUDA thread) and compared with float64: numbers, and bits under two schedules."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+
+import pytest
+import torch
+
+pytest.importorskip("pybind11")
+
+from cuda_on_cpu.cases import (
+    ADD_RELU,
+    AMPERE,
+    DTYPES,
+    GATE,
+    HOPPER,
+    KERNEL_COUNT,
+    SCALE,
+    SMALL,
+    STANDARD,
+    Case,
+    Tensors,
+    as_numpy,
+    check,
+    kernels,
+    same_bits,
+)
+
+pytestmark = pytest.mark.full
+
+MODES = {"scale": SCALE, "add_relu": ADD_RELU, "gate": GATE}
+RESNET = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7), (16, 32), (32, 16), (64, 8))
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+both_layouts = pytest.mark.parametrize("pixel_major", [False, True], ids=["channel_major", "pixel_major"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def count_launches():
+    """Says at the end what was executed."""
+    yield
+    statistics = kernels().statistics()
+    launches = statistics["launches"]
+    print(
+        f"\nCUDA on CPU: {sum(launches.values())} launches of {len(launches)} kernel variants, "
+        f"{statistics['threads'] / 1e6:.1f} M CUDA threads, {statistics['switches'] / 1e6:.0f} M switches"
+    )
+
+
+def forced_plan(fields: dict) -> str:
+    """PPCR_PLAN text of the plan that these sizes get."""
+    plan = kernels().plan(fields)
+    if plan["kind"] != "channel_major":
+        return ""
+    return ",".join(f"{name}={plan[name]}" for name in ("q", "groups", "cluster", "vector", "steps"))
+
+
+def sparse(count: int) -> torch.Tensor:
+    """float16 zeros of which only the pages that are written take memory."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    return torch.frombuffer(mmap.mmap(-1, 2 * count, flags=flags), dtype=torch.float16)
+
+
+@both_layouts
+@pytest.mark.parametrize(("images", "pixels"), [(5, 2**23 + 64), (1, 2**25 + 64)], ids=["many_images", "one_image"])
+def test_more_than_2_to_the_31_elements(images, pixels, pixel_major):
+    """The first and the last blocks of tensors whose offsets leave 32 bits: from image to image, and within one image."""
+    channels, last = 64, 64
+    case = Case("float16", images, channels, pixels, pixel_major, only_blocks=16)
+    small = Tensors(Case("float16", 1, channels, last, pixel_major))
+    count = images * channels * pixels
+    assert count > 2**31
+
+    def window(storage: torch.Tensor) -> torch.Tensor:
+        """The last pixels of the last image, [C, last]."""
+        if pixel_major:
+            return storage.view(images * pixels, channels)[-last:].T
+        return storage.view(images, channels, pixels)[-1, :, -last:]
+
+    x, grad, y, dx = (sparse(count) for _ in range(4))
+    window(x).copy_(small.x[0])
+    window(grad).copy_(small.grad[0])
+    arrays = {"x": as_numpy(x), "weight": as_numpy(small.weight), "bias": as_numpy(small.bias)}
+    parameters = {"dweight": as_numpy(torch.empty(7)), "dbias": as_numpy(torch.empty(1))}
+    kernels().run(case.fields(False), case.dtype, arrays | {"out": as_numpy(y)}, only_blocks=16)
+    kernels().run(
+        case.fields(True), case.dtype, arrays | parameters | {"grad": as_numpy(grad), "out": as_numpy(dx)}, only_blocks=16
+    )
+    expected = small.expected(None)
+    for found, name in ((y, "y"), (dx, "dx")):
+        reference, scale = expected[name]
+        assert float((window(found).double() - reference[0]).norm()) <= 7e-4 * scale
+
+
+@both_layouts
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shape", RESNET, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+def test_resnet_plans(shape, dtype, pixel_major):
+    """One whole image under the plan that a batch of 256 gets on an H200."""
+    channels, side = shape
+    case = Case(dtype, 256, channels, side * side, pixel_major)
+    tensors_of = {}
+    for backward in (False, True):
+        tensors_of[backward] = forced_plan(case.fields(backward))
+    case = Case(dtype, 1, channels, side * side, pixel_major, forced=tensors_of[True])
+    check(case, seeds=(0,))
+    if tensors_of[False] != tensors_of[True]:
+        case = Case(dtype, 1, channels, side * side, pixel_major, forced=tensors_of[False])
+        check(case, seeds=(0,))
+
+
+@pytest.mark.parametrize("device", [HOPPER, AMPERE, SMALL], ids=["sm_90", "sm_80", "sm_86"])
+@pytest.mark.parametrize("shape", [(1024, 14), (2048, 7)], ids=lambda shape: f"{shape[0]}x{shape[1]}")
+def test_add_relu_at_full_depth(shape, device):
+    """The deep stages, also where no cluster holds a tile and channels are read twice."""
+    for dtype in ("float16", "bfloat16"):
+        check(Case(dtype, 1, shape[0], shape[1] ** 2, mode=ADD_RELU, device=tuple(device.items())), seeds=(0,))
+
+
+@every_mode
+@both_layouts
+@every_dtype
+@pytest.mark.parametrize(
+    ("channels", "pixels"),
+    [(64, 49), (40, 64), (32, 196), (8, 1), (4, 3), (20, 25), (64, 2), (128, 56)],
+    ids=lambda value: str(value),
+)
+def test_standard_levels(channels, pixels, dtype, pixel_major, mode):
+    check(Case(dtype, 2, channels, pixels, pixel_major, mode))
+
+
+@every_mode
+@both_layouts
+@every_dtype
+@pytest.mark.parametrize(
+    ("levels", "channels", "pixels"),
+    [((1, 2), 6, 16), ((1, 3, 5), 40, 49), ((2, 3), 7, 9), ((1, 2, 4), 30, 16), ((1, 2, 4, 8, 16, 32), 67, 12), ((64,), 64, 8)],
+    ids=lambda value: str(value).replace(" ", ""),
+)
+def test_any_levels(levels, channels, pixels, dtype, pixel_major, mode):
+    """Unequal segments, bins that overlap, up to 64 contexts; more segments than a block has groups."""
+    check(Case(dtype, 2, channels, pixels, pixel_major, mode, levels))
+
+
+# q, groups, cluster, vector, steps for 64 channels of 16x16 pixels, in elements of 16 bytes
+FORCED = {
+    "cluster 1": "groups=4,cluster=1",
+    "cluster 2": "groups=2,cluster=2",
+    "cluster 4": "groups=1,cluster=4",
+    "cluster 8": "groups=1,cluster=8",
+    "8 groups": "groups=8,cluster=1",
+    "8 groups, cluster 2": "groups=8,cluster=2",
+    "tail tile": "q=96,groups=4,cluster=1",
+    "tail tile, cluster 2": "q=96,groups=2,cluster=2",
+    "whole image": "q=256,groups=4",
+    "single elements": "vector=1,q=37,groups=4",
+    "single elements, whole image": "vector=1,q=32,groups=2,cluster=4",
+    "one vector wide": "q=8,groups=4",
+}
+
+
+@every_mode
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("forced", FORCED.values(), ids=[name.replace(" ", "_") for name in FORCED])
+def test_forced_plans(forced, dtype, mode):
+    check(Case(dtype, 1, 64, 256, False, mode, forced=forced))
+
+
+@every_mode
+@every_dtype
+@pytest.mark.parametrize("levels", [STANDARD, (1, 3, 7)], ids=["standard", "any"])
+def test_channels_beyond_the_registers(levels, dtype, mode):
+    """Steps that are not held, and (any levels) units beyond the first round, are read again."""
+    check(Case(dtype, 1, 1200, 16, False, mode, levels, forced="groups=4,cluster=1"))
+
+
+@every_mode
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_vectors_of_eight_bytes(dtype, mode):
+    """14x14 images of 16-bit elements: rows of a multiple of 8 bytes, not of 16."""
+    for steps in ("steps=8", "steps=13") if mode != GATE else ("steps=8",):
+        check(Case(dtype, 1, 128, 196, False, mode, forced=f"vector=4,q=28,{steps}"))
+    check(Case(dtype, 1, 128, 196, False, mode, (1, 2), forced="vector=4,q=28"))
+
+
+@pytest.mark.parametrize("mode", [SCALE, ADD_RELU], ids=["scale", "add_relu"])
+@every_dtype
+def test_lane_variants(dtype, mode):
+    """Every compiled way of the pixel-major kernel to share a pixel among lanes, with a tail of lanes and of pixels."""
+    vector = 16 // DTYPES[dtype].itemsize
+    for index, (lanes, steps, pixels) in enumerate(kernels().lane_variants):
+        if steps == 16 and dtype == "float64":
+            continue
+        full = lanes * steps * vector
+        for channels in {full, max(4 * vector, full - 4 * vector)}:
+            plan = check(Case(dtype, 1, channels, 4 * pixels + 3, True, mode, forced=f"variant={index},warps=2"))
+            assert plan["kind"] == "pixel_major"
+
+
+@both_layouts
+@pytest.mark.parametrize("mode", [SCALE, GATE], ids=["scale", "gate"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_odd_addresses(dtype, mode, pixel_major):
+    """A tensor that starts one element into its storage is read element by element."""
+    plan = check(Case(dtype, 2, 32, 64, pixel_major, mode, offset=1))
+    assert plan["vector"] == 1
+
+
+@both_layouts
+@pytest.mark.parametrize(("own", "bias"), [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_parameters(dtype, own, bias, pixel_major):
+    """weight and bias of x's type or wider, and no bias."""
+    check(Case(dtype, 2, 32, 36, pixel_major, own_parameters=own, bias=bias))
+
+
+@both_layouts
+@pytest.mark.parametrize("levels", [STANDARD, (1, 3)], ids=["standard", "any"])
+def test_nan_and_infinity_stay_in_their_pixel(levels, pixel_major):
+    case = Case("float32", 1, 32, 64, pixel_major, levels=levels)
+    clean, dirty = Tensors(case), Tensors(case)
+    dirty.x[0, 5, 7] = float("nan")
+    dirty.x[0, 30, 50] = float("inf")
+    others = [pixel for pixel in range(64) if pixel not in (7, 50)]
+    for backward, name in ((False, "y"), (True, "dx")):
+        (expected, _), (found, _) = clean.run(backward), dirty.run(backward)
+        assert same_bits(expected[name][:, :, others], found[name][:, :, others])
+        assert found[name][0, :, 7].isnan().all()
+        assert found[name][0, :, 50].isnan().any()
+
+
+def test_constant_pixels_have_finite_results():
+    """Variance 0, as behind a zero-initialized normalization layer."""
+    for dtype, pixel_major in itertools.product(DTYPES, (False, True)):
+        tensors = Tensors(Case(dtype, 1, 32, 16, pixel_major))
+        tensors.x.zero_()
+        outputs = tensors.run(False)[0] | tensors.run(True)[0]
+        assert all(bool(output.isfinite().all()) for output in outputs.values())
+
+
+def test_finishing_sums_in_a_fixed_order():
+    """Many tiles: the same bits whatever the order of blocks and threads."""
+    check(Case("float32", 3, 8, 5000, True), seeds=(0, 3, 11))
+    check(Case("float32", 3, 8, 5000, False, forced="q=32"), seeds=(0, 3, 11))
+
+
+def test_every_compiled_kernel_was_executed(request):
+    """Comes last: as many variants as nvcc compiles (test_cuda_build.py counts those)."""
+    if request.config.getoption("keyword") or any("::" in argument for argument in request.config.args):
+        pytest.skip("only where the whole file ran")
+    assert len(kernels().statistics()["launches"]) == KERNEL_COUNT

@@ -1,0 +1,94 @@
+"""The planner of the CUDA kernels: predicted traffic, limits, and sizes of every kind."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+pytest.importorskip("pybind11")
+
+from cuda_on_cpu.cases import ADD_RELU, AMPERE, GATE, HOPPER, SCALE, SMALL, kernels
+
+pytestmark = pytest.mark.full
+
+RESNET = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7), (16, 32), (32, 16), (64, 8))
+UNITS = {(SCALE, False): 2, (SCALE, True): 3, (ADD_RELU, False): 3, (ADD_RELU, True): 5}
+
+
+@pytest.mark.parametrize("images", [8, 256])
+@pytest.mark.parametrize("pixel_major", [False, True], ids=["channel_major", "pixel_major"])
+@pytest.mark.parametrize("element_size", [4, 2], ids=["32bit", "16bit"])
+@pytest.mark.parametrize("shape", RESNET, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+def test_traffic_of_resnet_shapes_on_hopper(shape, element_size, pixel_major, images):
+    """2 and 3 (add_relu: 3 and 5) passes over the tensor, nothing read twice, and under 1 % for the parameters' gradients."""
+    channels, side = shape
+    for (mode, backward), units in UNITS.items():
+        plan = kernels().plan(
+            dict(images=images, channels=channels, image_pixels=side * side, element_size=element_size,
+                 pixel_major=pixel_major, mode=mode, backward=backward, **HOPPER)
+        )  # fmt: skip
+        assert plan["read_bytes"] + plan["written_bytes"] == units * plan["tensor_bytes"], plan
+        assert plan["parameter_bytes"] < 0.01 * plan["tensor_bytes"], plan
+        if pixel_major and channels * element_size >= 64:
+            assert plan["kind"] == "pixel_major"
+            assert plan["vector"] * element_size == 16
+        if not pixel_major:
+            assert plan["vector"] * element_size == 16
+
+
+def test_gate_traffic():
+    for backward, bytes_per_element in ((False, 1), (True, 2)):
+        plan = kernels().plan(dict(images=8, channels=256, image_pixels=3136, mode=GATE, backward=backward, **HOPPER))
+        assert plan["read_bytes"] + plan["written_bytes"] == bytes_per_element * plan["tensor_bytes"] + plan["tensor_bytes"] // 256
+
+
+def test_small_batches_use_every_multiprocessor():
+    for channels, side in RESNET[:3]:
+        plan = kernels().plan(dict(images=8, channels=channels, image_pixels=side * side, **HOPPER))
+        assert plan["blocks"] >= 132
+
+
+@pytest.mark.parametrize("device", [HOPPER, AMPERE, SMALL], ids=["sm_90", "sm_80", "sm_86"])
+def test_every_size_has_a_plan(device):
+    """Random and extreme sizes: a plan that respects the device and covers the tensor."""
+    choose = random.Random(0)
+    sizes = [(1, 1, 1), (1, 2, 2**33), (3, 2**21, 1), (7, 2**20, 3), (2**22, 3, 3), (1, 65537, 1023), (2**31 + 5, 2, 1)]
+    sizes += [tuple(int(2 ** choose.uniform(0, top)) for top in (8, 12, 14)) for _ in range(300)]
+    for (images, channels, pixels), pixel_major in itertools.product(sizes, (False, True)):
+        levels = choose.choice([(1, 2, 4), (1, 2), (1, 3, 5), (2, 2, 3), tuple([1] * 64)])
+        levels = [level for level in levels if level <= channels]
+        if sum(levels) < 2:
+            levels = [1, 1]
+        mode, backward = choose.choice([SCALE, ADD_RELU, GATE]), choose.random() < 0.5
+        fields = dict(images=images, channels=channels, image_pixels=pixels, pixel_major=pixel_major, mode=mode,
+                      backward=backward, levels=levels, element_size=choose.choice([2, 4, 8]),
+                      alignment=choose.choice([16, 8]), **device)  # fmt: skip
+        plan = kernels().plan(fields)
+        assert 0 < plan["blocks"] < 2**31, (fields, plan)
+        assert plan["shared_bytes"] <= device["shared_bytes"]
+        assert plan["cluster"] <= device["max_cluster"]
+        assert plan["blocks"] % plan["cluster"] == 0
+        assert plan["vector"] * fields["element_size"] <= fields["alignment"]
+        if plan["kind"] == "channel_major":
+            assert plan["partial_count"] == images * -(-pixels // plan["q"])
+            assert plan["active"] * plan["vector"] == plan["rows"] * plan["q"]
+            assert plan["active"] * plan["groups"] <= 256
+        else:
+            assert plan["blocks"] * plan["threads"] // 32 * plan["warp_pixels"] >= images * pixels
+
+
+def test_forced_plan():
+    fields = dict(images=1, channels=64, image_pixels=256, **HOPPER)
+    plan = kernels().plan(fields, "q=64,groups=2,cluster=2,vector=1")
+    assert (plan["q"], plan["groups"], plan["cluster"], plan["vector"]) == (64, 2, 2, 1)
+    with pytest.raises(ValueError, match="PPCR_PLAN: 'tile=3' is not one of q="):
+        kernels().plan(fields, "q=64,tile=3")
+    with pytest.raises(ValueError, match=r"no plan fits .* with PPCR_PLAN=q=64,cluster=3"):
+        kernels().plan(fields, "q=64,cluster=3")
+
+
+def test_too_many_channels():
+    with pytest.raises(ValueError, match="at most 2147483647 channels"):
+        kernels().plan(dict(images=1, channels=2**31, image_pixels=1, pixel_major=True, **HOPPER))
