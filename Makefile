@@ -4,6 +4,9 @@ PYTHON ?= python3
 # another PyTorch for .venv than the pinned one, such as TORCH=2.13.0
 TORCH ?=
 BENCH_ARGS ?=
+CUDA_ARGS ?=
+# the CUDA library takes minutes for all architectures: make cuda builds it, or make setup PPCR_BUILD_CUDA=auto
+export PPCR_BUILD_CUDA ?= 0
 PYTEST_ARGS ?=
 # an index with PyTorch's CPU-only builds, for the small environment of test-minimal
 TORCH_CPU_INDEX ?=
@@ -15,15 +18,15 @@ COPY := build/minimal
 ABI := build/abi
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-input
 
-NATIVE := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml ppcr_ext/_build.py
+NATIVE := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml ppcr_ext/_build.py ppcr_ext/_cuda_build.py
 PACKAGE := $(NATIVE) $(shell find ppcr_ext -name '*.py' 2>/dev/null) MANIFEST.in README.md LICENSE
-CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # Stamps: what is installed and built, so that a second make has nothing to do.
 INSTALLED := $(VENV)/.installed-$(if $(TORCH),$(TORCH),pinned)
 BUILT := build/.built-$(if $(TORCH),$(TORCH),pinned)
 
-.PHONY: help setup bench test test-slow test-minimal test-abi lint format clean
+.PHONY: help setup bench test test-slow test-minimal test-abi cuda cuda-report gpu lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -80,6 +83,15 @@ $(MINIMAL)/.package: $(MINIMAL)/.installed $(PACKAGE)
 	rm -f $(COPY)/ppcr_ext/*.so $(COPY)/ppcr_ext/_build.json
 	$(MINIMAL)/bin/python $(PIP_INSTALL) -v --no-build-isolation --no-deps --force-reinstall ./$(COPY)
 	touch $@
+
+cuda: $(BUILT)  ## the CUDA library, built with nvcc; CUDA_ARGS='--arch 9.0' for one architecture
+	$(BIN)/python tools/cuda_build.py $(CUDA_ARGS)
+
+cuda-report: $(BUILT)  ## docs/cuda_kernels.md: registers, spills, occupancy, access widths of every kernel
+	$(BIN)/python tools/cuda_report.py
+
+gpu:  ## on a machine with a GPU: build, GPU tests, sanitizers, benchmark; files go to results/gpu
+	$(PYTHON) tools/gpu.py --out results/gpu
 
 lint: $(BUILT)  ## ruff, clang-format, mypy
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 try:
+    import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     NO_TORCH = None
@@ -23,15 +24,17 @@ except ImportError as error:
 ROOT = Path(__file__).resolve().parent
 
 
-def load_recipe():
-    """ppcr_ext/_build.py without the package around it, which would import torch."""
-    spec = importlib.util.spec_from_file_location("ppcr_ext_build", ROOT / "ppcr_ext" / "_build.py")
+def load_recipe(name):
+    """A module of the package without the package around it, which would import torch and load a library."""
+    spec = importlib.util.spec_from_file_location(f"ppcr_ext_{name}", ROOT / "ppcr_ext" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-recipe = load_recipe()
+recipe = load_recipe("_build")
+cuda_recipe = load_recipe("_cuda_build")
 
 
 def cpu_extension():
@@ -45,17 +48,29 @@ class Build(build_ext if NO_TORCH else BuildExtension):
     """Builds what can be built; a machine without a compiler gets the pure-Python package."""
 
     def run(self):
-        cuda = recipe.why_no_cuda()
-        if cuda and recipe.cuda_wanted() == "1":
-            sys.exit(f"ppcr_ext: PPCR_BUILD_CUDA=1, but the CUDA library cannot be built: {cuda}")
+        wanted = recipe.cuda_wanted()
         cpu = NO_TORCH or recipe.why_no_compiler()
+        cuda = cpu or ("PPCR_BUILD_CUDA=0" if wanted == "0" else cuda_recipe.why_not(torch.version.cuda))
+        if cuda and wanted == "1":
+            sys.exit(f"ppcr_ext: PPCR_BUILD_CUDA=1, but the CUDA library cannot be built: {cuda}")
         if cpu:
             self.extensions = []
         folder = Path(self.get_ext_fullpath("ppcr_ext._cpu")).parent
+        folder.mkdir(parents=True, exist_ok=True)
         if self.extensions:
             super().run()
+        if cuda is None:
+            try:
+                work = Path(self.build_temp) / "cuda"
+                torch_folder = Path(torch.__file__).parent
+                cuda_recipe.build(folder / "_cuda.abi3.so", ROOT / "csrc", work, torch_folder, torch.version.cuda)
+            except cuda_recipe.CannotBuild as error:
+                cuda = str(error)
+                if wanted == "1":
+                    sys.exit(f"ppcr_ext: PPCR_BUILD_CUDA=1, but the CUDA library cannot be built: {cuda}")
+        if cuda:  # one from an earlier build does not go with the CPU library of this one
+            (folder / "_cuda.abi3.so").unlink(missing_ok=True)
         record = {"cpu": cpu, "cuda": cuda}
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "_build.json").write_text(json.dumps(record, indent=1) + "\n")
         for part, why_not in record.items():
             print(f"ppcr_ext: {part.upper()} kernels: " + (f"not built: {why_not}" if why_not else "built"), file=sys.stderr)

@@ -48,12 +48,3 @@ def cuda_wanted() -> str:
     if value not in ("auto", "0", "1"):
         raise ValueError(f"PPCR_BUILD_CUDA must be auto, 0 or 1, got {value!r}")
     return value
-
-
-def why_no_cuda() -> str | None:
-    """Why the CUDA library is not built here, or None."""
-    if cuda_wanted() == "0":
-        return "PPCR_BUILD_CUDA=0"
-    if not (csrc() / "cuda").is_dir():
-        return "this version of ppcr_ext has no CUDA kernels"
-    return None

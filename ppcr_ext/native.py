@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import json
 import os
@@ -13,12 +14,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import _build
+from . import _build, _cuda_build
 
+_CUDA_NAME = "_cuda.abi3.so"
+_CUDA_REMEDY = "build it with PPCR_BUILD_CUDA=1"
 _REMEDY = "build it with `python setup.py build_ext --inplace` (a checkout), or call ppcr_ext.build(), or set PPCR_JIT=1"
 
 _library: Path | None = None
 _reason: str | None = "not loaded yet"
+_cuda_library: Path | None = None
+_cuda_reason: str | None = "the CUDA library is not built"
 
 
 def why_not(device_type: str) -> str | None:
@@ -28,8 +33,32 @@ def why_not(device_type: str) -> str | None:
     if device_type == "cpu":
         return None
     if device_type == "cuda":
-        return _build_record().get("cuda") or "the library was built for the CPU only"
+        return _cuda_reason or _why_no_device()
     return f"there are no compiled kernels for {device_type} tensors"
+
+
+@functools.cache
+def _why_no_device() -> str | None:
+    """Why the CUDA library cannot run on the devices of this machine."""
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    for index in range(torch.cuda.device_count()):
+        reason = _cuda_build.why_not_usable(torch.cuda.get_device_capability(index), cuda_architectures() or "")
+        if reason:
+            return reason
+    return None
+
+
+def cuda_architectures() -> str | None:
+    """What the CUDA library was compiled for, such as ``sm_80 sm_90 compute_90``; None where there is none."""
+    return None if _cuda_library is None else _text(_cuda_library, "ppcr_cuda_architectures")
+
+
+def _text(library: Path, function: str) -> str:
+    """What a function of a loaded library that takes nothing and returns a C string says."""
+    query = getattr(ctypes.CDLL(str(library)), function)
+    query.restype = ctypes.c_char_p
+    return str(query().decode())
 
 
 def library() -> Path | None:
@@ -39,11 +68,7 @@ def library() -> Path | None:
 
 def cpu_capability() -> str | None:
     """The instruction set that the CPU kernels use here: ``default``, ``avx2`` or ``avx512``."""
-    if _library is None:
-        return None
-    query = ctypes.CDLL(str(_library)).ppcr_cpu_capability
-    query.restype = ctypes.c_char_p
-    return str(query().decode())
+    return None if _library is None else _text(_library, "ppcr_cpu_capability")
 
 
 def _build_record() -> dict[str, str | None]:
@@ -60,7 +85,7 @@ def _jit_name() -> str:
     """Names the JIT build by everything that goes into it, so that a changed source or flag never meets an old library."""
     digest = hashlib.sha256(repr((torch.__version__, _build.compiler_flags(), os.environ.get("CXX"))).encode())
     for path in sorted(_build.csrc().rglob("*")):
-        if path.suffix in (".h", ".cpp"):
+        if path.suffix in (".h", ".cpp", ".cu", ".cuh"):
             digest.update(path.name.encode() + path.read_bytes())
     return f"ppcr_ext_cpu_{digest.hexdigest()[:16]}"
 
@@ -76,13 +101,14 @@ def build(verbose: bool = True) -> Path:
     """JIT-compiles the extension now, with ninja, into PyTorch's extension cache, and loads it.
 
     The cache is keyed by the sources, the flags and the version of PyTorch: a second call, in this process or a later one, compiles
-    nothing, and later imports of ppcr_ext find it by themselves. Honours CXX, MAX_JOBS, DEBUG and TORCH_EXTENSIONS_DIR.
+    nothing, and later imports of ppcr_ext find it by themselves. The CUDA library is built too where a CUDA device is visible or
+    PPCR_BUILD_CUDA=1, for that device or TORCH_CUDA_ARCH_LIST. Honours CXX, MAX_JOBS, DEBUG and TORCH_EXTENSIONS_DIR.
 
     Args:
         verbose: show the progress of the compiler, one line a file.
 
     Returns:
-        The loaded library. Where one is loaded already that one: a process cannot exchange it.
+        The loaded CPU library. Where one is loaded already that one: a process cannot exchange it.
 
     Raises:
         RuntimeError: no compiler or no ninja, or the compiler failed; the message holds the remedy.
@@ -109,7 +135,34 @@ def build(verbose: bool = True) -> Path:
         is_python_module=False,
         verbose=verbose,
     )
-    return _adopt(folder / f"{name}.so")
+    cuda = folder / _CUDA_NAME
+    why_no_cuda = _why_not_jit_cuda()
+    if why_no_cuda is None and not cuda.exists():
+        arch_list = os.environ.get("TORCH_CUDA_ARCH_LIST") or _visible_architectures()
+        say = (lambda line: print(line, file=sys.stderr)) if verbose else (lambda line: None)
+        torch_folder = Path(torch.__file__).parent
+        _cuda_build.build(cuda, _build.csrc(), folder / "cuda", torch_folder, torch.version.cuda, arch_list, say)
+    elif verbose and why_no_cuda:
+        print(f"ppcr_ext: CUDA kernels: not built: {why_no_cuda}", file=sys.stderr)
+    return _adopt(folder / f"{name}.so", why_no_cuda)
+
+
+def _why_not_jit_cuda() -> str | None:
+    """Why :func:`build` leaves the CUDA library out, or None. Raises RuntimeError where it is demanded and cannot be built."""
+    wanted = _build.cuda_wanted()
+    if wanted == "0":
+        return "PPCR_BUILD_CUDA=0"
+    reason = _cuda_build.why_not(torch.version.cuda)
+    if reason and wanted == "1":
+        raise RuntimeError(f"PPCR_BUILD_CUDA=1, but the CUDA library cannot be built: {reason}")
+    if reason is None and wanted == "auto" and not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device; set PPCR_BUILD_CUDA=1 to build it all the same"
+    return reason
+
+
+def _visible_architectures() -> str | None:
+    capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return ";".join(f"{major}.{minor}" for major, minor in sorted(capabilities)) or None
 
 
 def load() -> None:
@@ -130,17 +183,32 @@ def load() -> None:
     except OSError as error:
         _reason = f"{built[0]} does not load ({error}); {_REMEDY}"
         return
-    _adopt(built[0])
+    _adopt(built[0], _build_record().get("cuda"))
 
 
-def _adopt(path: Path) -> Path:
+def _adopt(path: Path, why_no_cuda: str | None) -> Path:
+    """Takes the loaded CPU library, which holds the schemas, and the CUDA library beside it."""
     global _library, _reason
     _library, _reason = path, None
+    _load_cuda(path.parent / _CUDA_NAME, why_no_cuda)
     _register_fakes()
     from . import functional
 
     functional.register_derivatives()
     return path
+
+
+def _load_cuda(path: Path, why_not_built: str | None) -> None:
+    global _cuda_library, _cuda_reason
+    if not path.exists():
+        _cuda_reason = f"the CUDA library is not built ({why_not_built or 'none beside the CPU library'}); {_CUDA_REMEDY}"
+        return
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        _cuda_reason = f"{path} does not load ({error}); {_CUDA_REMEDY}"
+        return
+    _cuda_library, _cuda_reason = path, None
 
 
 # ---- shapes and strides for tracing ------------------------------------------------------------------------------------------------

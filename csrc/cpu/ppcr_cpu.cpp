@@ -103,13 +103,12 @@ struct Call {
   }
 
   Tensor d_weight() const {
-    Tensor d = torch::stable::new_empty(weight, weight.sizes());
+    Tensor d = new_vector(weight, problem.pooling.contexts);
     write(d, d_params_);
     return d;
   }
   Tensor d_bias() const {
-    const int64_t count = bias ? 1 : 0;
-    Tensor d = torch::stable::new_empty(bias ? *bias : weight, {&count, 1});
+    Tensor d = bias ? new_vector(*bias, 1) : new_vector(weight, 0);
     write(d, d_params_ + problem.pooling.contexts);
     return d;
   }
@@ -122,7 +121,7 @@ using Parameters = std::vector<int64_t>;
 
 Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Parameters& levels, double eps) {
   Call call(x, weight, bias, levels, eps);
-  Tensor y = torch::stable::empty_like(call.x);
+  Tensor y = new_like(call.x);
   call.problem.out = y.mutable_data_ptr();
   call.run(Op::kForward);
   return y;
@@ -133,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
   Call call(x, weight, bias, levels, eps);
   check_like_x("grad", grad, x);
   const Tensor g = to_layout_of(grad, call.x);
-  Tensor dx = torch::stable::empty_like(call.x);
+  Tensor dx = new_like(call.x);
   call.problem.grad = g.const_data_ptr();
   call.problem.out = dx.mutable_data_ptr();
   call.run(Op::kBackward);
@@ -142,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
 
 Tensor gate(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Parameters& levels, double eps) {
   Call call(x, weight, bias, levels, eps);
-  Tensor g = empty_gate(x);
+  Tensor g = new_gate(x);
   call.problem.out = g.mutable_data_ptr();
   call.run(Op::kGate);
   return g;
@@ -153,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, const Tenso
   Call call(x, weight, bias, levels, eps);
   check_gate_like("grad", grad, x);
   const Tensor g = torch::stable::contiguous(grad);
-  Tensor dx = torch::stable::empty_like(call.x);
+  Tensor dx = new_like(call.x);
   call.problem.grad = g.const_data_ptr();
   call.problem.out = dx.mutable_data_ptr();
   call.run(Op::kGateBackward);
@@ -165,7 +164,7 @@ Tensor add_relu(const Tensor& x, const Tensor& residual, const Tensor& weight, c
   Call call(x, weight, bias, levels, eps);
   check_like_x("residual", residual, x);
   const Tensor r = to_layout_of(residual, call.x);
-  Tensor y = torch::stable::empty_like(call.x);
+  Tensor y = new_like(call.x);
   call.problem.other = r.const_data_ptr();
   call.problem.out = y.mutable_data_ptr();
   call.run(Op::kAddRelu);
@@ -179,7 +178,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_relu_backward(const Tensor& grad,
   check_like_x("grad", grad, x);
   check_like_x("y", y, x);
   const Tensor g = to_layout_of(grad, call.x), out = to_layout_of(y, call.x);
-  Tensor dx = torch::stable::empty_like(call.x), d_residual = torch::stable::empty_like(call.x);
+  Tensor dx = new_like(call.x), d_residual = new_like(call.x);
   call.problem.grad = g.const_data_ptr();
   call.problem.other = out.const_data_ptr();
   call.problem.out = dx.mutable_data_ptr();

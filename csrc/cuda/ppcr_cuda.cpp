@@ -101,9 +101,8 @@ class Call {
     // Zero would divide by zero where all contexts agree.
     operands.eps = std::max<double>(eps, is_double() ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min());
     if (backward) {
-      const int64_t bias_count = bias ? 1 : 0;
-      d_weight = torch::stable::new_empty(weight, weight.sizes());
-      d_bias = torch::stable::new_empty(bias ? *bias : weight, {&bias_count, 1});
+      d_weight = new_vector(weight, weight.size(0));
+      d_bias = bias ? new_vector(*bias, 1) : new_vector(weight, 0);
       operands.dweight = d_weight.mutable_data_ptr();
       operands.dbias = bias ? d_bias.mutable_data_ptr() : nullptr;
     }
@@ -165,7 +164,7 @@ using MaybeTensor = std::optional<Tensor>;
 // --------------------------------------------------------------------------------------------------------------- operators
 Tensor forward(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Levels& levels, double eps) {
   Call call(Mode::kScale, false, x, weight, bias, levels, eps);
-  const Tensor y = torch::stable::empty_like(call.x);
+  const Tensor y = new_like(call.x);
   call.operands.out = y.mutable_data_ptr();
   call.run();
   return y;
@@ -175,7 +174,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
                                             const Levels& levels, double eps) {
   Call call(Mode::kScale, true, x, weight, bias, levels, eps);
   check_like_x("grad", grad, x);
-  const Tensor gradient = to_layout_of(grad, call.x), dx = torch::stable::empty_like(call.x);
+  const Tensor gradient = to_layout_of(grad, call.x), dx = new_like(call.x);
   call.operands.grad = gradient.const_data_ptr();
   call.operands.out = dx.mutable_data_ptr();
   call.run();
@@ -184,7 +183,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
 
 Tensor gate(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Levels& levels, double eps) {
   Call call(Mode::kGate, false, x, weight, bias, levels, eps);
-  const Tensor g = empty_gate(x);
+  const Tensor g = new_gate(x);
   call.operands.out = g.mutable_data_ptr();
   call.run();
   return g;
@@ -194,7 +193,7 @@ std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, const Tenso
                                                  const Levels& levels, double eps) {
   Call call(Mode::kGate, true, x, weight, bias, levels, eps);
   check_gate_like("grad", grad, x);
-  const Tensor gradient = torch::stable::contiguous(grad), dx = torch::stable::empty_like(call.x);
+  const Tensor gradient = torch::stable::contiguous(grad), dx = new_like(call.x);
   call.operands.grad = gradient.const_data_ptr();
   call.operands.out = dx.mutable_data_ptr();
   call.run();
@@ -205,7 +204,7 @@ Tensor add_relu(const Tensor& x, const Tensor& residual, const Tensor& weight, c
                 double eps) {
   Call call(Mode::kAddRelu, false, x, weight, bias, levels, eps);
   check_like_x("residual", residual, x);
-  const Tensor added = to_layout_of(residual, call.x), y = torch::stable::empty_like(call.x);
+  const Tensor added = to_layout_of(residual, call.x), y = new_like(call.x);
   call.operands.extra_in = added.const_data_ptr();
   call.operands.out = y.mutable_data_ptr();
   call.run();
@@ -219,7 +218,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_relu_backward(const Tensor& grad,
   check_like_x("grad", grad, x);
   check_like_x("y", y, x);
   const Tensor gradient = to_layout_of(grad, call.x), output = to_layout_of(y, call.x);
-  const Tensor dx = torch::stable::empty_like(call.x), d_residual = torch::stable::empty_like(call.x);
+  const Tensor dx = new_like(call.x), d_residual = new_like(call.x);
   call.operands.grad = gradient.const_data_ptr();
   call.operands.extra_in = output.const_data_ptr();
   call.operands.out = dx.mutable_data_ptr();

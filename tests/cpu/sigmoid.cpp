@@ -1,10 +1,10 @@
 // The sigmoid of one instruction set against double precision, over float32 values in bit order. Built by test_sigmoid.py.
+#include <immintrin.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
-
-#include <immintrin.h>
 
 #if PPCR_SIMD_BYTES == 64
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2")
