@@ -52,7 +52,7 @@ bench: $(BUILT)  ## errors and speed on real feature maps beside plain PyTorch; 
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 test: $(BUILT)  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-slow: $(BUILT)  ## what takes minutes: exhaustive sweeps
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

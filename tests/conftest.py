@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -150,3 +151,16 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says what the runs of the CUDA kernels on the CPU executed."""
+    cases = sys.modules.get("cuda_on_cpu.cases")
+    if cases is None or not cases.kernels.cache_info().currsize:
+        return
+    statistics = cases.kernels().statistics()
+    launches = statistics["launches"]
+    terminalreporter.write_line(
+        f"CUDA on CPU: {sum(launches.values())} launches of {len(launches)} kernel variants, "
+        f"{statistics['threads'] / 1e6:.1f} M CUDA threads, {statistics['switches'] / 1e6:.0f} M switches"
+    )

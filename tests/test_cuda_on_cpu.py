@@ -38,18 +38,6 @@ every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 both_layouts = pytest.mark.parametrize("pixel_major", [False, True], ids=["channel_major", "pixel_major"])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def count_launches():
-    """Says at the end what was executed."""
-    yield
-    statistics = kernels().statistics()
-    launches = statistics["launches"]
-    print(
-        f"\nCUDA on CPU: {sum(launches.values())} launches of {len(launches)} kernel variants, "
-        f"{statistics['threads'] / 1e6:.1f} M CUDA threads, {statistics['switches'] / 1e6:.0f} M switches"
-    )
-
-
 def forced_plan(fields: dict) -> str:
     """PPCR_PLAN text of the plan that these sizes get."""
     plan = kernels().plan(fields)

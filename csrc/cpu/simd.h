@@ -148,6 +148,33 @@ template <class T>
 PPCR_INLINE void store(T* p, VF v, int n) {
   _mm256_mask_storeu_epi16(p, (1u << n) - 1, bits_as<__m256i>(narrow(v, T{})));
 }
+#elif PPCR_SIMD_BYTES == 32
+PPCR_INLINE __m256i lanes_below(int n, float) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+PPCR_INLINE __m256i lanes_below(int n, double) { return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)); }
+PPCR_INLINE VF load(const float* p, int n) { return bits_as<VF>(_mm256_maskload_ps(p, lanes_below(n, 0.f))); }
+PPCR_INLINE VD load(const double* p, int n) { return bits_as<VD>(_mm256_maskload_pd(p, lanes_below(n, 0.))); }
+PPCR_INLINE void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, lanes_below(n, 0.f), bits_as<__m256>(v)); }
+PPCR_INLINE void store(double* p, VD v, int n) { _mm256_maskstore_pd(p, lanes_below(n, 0.), bits_as<__m256d>(v)); }
+// 16-bit lanes have no masks here: four at a time, then one by one, put together in general registers.
+template <class T>
+PPCR_INLINE VF load(const T* p, int n) {
+  uint64_t words[2] = {0, 0};
+  if (n >= 4) std::memcpy(&words[0], p, 8);
+  uint64_t rest = 0;
+  for (int i = n & ~3; i < n; ++i) rest |= uint64_t(p[i].bits) << (i % 4 * 16);
+  words[n >= 4] = n % 4 ? rest : words[n >= 4];
+  return widen(bits_as<VH>(words), T{});
+}
+template <class T>
+PPCR_INLINE void store(T* p, VF v, int n) {
+  uint64_t words[2];
+  const VH h = narrow(v, T{});
+  std::memcpy(words, &h, sizeof h);
+  if (n >= 4) std::memcpy(p, &words[0], 8);
+  for (int i = n & ~3; i < n; ++i) p[i].bits = static_cast<uint16_t>(words[n >= 4] >> (i % 4 * 16));
+}
 #else
 template <class T>
 PPCR_INLINE auto load(const T* p, int n) {
