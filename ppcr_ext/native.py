@@ -33,13 +33,18 @@ def why_not(device_type: str) -> str | None:
     if device_type == "cpu":
         return None
     if device_type == "cuda":
-        return _cuda_reason or _why_no_device()
+        return _cuda_reason or why_no_device()
     return f"there are no compiled kernels for {device_type} tensors"
+
+
+@torch.compiler.assume_constant_result  # the compiler cannot look into what it asks
+def why_no_device() -> str | None:
+    """Why the CUDA library cannot run on the devices of this machine, or None where it can."""
+    return _why_no_device()
 
 
 @functools.cache
 def _why_no_device() -> str | None:
-    """Why the CUDA library cannot run on the devices of this machine."""
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
     for index in range(torch.cuda.device_count()):

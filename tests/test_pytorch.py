@@ -11,7 +11,7 @@ from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 import ppcr_ext
-from ppcr_ext import PPCR
+from ppcr_ext import PPCR, native
 
 
 def operator_samples(name, layout, dtype=torch.float32, bias=True):
@@ -80,6 +80,18 @@ def test_compile_with_inductor_does_not_recompile():
             y = compiled(torch.randn(2, 3, 8, 8))
             y.sum().backward()
     torch.testing.assert_close(compiled(x), network(x))
+
+
+def test_what_runs_on_the_devices_is_asked_outside_the_graph(monkeypatch):
+    """The answer comes from the driver and the library, which the compiler cannot trace."""
+    monkeypatch.setattr(native, "_why_no_device", native.cpu_capability)  # asks a library, too
+    torch.compiler.reset()
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def f(x):
+        return x + 1 if native.why_no_device() is None else x - 1
+
+    assert f(torch.zeros(1)).item() == -1
 
 
 def test_export():
