@@ -35,13 +35,15 @@ def choose(name: str | None, x: Tensor, contexts: int) -> str:
         return name
     if why_not("native", device_type, contexts) is None:
         return "native"
-    if contexts <= MAX_CONTEXTS and device_type in ("cpu", "cuda") and device_type not in _warned:
-        _warn(device_type)
+    if contexts <= MAX_CONTEXTS and device_type in ("cpu", "cuda"):
+        _warn_once(device_type)
     return "reference"
 
 
-@torch.compiler.disable
-def _warn(device_type: str) -> None:
+@torch.compiler.assume_constant_result  # said while tracing: a call in the graph would break it
+def _warn_once(device_type: str) -> None:
+    if device_type in _warned:
+        return
     _warned.add(device_type)
     warnings.warn(
         f"ppcr_ext runs its slow PyTorch reference for {device_type} tensors: {native.why_not(device_type)}",

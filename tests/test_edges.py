@@ -140,7 +140,8 @@ def test_batch_equals_samples_one_by_one():
         assert torch.equal(whole, torch.cat(parts))
 
 
-def test_missing_native_library_warns_once_and_names_the_remedy(tmp_path):
+@pytest.mark.parametrize("first", ["eager", "compiled"])
+def test_missing_native_library_warns_once_and_names_the_remedy(tmp_path, first):
     """A copy of the package without the compiled library."""
     import shutil
     from pathlib import Path
@@ -149,11 +150,15 @@ def test_missing_native_library_warns_once_and_names_the_remedy(tmp_path):
     shutil.copytree(package, tmp_path / "ppcr_ext", ignore=shutil.ignore_patterns("*.so", "__pycache__", "_build.json"))
     shutil.copytree(ppcr_ext._build.csrc(), tmp_path / "csrc", dirs_exist_ok=True)
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "ppcr_ext"\nversion = "0"\n')
-    program = """
+    program = (
+        f"FIRST = {first!r}"
+        + """
 import warnings, torch, ppcr_ext
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     m = ppcr_ext.PPCR(8)
+    if FIRST == "compiled":
+        assert torch.compile(m, fullgraph=True, backend="eager")(torch.randn(2, 8, 3)).shape == (2, 8, 3)
     m(torch.randn(2, 8, 3)).sum().backward()
     m(torch.randn(2, 8, 3))
     assert torch.compile(m, fullgraph=True, backend="eager")(torch.randn(2, 8, 3)).shape == (2, 8, 3)
@@ -168,5 +173,6 @@ except RuntimeError as error:
 else:
     raise AssertionError
 """
+    )
     environment = {"PATH": "/usr/bin:/bin", "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, timeout=300)
