@@ -188,6 +188,30 @@ def test_lane_variants(dtype, mode):
             assert plan["kind"] == "pixel_major"
 
 
+@every_mode
+@every_dtype
+@pytest.mark.parametrize("levels", [STANDARD, (1, 3)], ids=["standard", "any"])
+@pytest.mark.parametrize(
+    ("channels", "pixels", "forced"), [(12, 700, ""), (100, 60, "q=16"), (2047, 9, "q=4"), (36, 40, "q=16,vector=1")]
+)
+def test_pixel_tiles(channels, pixels, forced, levels, dtype, mode):
+    """Several tiles in shared memory with a tail, of channels that are not whole vectors."""
+    plan = check(Case(dtype, 1, channels, pixels, True, mode, levels, forced))
+    if plan["kind"] != "pixel_major":
+        assert plan["staged"]
+        assert plan["blocks"] > 1
+
+
+@every_mode
+@every_dtype
+@pytest.mark.parametrize("levels", [STANDARD, (1, 3, 7)], ids=["standard", "any"])
+def test_pixels_beyond_shared_memory(levels, dtype, mode):
+    """On a device with 4 KB of it."""
+    device = tuple((HOPPER | {"shared_bytes": 4096}).items())
+    plan = check(Case(dtype, 2, 2100, 3, True, mode, levels, device=device))
+    assert not plan["staged"]
+
+
 @both_layouts
 @pytest.mark.parametrize("mode", [SCALE, GATE], ids=["scale", "gate"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -38,6 +38,29 @@ def test_traffic_of_resnet_shapes_on_hopper(shape, element_size, pixel_major, im
             assert plan["vector"] * element_size == 16
 
 
+@pytest.mark.parametrize("levels", [(1, 2, 4), (1, 3, 5), (1, 2, 4, 8)], ids=str)
+@pytest.mark.parametrize("element_size", [4, 2], ids=["32bit", "16bit"])
+def test_traffic_of_any_channels_and_levels(element_size, levels):
+    """channels_last reads nothing twice either where vectors do not fit the segments, up to the channels that shared memory holds."""
+    for channels, (mode, backward) in itertools.product((24, 40, 67, 112, 320, 1000, 1536, 4095), UNITS):
+        plan = kernels().plan(
+            dict(images=64, channels=channels, image_pixels=196, element_size=element_size, pixel_major=True, levels=list(levels),
+                 mode=mode, backward=backward, **HOPPER)
+        )  # fmt: skip
+        assert plan["read_bytes"] + plan["written_bytes"] == UNITS[mode, backward] * plan["tensor_bytes"], plan
+        assert plan["vector"] * element_size == 16
+        assert plan["parameter_bytes"] < 0.02 * plan["tensor_bytes"], plan
+
+
+def test_channels_beyond_shared_memory_are_read_twice():
+    for backward, passes in ((False, 3), (True, 4)):
+        plan = kernels().plan(
+            dict(images=1, channels=65536, image_pixels=9, pixel_major=True, levels=[1, 3], backward=backward, **HOPPER)
+        )
+        assert not plan["staged"]
+        assert plan["read_bytes"] + plan["written_bytes"] == passes * plan["tensor_bytes"]
+
+
 def test_gate_traffic():
     for backward, bytes_per_element in ((False, 1), (True, 2)):
         plan = kernels().plan(dict(images=8, channels=256, image_pixels=3136, mode=GATE, backward=backward, **HOPPER))
@@ -75,6 +98,11 @@ def test_every_size_has_a_plan(device):
             assert plan["partial_count"] == images * -(-pixels // plan["q"])
             assert plan["active"] * plan["vector"] == plan["rows"] * plan["q"]
             assert plan["active"] * plan["groups"] <= 256
+        elif plan["kind"] == "pixel_tile":
+            assert plan["blocks"] == -(-images * pixels // plan["q"])
+            assert plan["q"] <= plan["threads"] == 256
+            tile_bytes = plan["q"] * channels * fields["element_size"]
+            assert plan["vector"] == 1 or plan["blocks"] == 1 or tile_bytes % 16 == 0
         else:
             assert plan["blocks"] * plan["threads"] // 32 * plan["warp_pixels"] >= images * pixels
 
@@ -87,6 +115,10 @@ def test_forced_plan():
         kernels().plan(fields, "q=64,tile=3")
     with pytest.raises(ValueError, match=r"no plan fits .* with PPCR_PLAN=q=64,cluster=3"):
         kernels().plan(fields, "q=64,cluster=3")
+    with pytest.raises(ValueError, match="variant does not fit with PPCR_PLAN=variant=0"):
+        kernels().plan(fields | {"channels": 60, "pixel_major": True}, "variant=0")
+    with pytest.raises(ValueError, match="tile does not fit into shared memory with PPCR_PLAN=q=256"):
+        kernels().plan(fields | {"channels": 1001, "pixel_major": True}, "q=256")
 
 
 def test_too_many_channels():

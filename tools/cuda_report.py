@@ -72,16 +72,17 @@ def parse_name(demangled: str) -> tuple[str, str, str, str, bool]:
     arguments = [argument.strip() for argument in re.split(r",(?![^<]*>)", found[2])]
     plain = [re.sub(r"^\((?:int|ppcr::cuda::Mode)\)", "", argument) for argument in arguments]
     dtype = DTYPES[plain[0]]
+    standard = "AnyBins" not in demangled
+    levels = "(1, 2, 4)" if standard else "any"
     if name.startswith("channel_major"):
-        standard = "StandardBins" in plain[3]
-        levels = "(1, 2, 4)" if standard else "any"
         return name, dtype, MODES[plain[4]], f"vectors of {plain[1]}, {plain[2]} steps, levels {levels}", standard
     if name.startswith("pixel_major"):
         variant = f"vectors of {plain[1]}, {plain[2]} steps, {plain[3]} pixels, {plain[4]} lanes"
-        return name, dtype, MODES[plain[5]], variant, True
-    if name.startswith("pixel_walk"):
-        return name, dtype, MODES[plain[1]], "any levels", False
-    return name, dtype, "", "", True
+        return name, dtype, MODES[plain[5]], variant, standard
+    if name.startswith("pixel_tile"):
+        staged = plain[3] in ("true", "(bool)1", "1")
+        return name, dtype, MODES[plain[2]], f"levels {levels}{'' if staged else ', not staged'}", standard
+    return name, dtype, "", "", standard
 
 
 def parse_log(log: str) -> dict[str, tuple[int, int, int, int]]:
@@ -144,7 +145,7 @@ def render(found: list[Kernel], nvcc: str) -> str:
         "- blocks: how many blocks of full size (256 threads, `finish_parameters` 512) the registers of a multiprocessor hold.",
         "- stack: bytes of local memory per thread; kernels for any levels keep their contexts there.",
         "- loads, stores: global memory instructions by width. Narrow ones beside wide ones read weight and bias, or write partial sums;",
-        "  kernels with vectors of 1 and the pixel walk are for tensors of any alignment.",
+        "  kernels with vectors of 1 and the tail of a pixel tile are for tensors of any alignment.",
     ]
     for name in sorted({k.name for k in found}):
         lines += [

@@ -40,22 +40,6 @@ PPCR_DEVICE void sum_from_memory(const T* x, const UnitPart& part, int64_t hop, 
   }
 }
 
-template <class T, int V, Mode MODE>
-PPCR_DEVICE Word<T, V> recalibrate(const Word<T, V>& x, const Word<T, V>& residual, const Acc<T> (&gate)[V]) {
-  Acc<T> values[V];
-  unpack<T, V>(opaque(x), values);
-  if constexpr (MODE == Mode::kAddRelu) {
-    Acc<T> added[V];
-    unpack<T, V>(opaque(residual), added);
-    PPCR_UNROLLED
-    for (int j = 0; j < V; ++j) values[j] = relu(values[j] * gate[j] + added[j]);
-  } else {
-    PPCR_UNROLLED
-    for (int j = 0; j < V; ++j) values[j] *= gate[j];
-  }
-  return pack<T, V>(values);
-}
-
 // Steps first .. first+BATCH-1: all loads before the first store, which they could not pass.
 template <class T, int V, Mode MODE, int BATCH, class Held>
 PPCR_DEVICE void write_forward(const Tensors<T>& tensors, const UnitPart& part, int64_t hop, int first, const Acc<T> (&gate)[V],
@@ -178,14 +162,6 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
 }
 
 // ----------------------------------------------------------------------------------------------------------------- backward
-// gy as it arrives, or behind the ReLU.
-template <class T, int V, Mode MODE>
-PPCR_DEVICE Word<T, V> load_gradient(const Tensors<T>& tensors, bool wanted, int64_t at) {
-  const Word<T, V> grad = load_if<T, V>(wanted, tensors.grad + at);
-  if constexpr (MODE == Mode::kAddRelu) return mask_relu<T, V>(grad, load_if<T, V>(wanted, tensors.extra_in + at));
-  return grad;
-}
-
 template <class T, int V>
 PPCR_DEVICE void add_product(const Word<T, V>& x, const Word<T, V>& grad, Acc<T> (&sum)[V], Acc<T> (&dot)[V]) {
   Acc<T> values[V], gradients[V];
@@ -213,18 +189,6 @@ PPCR_DEVICE void products_from_memory(const Tensors<T>& tensors, const UnitPart&
     PPCR_UNROLLED
     for (int b = 0; b < kBatch; ++b) add_product<T, V>(words[b], gradients[b], sum, dot);
   }
-}
-
-// dx = gy g + dsum (gate mode: dsum alone), and dresidual = gy behind the ReLU.
-template <class T, int V, Mode MODE>
-PPCR_DEVICE void write_backward(const Tensors<T>& tensors, bool wanted, int64_t at, const Word<T, V>& grad, const Acc<T> (&gate)[V],
-                                const Acc<T> (&dsum)[V]) {
-  Acc<T> values[V];
-  unpack<T, V>(opaque(grad), values);
-  PPCR_UNROLLED
-  for (int j = 0; j < V; ++j) values[j] = values[j] * gate[j] + dsum[j];
-  store_if<T, V>(wanted, tensors.out + at, pack<T, V>(values));
-  if constexpr (MODE == Mode::kAddRelu) store_if<T, V>(wanted, tensors.extra_out + at, grad);
 }
 
 template <class T, int V, Mode MODE>

@@ -157,4 +157,42 @@ PPCR_DEVICE A sum_lanes(A value, int lanes) {
   return value;
 }
 
+// ----------------------------------------------------------------------------------------------- from words to words
+// y = x g, of the add_relu mode relu(x g + residual).
+template <class T, int V, Mode MODE>
+PPCR_DEVICE Word<T, V> recalibrate(const Word<T, V>& x, const Word<T, V>& residual, const Acc<T> (&gate)[V]) {
+  Acc<T> values[V];
+  unpack<T, V>(opaque(x), values);
+  if constexpr (MODE == Mode::kAddRelu) {
+    Acc<T> added[V];
+    unpack<T, V>(opaque(residual), added);
+    PPCR_UNROLLED
+    for (int j = 0; j < V; ++j) values[j] = relu(values[j] * gate[j] + added[j]);
+  } else {
+    PPCR_UNROLLED
+    for (int j = 0; j < V; ++j) values[j] *= gate[j];
+  }
+  return pack<T, V>(values);
+}
+
+// gy as it arrives, or behind the ReLU.
+template <class T, int V, Mode MODE>
+PPCR_DEVICE Word<T, V> load_gradient(const Tensors<T>& tensors, bool wanted, int64_t at) {
+  const Word<T, V> grad = load_if<T, V>(wanted, tensors.grad + at);
+  if constexpr (MODE == Mode::kAddRelu) return mask_relu<T, V>(grad, load_if<T, V>(wanted, tensors.extra_in + at));
+  return grad;
+}
+
+// dx = gy g + dsum (gate mode: dsum alone), and dresidual = gy behind the ReLU.
+template <class T, int V, Mode MODE>
+PPCR_DEVICE void write_backward(const Tensors<T>& tensors, bool wanted, int64_t at, const Word<T, V>& grad, const Acc<T> (&gate)[V],
+                                const Acc<T> (&dsum)[V]) {
+  Acc<T> values[V];
+  unpack<T, V>(opaque(grad), values);
+  PPCR_UNROLLED
+  for (int j = 0; j < V; ++j) values[j] = values[j] * gate[j] + dsum[j];
+  store_if<T, V>(wanted, tensors.out + at, pack<T, V>(values));
+  if constexpr (MODE == Mode::kAddRelu) store_if<T, V>(wanted, tensors.extra_out + at, grad);
+}
+
 }  // namespace ppcr::cuda

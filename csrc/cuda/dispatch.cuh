@@ -4,7 +4,7 @@
 #include "channel_major_kernels.cuh"
 #include "finish_kernels.cuh"
 #include "pixel_major_kernels.cuh"
-#include "pixel_walk_kernels.cuh"
+#include "pixel_tile_kernels.cuh"
 #include "plan.h"
 
 namespace ppcr::cuda {
@@ -71,8 +71,13 @@ class Dispatch {
       case KernelKind::kPixelMajor:
         if constexpr (MODE != Mode::kGate) pixel_major<MODE>();
         break;
-      case KernelKind::kPixelWalk:
-        pixel_walk<MODE>();
+      case KernelKind::kPixelTile:
+        if (!plan_.staged)
+          pixel_tile<MODE, AnyBins<Acc<T>>, false>();
+        else if (problem_.pooling->standard)
+          pixel_tile<MODE, StandardBins<Acc<T>>, true>();
+        else
+          pixel_tile<MODE, AnyBins<Acc<T>>, true>();
         break;
     }
   }
@@ -126,15 +131,13 @@ class Dispatch {
     }
   }
 
-  template <Mode MODE>
-  void pixel_walk() {
-    Walk walk{problem_.images * problem_.image_pixels, problem_.channels, plan_.lanes_log2, plan_.warp_pixels, {}};
-    for (int k = 0; k <= problem_.pooling->segments; ++k) walk.edge[k] = static_cast<int>(problem_.pooling->edge[k]);
-    const PixelWalkArguments<T> arguments{typed<T>(operands_), walk, AnyBins<Acc<T>>(*problem_.pooling)};
+  template <Mode MODE, class Bins, bool STAGED>
+  void pixel_tile() {
+    const PixelTileArguments<T, Bins> arguments{typed<T>(operands_), plan_.pixel_tile, Bins(*problem_.pooling)};
     if (problem_.backward)
-      launch("pixel_walk_backward", pixel_walk_backward<T, MODE>, arguments);
+      launch("pixel_tile_backward", pixel_tile_backward<T, Bins, MODE, STAGED>, arguments);
     else
-      launch("pixel_walk_forward", pixel_walk_forward<T, MODE>, arguments);
+      launch("pixel_tile_forward", pixel_tile_forward<T, Bins, MODE, STAGED>, arguments);
   }
 
   void finish() {

@@ -55,6 +55,13 @@ PPCR_DEVICE LanePlace<G> lane_place(const Lanes& lanes) {
   return place;
 }
 
+// One value for all elements of a vector: they belong to one pixel.
+template <int V, class A>
+PPCR_DEVICE void fill(A value, A (&values)[V]) {
+  PPCR_UNROLLED
+  for (int j = 0; j < V; ++j) values[j] = value;
+}
+
 template <class T, int V, int STEPS, int PIXELS, int LANES, Mode MODE>
 __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), int(sizeof(T)) * V * STEPS * PIXELS, MODE, false))
     pixel_major_forward(const __grid_constant__ PixelMajorArguments<T> arguments) {
@@ -119,19 +126,9 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), i
     PPCR_UNROLLED
     for (int b = 0; b < kBatch; ++b) {
       const int s = first + b;
-      const A gate = gates[s / STEPS * G::kGroups + place.group];
-      A values[V];
-      unpack<T, V>(opaque(held[s / STEPS][s % STEPS]), values);
-      if constexpr (MODE == Mode::kAddRelu) {
-        A added[V];
-        unpack<T, V>(opaque(residual[b]), added);
-        PPCR_UNROLLED
-        for (int j = 0; j < V; ++j) values[j] = relu(values[j] * gate + added[j]);
-      } else {
-        PPCR_UNROLLED
-        for (int j = 0; j < V; ++j) values[j] *= gate;
-      }
-      store_if<T, V>(exists(s), tensors.out + offset(s), pack<T, V>(values));
+      A gate[V];
+      fill<V>(gates[s / STEPS * G::kGroups + place.group], gate);
+      store_if<T, V>(exists(s), tensors.out + offset(s), recalibrate<T, V, MODE>(held[s / STEPS][s % STEPS], residual[b], gate));
     }
   }
 }
@@ -165,9 +162,8 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), i
     for (int r = 0; r < STEPS; ++r) {
       const bool wanted = inside && place.channel + r * G::kHop < lanes.segment;
       const int64_t at = place.offset + i * pixel_hop + r * G::kHop;
-      held[i][r] = load_if<T, V>(wanted, tensors.grad + at);
       x[i][r] = load_if<T, V>(wanted, tensors.x + at);
-      if constexpr (MODE == Mode::kAddRelu) held[i][r] = mask_relu<T, V>(held[i][r], load_if<T, V>(wanted, tensors.extra_in + at));
+      held[i][r] = load_gradient<T, V, MODE>(tensors, wanted, at);
     }
   }
   stage_parameters<T>(tensors.weight, tensors.bias, kContexts, parameters);
@@ -223,17 +219,13 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), i
   for (int i = 0; i < PIXELS; ++i) {
     if (place.first + i * G::kGroups + place.group >= lanes.pixels) break;
     const A* const row = rows + (i * G::kGroups + place.group) * G::kRow;
-    const A gate = row[kSegments], dsum = row[place.segment];
+    A gate[V], dsum[V];
+    fill<V>(row[kSegments], gate);
+    fill<V>(row[place.segment], dsum);
     PPCR_UNROLLED
     for (int r = 0; r < STEPS; ++r) {
       if (place.channel + r * G::kHop >= lanes.segment) continue;
-      const int64_t at = place.offset + i * pixel_hop + r * G::kHop;
-      A values[V];
-      unpack<T, V>(opaque(held[i][r]), values);
-      PPCR_UNROLLED
-      for (int j = 0; j < V; ++j) values[j] = values[j] * gate + dsum;
-      store_if<T, V>(true, tensors.out + at, pack<T, V>(values));
-      if constexpr (MODE == Mode::kAddRelu) store_if<T, V>(true, tensors.extra_out + at, held[i][r]);
+      write_backward<T, V, MODE>(tensors, true, place.offset + i * pixel_hop + r * G::kHop, held[i][r], gate, dsum);
     }
   }
 }

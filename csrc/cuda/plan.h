@@ -33,17 +33,18 @@ inline int common_alignment(std::initializer_list<const void*> addresses) {
   return static_cast<int>(bits & (~bits + 1));
 }
 
-enum class KernelKind : int { kChannelMajor, kPixelMajor, kPixelWalk };
+enum class KernelKind : int { kChannelMajor, kPixelMajor, kPixelTile };
 
 struct Plan {
   KernelKind kind = KernelKind::kChannelMajor;
-  int vector = 1;       // elements per load
-  int steps = 0;        // vectors that a thread holds (of each pixel, in the pixel-major kernel)
-  int variant = -1;     // of kLaneVariants
-  Tile tile{};          // channel-major
-  int unit_count = 0;   // channel-major
-  int lanes_log2 = 0;   // pixel walk
-  int warp_pixels = 0;  // pixel-major, pixel walk
+  int vector = 1;      // elements per load
+  int steps = 0;       // vectors that a thread holds (of each pixel, in the pixel-major kernel)
+  int variant = -1;    // of kLaneVariants, pixel-major
+  Tile tile{};         // channel-major
+  int unit_count = 0;  // channel-major
+  PixelTile pixel_tile{};
+  bool staged = false;  // pixel tile
+  int warp_pixels = 0;  // pixel-major
   int threads = kThreads;
   int64_t blocks = 0;
   int64_t partial_count = 0;  // per parameter
@@ -276,14 +277,14 @@ inline int warps_for(const Problem& problem, int warp_pixels, const DeviceLimits
   return warps;
 }
 
-inline Plan plan_pixel_major(const Problem& problem, const DeviceLimits& device, const Forced& forced) {
+// Lanes and registers: standard bins whose segments are whole 16-byte vectors.
+inline Plan plan_lanes(const Problem& problem, const DeviceLimits& device, const Forced& forced) {
   const Pooling& pooling = *problem.pooling;
-  const int64_t pixels = problem.images * problem.image_pixels;
   const int vector = 16 / problem.element_size, accumulator = problem.element_size == 8 ? 8 : 4;
   Plan plan;
-  const bool lanes_fit = pooling.standard && problem.mode != Mode::kGate && problem.alignment >= 16 &&
-                         problem.channels % (4 * vector) == 0 && forced.vector != 1;
-  for (int i = 0; lanes_fit && i < kLaneVariantCount; ++i) {
+  if (!pooling.standard || problem.mode == Mode::kGate || problem.alignment < 16 || problem.channels % (4 * vector) != 0)
+    return plan;
+  for (int i = 0; i < kLaneVariantCount; ++i) {
     const LaneVariant variant = kLaneVariants[i];
     if (!has_lane_variant(variant, problem.element_size)) continue;
     if (int64_t(variant.lanes / 4) * variant.steps * vector < pooling.edge[1]) continue;
@@ -293,35 +294,69 @@ inline Plan plan_pixel_major(const Problem& problem, const DeviceLimits& device,
     plan.vector = vector;
     plan.steps = variant.steps;
     plan.warp_pixels = kWarp / variant.lanes * variant.pixels;
+    const int warps = forced.warps != 0 ? std::min(forced.warps, kThreads / kWarp) : warps_for(problem, plan.warp_pixels, device);
+    plan.threads = warps * kWarp;
+    plan.shared_bytes = accumulator * lanes_memory(warps, plan.warp_pixels, pooling.contexts, pooling.segments, problem.backward);
+    plan.blocks = ceil_div(problem.images * problem.image_pixels, int64_t(warps) * plan.warp_pixels);
+    plan.score = 1;
     break;
   }
-  if (plan.variant < 0) {
-    if (forced.variant >= 0) {
-      plan.error = "PPCR_PLAN: that variant does not fit";
-      return plan;
-    }
-    plan.kind = KernelKind::kPixelWalk;
-    plan.vector = 1;
-    const int64_t segment = std::max<int64_t>(1, problem.channels / pooling.segments);
-    while (plan.lanes_log2 < 5 && (int64_t(2) << plan.lanes_log2) <= segment) ++plan.lanes_log2;
-    // A warp's tile of about 4 KB: 64 warps of a multiprocessor then leave their second reading in the caches.
-    const int groups = kWarp >> plan.lanes_log2;
-    const int64_t wanted = (4 << 10) / (problem.channels * problem.element_size);
-    plan.warp_pixels = static_cast<int>(std::min<int64_t>(kWarp, std::max<int64_t>(wanted, groups)));
-  }
-  int warps = forced.warps != 0 ? std::min(forced.warps, kThreads / kWarp) : warps_for(problem, plan.warp_pixels, device);
-  const auto shared = [&](int warp_count) {
-    const int values = plan.kind == KernelKind::kPixelMajor
-                           ? lanes_memory(warp_count, plan.warp_pixels, pooling.contexts, pooling.segments, problem.backward)
-                           : walk_memory(warp_count, plan.warp_pixels, pooling.contexts, pooling.segments, problem.backward);
-    return values * accumulator;
+  return plan;
+}
+
+// Everything else: tiles in shared memory.
+inline Plan plan_pixel_tile(const Problem& problem, const DeviceLimits& device, const Forced& forced) {
+  constexpr int64_t kTileBytes = 16 << 10;  // of one tensor: what the threads of a block read at once
+  constexpr int kSharedBytes = 56 << 10;    // at most, where it can be helped: four blocks on a multiprocessor
+  const Pooling& pooling = *problem.pooling;
+  const int64_t pixels = problem.images * problem.image_pixels, pixel_bytes = problem.channels * problem.element_size;
+  Plan plan;
+  PixelTile& tile = plan.pixel_tile;
+  plan.kind = KernelKind::kPixelTile;
+  tile.pixels = pixels;
+  tile.channels = static_cast<int>(problem.channels);
+  const int64_t segment = problem.channels / pooling.segments;
+  while (tile.lanes_log2 < 5 && (int64_t(2) << tile.lanes_log2) <= segment) ++tile.lanes_log2;
+  for (int k = 0; k <= pooling.segments; ++k) tile.edge[k] = static_cast<int>(pooling.edge[k]);
+  const auto shared = [&](int64_t q, bool staged) {
+    tile.q = static_cast<int>(q);
+    return pixel_tile_memory(tile, pooling.contexts, pooling.segments, problem.element_size, problem.mode, problem.backward, staged)
+        .total;
   };
-  while (warps > 1 && shared(warps) > 48 << 10) warps /= 2;
-  while (plan.kind == KernelKind::kPixelWalk && plan.warp_pixels > 1 && shared(warps) > 48 << 10) plan.warp_pixels /= 2;
-  plan.threads = warps * kWarp;
-  plan.shared_bytes = shared(warps);
-  plan.blocks = plan.partial_count = ceil_div(pixels, int64_t(warps) * plan.warp_pixels);
+  const auto fits = [&](int64_t q, int64_t limit) { return q * pixel_bytes < (1 << 29) && shared(q, true) <= limit; };
+
+  // So many pixels are whole vectors, and then every tile starts at one.
+  int64_t whole = 1;
+  while (whole * pixel_bytes % 16 != 0) whole *= 2;
+  tile.vector = 16 / problem.element_size;
+  if (problem.alignment < 16 || forced.vector == 1 || !fits(whole, device.shared_bytes)) tile.vector = static_cast<int>(whole = 1);
+  int64_t q = std::min<int64_t>(kThreads, forced.q != 0 ? forced.q : std::max<int64_t>(1, kTileBytes / pixel_bytes));
+  q = std::max(whole, q / whole * whole);
+  const auto half = [&] { return std::max(whole, q / 2 / whole * whole); };
+  plan.staged = fits(q, device.shared_bytes);
+  if (!plan.staged) q = std::max(1, (kThreads >> tile.lanes_log2) / pooling.segments);
+  if (plan.staged && forced.q == 0) {
+    while (q > whole && !fits(q, kSharedBytes)) q = half();
+    // Smaller tiles while there are multiprocessors without a block, but (backward) no more than keep the shares of dweight and
+    // dbias under 1 % of the traffic.
+    const double shares = problem.backward ? 2. * (pooling.contexts + 1) * (problem.element_size == 8 ? 8 : 4) : 0;
+    while (q > whole && ceil_div(pixels, q) < 2 * int64_t(device.multiprocessors) && shares < 0.01 * double(pixel_bytes * half()))
+      q = half();
+  }
+  if (!plan.staged && forced.q != 0) plan.error = "that tile does not fit into shared memory";
+  plan.vector = tile.vector;
+  plan.shared_bytes = shared(q, plan.staged);
+  plan.blocks = ceil_div(pixels, q);
   plan.score = 1;
+  return plan;
+}
+
+inline Plan plan_pixel_major(const Problem& problem, const DeviceLimits& device, const Forced& forced) {
+  Plan plan;
+  if (forced.vector != 1 && forced.q == 0) plan = plan_lanes(problem, device, forced);
+  if (plan.score == 0 && forced.variant < 0) plan = plan_pixel_tile(problem, device, forced);
+  plan.partial_count = plan.blocks;
+  if (plan.score == 0) plan.error = "that variant does not fit";
   if (plan.blocks > kMaxBlocks) plan.error = "x has too many pixels for one launch";
   return plan;
 }

@@ -9,6 +9,7 @@ constexpr int kWarp = 32;
 constexpr int kMaxCluster = 8;  // blocks of a cluster: the portable limit
 constexpr int kMaxGroups = 8;   // groups of threads in a block of the channel-major kernels
 constexpr int kMaxUnits = 256;  // units of a TableUnits
+constexpr int kTileWarps = kThreads / kWarp;
 
 enum class Mode : int {
   kScale,    // y = x g
@@ -117,15 +118,43 @@ struct Lanes {
   int segment;  // channels of a segment
 };
 
-// Any bins, any alignment: 2^lanes_log2 lanes share a pixel and walk through its segments one after another; a warp owns
-// `warp_pixels` neighbouring pixels.
-struct Walk {
-  int64_t pixels;
-  int64_t channels;
+// Any bins, any number of channels, any alignment: a block owns q neighbouring pixels; 2^lanes_log2 lanes share a segment.
+struct PixelTile {
+  int64_t pixels;  // of the whole tensor
+  int channels;
+  int q;       // at most kThreads
+  int vector;  // elements of an access to global memory
   int lanes_log2;
-  int warp_pixels;
   int edge[kMaxSegments + 1];
 };
+
+// Tensors of which a block of the pixel tile needs every element twice: x, and the residual (forward) or gy (backward).
+PPCR_HD constexpr int tile_streams(Mode mode, bool backward) {
+  return 1 + (mode == Mode::kAddRelu || (backward && mode == Mode::kScale));
+}
+
+PPCR_HD int tile_row(int segments) { return segments | 1; }  // words of a pixel's sums: odd, against bank conflicts
+
+// Shared memory of a block of the pixel tile, in bytes. The elements come first, where 16-byte vectors want them.
+struct PixelTileMemory {
+  int other, parameters, sums, dots, gates, shares, edges, total;
+};
+PPCR_HD PixelTileMemory pixel_tile_memory(const PixelTile& tile, int contexts, int segments, int element_size, Mode mode,
+                                          bool backward, bool staged) {
+  const int accumulator = element_size == 8 ? 8 : 4, streams = tile_streams(mode, backward);
+  const int elements = staged ? (tile.q * tile.channels * element_size + 15) / 16 * 16 : 0;
+  const int sums = tile.q * tile_row(segments) * accumulator;
+  PixelTileMemory memory;
+  memory.other = elements;
+  memory.parameters = streams * elements;
+  memory.sums = memory.parameters + parameter_slots(contexts) * accumulator;
+  memory.dots = memory.sums + sums;
+  memory.gates = memory.dots + (backward && mode != Mode::kGate ? sums : 0);
+  memory.shares = memory.gates + tile.q * accumulator;
+  memory.edges = memory.shares + (backward ? (contexts + 1) * kTileWarps * accumulator : 0);
+  memory.total = memory.edges + (segments + 1) * int(sizeof(int));
+  return memory;
+}
 
 // Values of shared memory: parameters, then what each warp has to itself, then (backward) the warps' parameter gradients.
 PPCR_HD int lanes_warp_values(int warp_pixels, int segments, bool backward) {
@@ -134,12 +163,6 @@ PPCR_HD int lanes_warp_values(int warp_pixels, int segments, bool backward) {
 PPCR_HD int lanes_memory(int warps, int warp_pixels, int contexts, int segments, bool backward) {
   return parameter_slots(contexts) + warps * lanes_warp_values(warp_pixels, segments, backward) +
          (backward ? (contexts + 1) * warps : 0);
-}
-PPCR_HD int walk_warp_values(int warp_pixels, int contexts, int segments, bool backward) {
-  return warp_pixels * (segments + 1 + (backward ? contexts + 1 : 0));
-}
-PPCR_HD int walk_memory(int warps, int warp_pixels, int contexts, int segments, bool backward) {
-  return parameter_slots(contexts) + warps * walk_warp_values(warp_pixels, contexts, segments, backward);
 }
 
 }  // namespace ppcr::cuda

@@ -6,7 +6,7 @@
 namespace ppcr::cuda {
 
 // Bytes that a launch (backward: with its finishing kernel) moves through memory if every byte that is read a second time comes
-// from there again. For the pixel walk that is not so (its second reading is meant for the caches): what it hopes for is counted.
+// from there again.
 struct Traffic {
   int64_t tensor = 0;  // one pass over x
   int64_t read = 0, written = 0;
@@ -33,6 +33,8 @@ inline Traffic predicted_traffic(const Problem& problem, const Plan& plan) {
       traffic.written = problem.backward ? tensor : gates;
       break;
   }
+  const int64_t held_streams = problem.backward && problem.mode == Mode::kAddRelu ? 2 : 1;  // x, or gy with y where it masks
+  if (plan.kind == KernelKind::kPixelTile && !plan.staged && problem.mode != Mode::kGate) traffic.read += held_streams * tensor;
   if (plan.kind == KernelKind::kChannelMajor && problem.mode != Mode::kGate) {
     // Channels of a first-round unit beyond the held steps, and all of later rounds.
     const bool standard = problem.pooling->standard;
@@ -44,8 +46,7 @@ inline Traffic predicted_traffic(const Problem& problem, const Plan& plan) {
       const int64_t held = unit < first_round ? int64_t(plan.steps) * plan.tile.rows : 0;
       again += std::max<int64_t>(0, channels - held);
     }
-    const int64_t streams = problem.backward && problem.mode == Mode::kAddRelu ? 2 : 1;  // gy and y are both read again
-    traffic.read += streams * again * pixels * problem.element_size;
+    traffic.read += held_streams * again * pixels * problem.element_size;
   }
   if (problem.backward) traffic.parameters = 2 * plan.partial_count * (problem.pooling->contexts + 1) * accumulator;
   return traffic;

@@ -62,7 +62,7 @@ Plan plan_for(const Request& request, const std::string& forced) {
 py::dict describe(const Request& request, const Plan& plan) {
   const Traffic traffic = predicted_traffic(request.problem, plan);
   py::dict result;
-  const char* const kinds[] = {"channel_major", "pixel_major", "pixel_walk"};
+  const char* const kinds[] = {"channel_major", "pixel_major", "pixel_tile"};
   result["kind"] = kinds[static_cast<int>(plan.kind)];
   result["vector"] = plan.vector;
   result["steps"] = plan.steps;
@@ -73,7 +73,8 @@ py::dict describe(const Request& request, const Plan& plan) {
   result["shared_bytes"] = plan.shared_bytes;
   result["score"] = plan.score;
   result["warp_pixels"] = plan.warp_pixels;
-  result["q"] = plan.tile.q;
+  result["staged"] = plan.staged;
+  result["q"] = plan.kind == KernelKind::kPixelTile ? plan.pixel_tile.q : plan.tile.q;
   result["rows"] = plan.tile.rows;
   result["active"] = plan.tile.active;
   result["groups"] = plan.tile.groups;

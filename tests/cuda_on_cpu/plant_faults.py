@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-MAJOR, PIXEL, WALK = "channel_major_kernels.cuh", "pixel_major_kernels.cuh", "pixel_walk_kernels.cuh"
+MAJOR, PIXEL, SHARED = "channel_major_kernels.cuh", "pixel_major_kernels.cuh", "pixel_tile_kernels.cuh"
 TILE, FINISH, PLAN = "channel_major_tile.cuh", "finish_kernels.cuh", "plan.h"
 
 # what, file, text, replacement, which occurrence of the text
@@ -27,11 +27,15 @@ FAULTS = (
     ("missing __syncwarp, pixel-major forward", PIXEL, "  __syncwarp();\n", "", 0),
     ("missing __syncthreads, pixel-major backward", PIXEL, "  __syncthreads();\n  if (int(threadIdx.x) <= kContexts)",
      "  if (int(threadIdx.x) <= kContexts)", 0),
-    ("missing __syncthreads, pixel walk", WALK, "  __syncthreads();  // the sums", "  // the sums", 0),
+    ("missing __syncthreads behind the copy, pixel tile", SHARED, "edges[k] = tile.edge[k];\n  __syncthreads();", "edges[k] = tile.edge[k];", 0),
+    ("missing __syncthreads behind the sums, pixel tile", SHARED, "  });\n  __syncthreads();\n\n  const int own", "  });\n  const int own", 0),
+    ("missing __syncthreads before the copy back, pixel tile", SHARED, "    __syncthreads();\n    const int done", "    const int done", 0),
     ("missing __syncthreads, finishing sums", FINISH, "  __syncthreads();\n", "", 0),
     ("one step too many", TILE, "(left + stride - 1) / stride", "(left + stride) / stride", 0),
     ("pixels beyond the image", TILE, "thread.active && thread.first + thread.column < tile.image_pixels", "thread.active", 0),
-    ("pixels beyond the tensor, pixel walk", WALK, "i < walk.warp_pixels && place.first + i < walk.pixels", "i < walk.warp_pixels", 0),
+    ("pixels beyond the tensor, pixel tile", SHARED, "tile.pixels - first < tile.q ? int(tile.pixels - first) : tile.q", "tile.q", 0),
+    ("half vectors forgotten, pixel tile", SHARED, "    write_back<T, 1>(x, tensors.out + base, done, count);\n", "", 0),
+    ("offset of a pixel in 32 bits, pixel tile", SHARED, "base = first * tile.channels", "base = int(first) * tile.channels", 0),
     ("vectors beyond the segment", PIXEL, "inside && place.channel + r * G::kHop < lanes.segment", "inside", 0),
     ("offset of an image in 32 bits", TILE, "int64_t(image) * tile.image_elements", "int(image) * int(tile.image_elements)", 0),
     ("offset of a pixel in 32 bits", PIXEL, "place.offset = (place.first + place.group) * lanes.channels",
