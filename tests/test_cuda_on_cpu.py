@@ -53,12 +53,13 @@ def sparse(count: int) -> torch.Tensor:
 
 
 @both_layouts
+@pytest.mark.parametrize("levels", [STANDARD, (1, 3)], ids=["standard", "any"])
 @pytest.mark.parametrize(("images", "pixels"), [(5, 2**23 + 64), (1, 2**25 + 64)], ids=["many_images", "one_image"])
-def test_more_than_2_to_the_31_elements(images, pixels, pixel_major):
+def test_more_than_2_to_the_31_elements(images, pixels, levels, pixel_major):
     """The first and the last blocks of tensors whose offsets leave 32 bits: from image to image, and within one image."""
     channels, last = 64, 64
-    case = Case("float16", images, channels, pixels, pixel_major, only_blocks=16)
-    small = Tensors(Case("float16", 1, channels, last, pixel_major))
+    case = Case("float16", images, channels, pixels, pixel_major, levels=levels, only_blocks=16)
+    small = Tensors(Case("float16", 1, channels, last, pixel_major, levels=levels))
     count = images * channels * pixels
     assert count > 2**31
 
@@ -72,7 +73,7 @@ def test_more_than_2_to_the_31_elements(images, pixels, pixel_major):
     window(x).copy_(small.x[0])
     window(grad).copy_(small.grad[0])
     arrays = {"x": as_numpy(x), "weight": as_numpy(small.weight), "bias": as_numpy(small.bias)}
-    parameters = {"dweight": as_numpy(torch.empty(7)), "dbias": as_numpy(torch.empty(1))}
+    parameters = {"dweight": as_numpy(torch.empty(sum(levels))), "dbias": as_numpy(torch.empty(1))}
     kernels().run(case.fields(False), case.dtype, arrays | {"out": as_numpy(y)}, only_blocks=16)
     kernels().run(
         case.fields(True), case.dtype, arrays | parameters | {"grad": as_numpy(grad), "out": as_numpy(dx)}, only_blocks=16

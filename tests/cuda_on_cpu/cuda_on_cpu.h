@@ -104,6 +104,7 @@ inline unsigned next_random() { return (machine.random = machine.random * 166452
 inline void poison(char* shared) { std::memset(shared, 0xFF, machine.configuration.shared_bytes); }  // every float of it is a NaN
 
 inline void run_cluster(unsigned first_block) {
+  machine.statistics.threads += machine.count;
   const Configuration& configuration = machine.configuration;
   const size_t per_block = configuration.threads;
   machine.first_block = first_block;
@@ -206,7 +207,6 @@ void launch(const Configuration& configuration, Kernel kernel) {
     machine.statistics.blocks += configuration.cluster;
   }
   machine.statistics.launches += 1;
-  machine.statistics.threads += uint64_t(configuration.blocks) * configuration.threads;
 }
 
 inline void* shared_memory() { return machine.shared[machine.current->rank]; }
