@@ -417,11 +417,12 @@ def walk_backward(
     offsets = _offsets(c, p, pixels, C, PIXEL_MAJOR, WIDE)
     begin, end = _bins(LEVELS, C, LP)
     t = tl.zeros((LP, P), ACC)
-    products = tl.zeros((CHUNK, P), ACC)
+    dg = tl.zeros((P,), ACC)
     first = tl.full((), 0, tl.int32)
     while first < C:
         edge = _next_edge(begin, end, first, C, ALIGN)
         sums = tl.zeros((CHUNK, P), ACC)
+        products = tl.zeros((CHUNK, P), ACC)
         for at in range(first // ALIGN * ALIGN, edge, CHUNK):
             inside = (c < edge - at)[:, None] & shown
             here = start + at * stride
@@ -434,6 +435,8 @@ def walk_backward(
                 products += v * u.to(ACC)
         holds = (begin <= first) & (first < end)
         t += tl.where(holds[:, None], tl.sum(sums, 0)[None, :], 0)
+        if MODE != GATE:
+            dg += tl.sum(products, 0)
         first = edge
     n, inv_std, inverse = _contexts(t, begin, end, L, EPS, LP, ACC)
     l = tl.arange(0, LP)
@@ -445,8 +448,6 @@ def walk_backward(
         g = _sigmoid(z)
     if MODE == GATE:
         dg = tl.load(grad + pixel + p, mask=p < left, other=0).to(ACC)
-    else:
-        dg = tl.sum(products, 0)
     dz = tl.where(p < left, dg * g * (1.0 - g), 0)
     w_mean = tl.sum(w, 0) * (1.0 / L)
     dt = (dz * inv_std)[None, :] * ((w - w_mean)[:, None] - n * (z * (1.0 / L))[None, :]) * inverse[:, None]

@@ -10,13 +10,20 @@ from .reference import bins
 
 SCALE, ADD_RELU, GATE = 0, 1, 2  # as in triton_kernels.py
 
-# A tile in registers: bytes of x per thread, with 8 warps, and the most with more. Backward holds the gradient and needs the rest
-# for x on its way; found by compiling for sm_90 (docs/triton_kernels.md), where more of either spills.
-_TILE_BYTES = 128 * 256
-_TILE_WARPS = 8
-_RUN_BYTES = 64  # shorter runs of contiguous memory waste half of what the L2 cache sends
-_CHUNK_BYTES = 32 * 512
+# A tile in registers: bytes of x, and in channel-major backward elements, that a thread holds, because more of them spill when
+# compiled for sm_90 (docs/triton_kernels.md). Where runs of contiguous memory would be short, a tile gets more warps, up to as many
+# as the registers of a multiprocessor serve; runs of less than one 32-byte sector are left to the two passes.
+_THREAD_BYTES = 128
+_BACKWARD_ELEMENTS = 32
+_WARPS = 8
+_MAX_WARPS = 16
+_LONG_RUN = 64
+_SHORT_RUN = 32
+# Two passes: eight elements of a chunk per thread, and no more contexts than that. With few pixels (16 in long segments) all tiles
+# that run at a time, about two per multiprocessor, fit in the L2 cache, also with 2048 channels.
 _WALK_WARPS = 8
+_WALK_CHUNK = 128
+_WALK_ELEMENTS = 8 * 32 * _WALK_WARPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,36 +91,35 @@ def launch_for(problem: Problem) -> Launch:
 
 @functools.lru_cache(maxsize=4096)
 def rule(problem: Problem) -> Launch:
-    """Tiles of 32 KiB in registers where runs of memory are long enough, else two passes over the channels."""
+    """A tile in registers where there is a good one, else two passes over the channels."""
     p = problem
     return tile_rule(p) or walk_rule(p)
 
 
 def tile_rule(p: Problem) -> Launch | None:
+    """Four segments of [channels, pixels] in registers, or None where that makes no good tile."""
     if not p.standard:
         return None
-    pixels = _TILE_BYTES // (p.padded_channels * p.element_size)
-    warps = _TILE_WARPS
-    if not p.pixel_major:
-        shortest = min(_RUN_BYTES // p.element_size, power_of_two(p.pixels))
-        while pixels < shortest and warps < 16:
-            warps *= 2
-            pixels = max(1, 2 * pixels)
-        if pixels < shortest:
-            return None
-    pixels = min(pixels, power_of_two(p.pixels))
-    if pixels < 1:
+    held = _THREAD_BYTES // p.element_size
+    if p.backward and not p.pixel_major:
+        held = min(held, _BACKWARD_ELEMENTS)
+    all_pixels = power_of_two(p.pixels)
+    long_run = _SHORT_RUN if p.backward and p.element_size == 2 else _LONG_RUN
+    wanted, needed = (1, 1) if p.pixel_major else (min(run // p.element_size, all_pixels) for run in (long_run, _SHORT_RUN))
+    most_warps = 2 * _MAX_WARPS if p.element_size == 4 and not p.backward else _MAX_WARPS
+    warps = _WARPS
+    while warps * 32 * held < wanted * p.padded_channels and warps < most_warps:
+        warps *= 2
+    pixels = warps * 32 * held // p.padded_channels
+    if pixels < needed:
         return None
-    while warps > 1 and pixels * p.padded_channels * p.element_size <= _TILE_BYTES // _TILE_WARPS * warps // 2:
-        warps //= 2  # small tensors: a thread keeps what it has in a large one
+    while pixels > all_pixels:  # small images: a thread keeps what it holds in a large one
+        pixels //= 2
+        warps = max(1, warps // 2)
     return Launch(pixels, warps)
 
 
 def walk_rule(p: Problem) -> Launch:
-    contexts = power_of_two(sum(p.levels))
-    longest = power_of_two(longest_segment(p.levels, p.channels))
-    pixels = 16 if p.pixel_major else 32
-    pixels = min(pixels, power_of_two(p.pixels))
-    chunk = min(longest, max(1, _CHUNK_BYTES // (pixels * max(p.element_size, 4))))
-    del contexts
-    return Launch(pixels, _WALK_WARPS, chunk)
+    chunk = min(_WALK_CHUNK, power_of_two(longest_segment(p.levels, p.channels)))
+    pixels = _WALK_ELEMENTS // max(chunk, power_of_two(sum(p.levels)))
+    return Launch(min(pixels, power_of_two(p.pixels)), _WALK_WARPS, chunk)
