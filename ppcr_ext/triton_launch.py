@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 
 from .reference import bins
 
-SCALE, ADD_RELU, GATE = 0, 1, 2  # as in triton_kernels.py
+SCALE, ADD_RELU, GATE = 0, 1, 2  # as in triton_common.py
 
 # A tile in registers: bytes of x, and in channel-major backward elements, that a thread holds, because more of them spill when
 # compiled for sm_90 (docs/triton_kernels.md). Where runs of contiguous memory would be short, a tile gets more warps, up to as many
@@ -70,7 +71,7 @@ def power_of_two(n: int) -> int:
 
 def longest_segment(levels: tuple[int, ...], channels: int) -> int:
     edges = sorted({edge for level in levels for pair in bins(channels, level) for edge in pair})
-    return max(b - a for a, b in zip(edges, edges[1:], strict=False))
+    return max(end - begin for begin, end in itertools.pairwise(edges))
 
 
 def common_edge_factor(levels: tuple[int, ...], channels: int) -> int:

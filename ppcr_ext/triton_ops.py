@@ -1,4 +1,4 @@
-"""Operators ``torch.ops.ppcr_ext.triton_*``: the native operators' schemas, computed by the kernels of triton_kernels.py.
+"""Operators ``torch.ops.ppcr_ext.triton_*``: the native operators' schemas, computed by the kernels of triton_tile.py and triton_walk.py.
 
 They run for CUDA tensors; with TRITON_INTERPRET=1, in Triton's interpreter, for CPU tensors too, slowly, as the tests do. Triton is
 imported when a kernel is first asked for. To torch.compile they are opaque, as the native ones are: their launch parameters depend
@@ -11,7 +11,6 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ MINIMUM_VERSION = (3, 6)
 MINIMUM_CAPABILITY = (8, 0)
 _REMEDY = "pip install 'ppcr_ext[triton]'"
 _FINISH_BLOCK = 1024
+_NARROW_OFFSETS = 2**31  # beyond it, offsets inside a tile take 64 bits
 
 Levels = Sequence[int]
 
@@ -75,10 +75,18 @@ def _interpreted() -> bool:
 
 
 @functools.cache
-def _kernels() -> ModuleType:
-    from . import triton_kernels
+def _kernels() -> dict[str, Any]:
+    """By name; importing them imports Triton."""
+    from . import triton_common, triton_tile, triton_walk
 
-    return triton_kernels
+    tile, walk = triton_tile, triton_walk
+    return {
+        "tile_forward": tile.tile_forward,
+        "tile_backward": tile.tile_backward,
+        "walk_forward": walk.walk_forward,
+        "walk_backward": walk.walk_backward,
+        "finish": triton_common.finish,
+    }
 
 
 # ---- launches -----------------------------------------------------------------------------------------------------------------------
@@ -124,7 +132,7 @@ def backward(
         constants = {"L": weight.numel(), "HAS_BIAS": bias is not None, "ACC": options["ACC"]}
         with _device(x):
             kernel[grid](x, grad, y, weight, weight if bias is None else bias, dx, d_residual, partials, *arguments, **options)
-            _kernels().finish[(rows,)](partials, d_weight, d_bias, grid[0], BLOCK=_FINISH_BLOCK, num_warps=4, **constants)
+            _kernels()["finish"][(rows,)](partials, d_weight, d_bias, grid[0], BLOCK=_FINISH_BLOCK, num_warps=4, **constants)
     else:
         d_weight.zero_()
         d_bias.zero_()
@@ -153,7 +161,7 @@ def plan(
 def _plan(problem: Problem, has_bias: bool, eps: float) -> tuple[Any, tuple[int], tuple[int, int], dict[str, Any]]:
     import triton.language as tl
 
-    p, kernels = problem, _kernels()
+    p = problem
     launch = launch_for(p)
     unit = math.gcd(p.pixels, 16)
     tiles = -(-p.pixels // launch.pixels)
@@ -166,7 +174,7 @@ def _plan(problem: Problem, has_bias: bool, eps: float) -> tuple[Any, tuple[int]
         "UNIT": unit,
         "MODE": p.mode,
         "PIXEL_MAJOR": p.pixel_major,
-        "WIDE": furthest >= 2**31,
+        "WIDE": furthest >= _NARROW_OFFSETS,
         "HAS_BIAS": has_bias,
         "ACC": tl.float64 if wide else tl.float32,
         "num_warps": launch.warps,
@@ -174,12 +182,13 @@ def _plan(problem: Problem, has_bias: bool, eps: float) -> tuple[Any, tuple[int]
     if launch.chunk is None:
         segment = p.channels // 4
         options |= {"S": segment, "SP": power_of_two(segment)}
-        kernel = kernels.tile_backward if p.backward else kernels.tile_forward
+        family = "tile"
     else:
         contexts = sum(p.levels)
         options |= {"LEVELS": p.levels, "L": contexts, "LP": power_of_two(contexts), "C": p.channels, "CHUNK": launch.chunk}
         options["ALIGN"] = common_edge_factor(p.levels, p.channels)
-        kernel = kernels.walk_backward if p.backward else kernels.walk_forward
+        family = "walk"
+    kernel = _kernels()[f"{family}_{'backward' if p.backward else 'forward'}"]
     return kernel, (p.images * tiles,), (p.pixels // unit, tiles), options
 
 
@@ -200,9 +209,10 @@ def _in_layout_of(t: Tensor, x: Tensor) -> Tensor:
 
 def _checked(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float) -> None:
     """What keeps a direct call from reading out of bounds."""
-    from . import functional
+    from .backends import choose
+    from .functional import check_arguments
 
-    functional.choose("triton", x, functional.check_arguments(x, weight, bias, levels, eps, "triton"))
+    choose("triton", x, check_arguments(x, weight, bias, levels, eps, "triton"))
 
 
 def _check_like(name: str, t: Tensor, x: Tensor, shape: Sequence[int]) -> None:
@@ -219,9 +229,7 @@ def _ppcr(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: f
     return forward(SCALE, x, None, weight, bias, levels, eps)
 
 
-def _ppcr_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float
-) -> tuple[Tensor, ...]:
+def _ppcr_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float) -> tuple[Tensor, ...]:
     _checked(x, weight, bias, levels, eps)
     _check_like("grad", grad, x, x.shape)
     return backward(SCALE, grad, x, None, weight, bias, levels, eps)
