@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import reference
+from . import reference, triton_ops
 from .backends import NAMES, choose
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
 Levels = Sequence[int]
 
@@ -210,9 +211,37 @@ class _Operator:
         return *(next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias)), *d_residual
 
 
+class _TritonOperator(_Operator):
+    """Launches its kernels straight from Python unless someone watches the dispatcher, which costs as much again as the launch."""
+
+    def __init__(self, name: str, composite: Callable[..., Tensor], has_residual: bool = False) -> None:
+        super().__init__("triton_" + name, composite, has_residual)
+        self._mode = triton_ops.MODES[name]
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, *residual: Tensor, levels: Levels, eps: float) -> Tensor:
+        if not _plain(x, weight, bias, *residual):
+            return super().forward(x, weight, bias, *residual, levels=levels, eps=eps)
+        return triton_ops.forward(self._mode, x, residual[0] if residual else None, weight, bias, levels, eps)
+
+    def backward(
+        self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *y: Tensor, levels: Levels, eps: float
+    ) -> tuple[Tensor | None, ...]:
+        if not _plain(grad, x, weight, bias, *y):
+            return super().backward(grad, x, weight, bias, *y, levels=levels, eps=eps)
+        found = triton_ops.backward(self._mode, grad, x, y[0] if y else None, weight, bias, levels, eps)
+        dx, *d_residual, d_weight, d_bias = found
+        return dx, d_weight, None if bias is None else d_bias, *d_residual
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    """Tensors in memory: no subclass, no compiler, no mode that traces or counts operators."""
+    if torch.compiler.is_compiling() or _dispatch_modes():
+        return False
+    return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+
+
 def _by_backend(name: str, composite: Callable[..., Tensor], has_residual: bool = False) -> dict[str, _Operator]:
-    prefixes = {"native": "", "triton": "triton_"}
-    return {backend: _Operator(prefix + name, composite, has_residual) for backend, prefix in prefixes.items()}
+    return {backend: kind(name, composite, has_residual) for backend, kind in (("native", _Operator), ("triton", _TritonOperator))}
 
 
 _PPCR = _by_backend("ppcr", reference.ppcr)

@@ -60,8 +60,14 @@ class Launch:
     chunk: int | None = None
 
 
-# (channels, pixels, pixel_major, element_size, backward) -> Launch, for levels (1, 2, 4); what `python -m ppcr_ext.triton_tune` prints.
-TABLE: dict[tuple[int, int, bool, int, bool], Launch] = {}
+Key = tuple[int, bool, bool, int, int, int]
+# For levels (1, 2, 4), what `python -m ppcr_ext.triton_tune` printed; empty as long as none of these kernels has run on a GPU.
+TABLE: dict[Key, Launch] = {}
+
+
+def key_of(p: Problem) -> Key:
+    """Where TABLE holds a problem: mode, backward, pixel_major, element_size, channels, and pixels unless pixel-major."""
+    return p.mode, p.backward, p.pixel_major, p.element_size, p.channels, 0 if p.pixel_major else p.pixels
 
 
 def power_of_two(n: int) -> int:
@@ -82,12 +88,7 @@ def common_edge_factor(levels: tuple[int, ...], channels: int) -> int:
 
 def launch_for(problem: Problem) -> Launch:
     """The measured launch where TABLE has one, else the rule's."""
-    p = problem
-    if p.standard and p.mode == SCALE:
-        found = TABLE.get((p.channels, p.pixels, p.pixel_major, p.element_size, p.backward))
-        if found is not None:
-            return found
-    return rule(problem)
+    return (TABLE.get(key_of(problem)) if problem.standard else None) or rule(problem)
 
 
 @functools.lru_cache(maxsize=4096)

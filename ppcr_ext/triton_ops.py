@@ -19,6 +19,7 @@ from torch import Tensor
 from . import native, reference
 from .triton_launch import ADD_RELU, GATE, SCALE, Problem, common_edge_factor, launch_for, power_of_two
 
+MODES = {"ppcr": SCALE, "ppcr_add_relu": ADD_RELU, "ppcr_gate": GATE}
 MINIMUM_VERSION = (3, 6)
 MINIMUM_CAPABILITY = (8, 0)
 _REMEDY = "pip install 'ppcr_ext[triton]'"
@@ -148,13 +149,22 @@ def plan(
     mode: int, is_backward: bool, x: Tensor, has_bias: bool, levels: tuple[int, ...], eps: float
 ) -> tuple[Any, tuple[int], tuple[int, int], dict[str, Any]]:
     """The kernel for an x that it can read, its grid, its arguments after the tensors, and its constants and options."""
+    return _plan(problem_of(mode, is_backward, x, levels), has_bias, eps)
+
+
+def problem_of(mode: int, is_backward: bool, x: Tensor, levels: tuple[int, ...]) -> Problem:
     pixels = math.prod(x.shape[2:])
     # One pixel a sample: both layouts at once, and pixel-major is the one with long rows.
     pixel_major = pixels == 1 or not x.is_contiguous()
-    images = 1 if pixel_major else x.shape[0]
+    images = x.shape[0]
     if pixel_major:
-        pixels *= x.shape[0]
-    return _plan(Problem(images, x.shape[1], pixels, pixel_major, x.element_size(), levels, mode, is_backward), has_bias, eps)
+        images, pixels = 1, images * pixels
+    return Problem(images, x.shape[1], pixels, pixel_major, x.element_size(), levels, mode, is_backward)
+
+
+def forget_plans() -> None:
+    """After a change of triton_launch.TABLE."""
+    _plan.cache_clear()
 
 
 @functools.lru_cache(maxsize=4096)

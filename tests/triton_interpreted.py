@@ -22,10 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ppcr_ext
 from ppcr_ext import native, triton_launch, triton_ops
+from ppcr_ext.backends import choose
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="test_triton.py runs this")
 
-MODES = {"ppcr": triton_launch.SCALE, "ppcr_add_relu": triton_launch.ADD_RELU, "ppcr_gate": triton_launch.GATE}
 SIZES = [(2, 8, 3, 5), (1, 20, 7, 7), (2, 64, 5), (5, 64), (2, 12, 3, 1, 3), (3, 10, 1, 1), (1, 260, 33)]
 executed: set[tuple] = set()
 programs = 0
@@ -87,7 +87,7 @@ class Fences(TorchDispatchMode):
 def calls(case, at_end=True):
     """Output, then gradients of (x, weight[, bias][, residual]), as Case.run returns them, from the launchers themselves."""
     global programs
-    mode = MODES[case.name]
+    mode = triton_ops.MODES[case.name]
     x, weight, grad = (fenced(t.detach(), at_end) for t in (case.x, case.weight, case.grad))
     bias = None if case.bias is None else fenced(case.bias.detach(), at_end)
     residual = fenced(case.residual.detach(), at_end) if case.name == "ppcr_add_relu" else None
@@ -185,7 +185,7 @@ def test_equal_segments_both_ways(name, layout, monkeypatch):
 
 def clear_plans():
     triton_launch.rule.cache_clear()
-    triton_ops._plan.cache_clear()
+    triton_ops.forget_plans()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -352,11 +352,20 @@ def test_direct_calls_cannot_read_out_of_bounds():
 
 def test_automatic_choice_stays_native_on_the_cpu():
     assert native.why_not("cpu") is None
-    case = make_case("ppcr", (1, 8, 3), (1, 2, 4), torch.float32)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        ppcr_ext.ppcr(case.x, case.weight, case.bias)
-    assert not any("triton" in event.name for event in profile.events())
+    assert choose(None, torch.zeros(1, 8), 7) == "native"
     assert "triton" in ppcr_ext.available_backends()
+
+
+def test_modes_that_watch_operators_see_the_operator():
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    names = []
+    with Names():
+        make_case("ppcr", (1, 8, 3), (1, 2, 4), torch.float32).run("triton")
+    assert {"ppcr_ext::triton_ppcr", "ppcr_ext::triton_ppcr_backward"} <= set(names)
 
 
 def test_every_kernel_was_executed():
