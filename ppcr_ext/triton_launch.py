@@ -11,11 +11,11 @@ from .reference import bins
 
 SCALE, ADD_RELU, GATE = 0, 1, 2  # as in triton_common.py
 
-# A tile in registers: bytes of x, and in channel-major backward elements, that a thread holds, because more of them spill when
-# compiled for sm_90 (docs/triton_kernels.md). Where runs of contiguous memory would be short, a tile gets more warps, up to as many
+# A tile in registers: bytes of x, and in channel-major backward and gate elements, that a thread holds, because more of them spill
+# when compiled for sm_90 (docs/triton_kernels.md). Where runs of contiguous memory would be short, a tile gets more warps, up to as many
 # as the registers of a multiprocessor serve; runs of less than one 32-byte sector are left to the two passes.
 _THREAD_BYTES = 128
-_BACKWARD_ELEMENTS = 32
+_FEW_ELEMENTS = 32
 _WARPS = 8
 _MAX_WARPS = 16
 _LONG_RUN = 64
@@ -103,8 +103,8 @@ def tile_rule(p: Problem) -> Launch | None:
     if not p.standard:
         return None
     held = _THREAD_BYTES // p.element_size
-    if p.backward and not p.pixel_major:
-        held = min(held, _BACKWARD_ELEMENTS)
+    if (p.backward or p.mode == GATE) and not p.pixel_major:
+        held = min(held, _FEW_ELEMENTS)
     all_pixels = power_of_two(p.pixels)
     long_run = _SHORT_RUN if p.backward and p.element_size == 2 else _LONG_RUN
     wanted, needed = (1, 1) if p.pixel_major else (min(run // p.element_size, all_pixels) for run in (long_run, _SHORT_RUN))
