@@ -3,7 +3,7 @@
 A tensor is [channels, pixels] per image (channel-major: contiguous) or [pixels, channels] of all images in one (pixel-major:
 channels_last). A program computes a tile of pixels with all their channels. An offset inside a tile has 32 bits unless WIDE; where a
 tile begins, 64. Numbers of pixels come as ``pixel_units * UNIT``, which tells the compiler how far rows are aligned. No atomics:
-programs write partial sums of the parameters' gradients, which ``finish`` adds in a fixed order.
+programs write partial sums of the parameters' gradients, which ``ppcr_finish`` adds in a fixed order.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def incoming(grad, y, d_residual, where, inside, MODE: tl.constexpr):
 
 
 @triton.jit
-def finish(partials, d_weight, d_bias, count, L: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):
+def ppcr_finish(partials, d_weight, d_bias, count, L: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):
     """Program l adds row l of partials ([L + 1, count]) into d_weight[l], program L into d_bias."""
     l = tl.program_id(0)
     i = tl.arange(0, BLOCK)

@@ -80,14 +80,14 @@ def _kernels() -> dict[str, Any]:
     """By name; importing them imports Triton."""
     from . import triton_common, triton_tile, triton_walk
 
-    tile, walk = triton_tile, triton_walk
-    return {
-        "tile_forward": tile.tile_forward,
-        "tile_backward": tile.tile_backward,
-        "walk_forward": walk.walk_forward,
-        "walk_backward": walk.walk_backward,
-        "finish": triton_common.finish,
-    }
+    found = (
+        triton_tile.ppcr_tile_forward,
+        triton_tile.ppcr_tile_backward,
+        triton_walk.ppcr_walk_forward,
+        triton_walk.ppcr_walk_backward,
+        triton_common.ppcr_finish,
+    )
+    return {kernel.__name__: kernel for kernel in found}
 
 
 # ---- launches -----------------------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def backward(
         constants = {"L": weight.numel(), "HAS_BIAS": bias is not None, "ACC": options["ACC"]}
         with _device(x):
             kernel[grid](x, grad, y, weight, weight if bias is None else bias, dx, d_residual, partials, *arguments, **options)
-            _kernels()["finish"][(rows,)](partials, d_weight, d_bias, grid[0], BLOCK=_FINISH_BLOCK, num_warps=4, **constants)
+            _kernels()["ppcr_finish"][(rows,)](partials, d_weight, d_bias, grid[0], BLOCK=_FINISH_BLOCK, num_warps=4, **constants)
     else:
         d_weight.zero_()
         d_bias.zero_()
@@ -198,7 +198,7 @@ def _plan(problem: Problem, has_bias: bool, eps: float) -> tuple[Any, tuple[int]
         options |= {"LEVELS": p.levels, "L": contexts, "LP": power_of_two(contexts), "C": p.channels, "CHUNK": launch.chunk}
         options["ALIGN"] = common_edge_factor(p.levels, p.channels)
         family = "walk"
-    kernel = _kernels()[f"{family}_{'backward' if p.backward else 'forward'}"]
+    kernel = _kernels()[f"ppcr_{family}_{'backward' if p.backward else 'forward'}"]
     return kernel, (p.images * tiles,), (p.pixels // unit, tiles), options
 
 

@@ -54,7 +54,7 @@ def _normalized(s0, s1, s2, s3, EPS: tl.constexpr, S: tl.constexpr):
 
 
 @triton.jit
-def tile_forward(
+def ppcr_tile_forward(
     x,
     residual,
     weight,
@@ -107,7 +107,7 @@ def tile_forward(
 
 
 @triton.jit
-def tile_backward(
+def ppcr_tile_backward(
     x,
     grad,
     y,

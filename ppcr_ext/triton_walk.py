@@ -54,7 +54,7 @@ def _contexts(t, begin, end, L: tl.constexpr, EPS: tl.constexpr, LP: tl.constexp
 
 
 @triton.jit
-def walk_forward(
+def ppcr_walk_forward(
     x,
     residual,
     weight,
@@ -116,7 +116,7 @@ def walk_forward(
 
 
 @triton.jit
-def walk_backward(
+def ppcr_walk_backward(
     x,
     grad,
     y,

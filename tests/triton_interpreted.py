@@ -372,7 +372,7 @@ def test_every_kernel_was_executed():
     """Last: the tests above have run every kernel on every dtype and layout."""
     got = {entry[:3] for entry in executed}
     names = [
-        f"{family}_{way}{mode}"
+        f"ppcr_{family}_{way}{mode}"
         for family in ("tile", "walk")
         for way in ("forward", "backward")
         for mode in ("", " add_relu", " gate")

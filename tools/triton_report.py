@@ -148,7 +148,7 @@ def render(found: list[Compiled], version: str) -> str:
         f"- Levels (1, 2, 4) in float32, float16 and bfloat16: {len(small)}, of which {sum(c.spills > 0 for c in small)} spill.",
         f"- Of {sum(c.variant.aligned for c in small)} with rows aligned to 16 bytes, {sum(c.variant.aligned and not vectorized(c) for c in small)} "
         "have narrower accesses than 16 bytes to whole feature maps.",
-        "- `tile_*` keep a tile of pixels in registers, `walk_*` read it twice; pixels: of a tile; spills: instructions on local memory.",
+        "- `ppcr_tile_*` keep a tile of pixels in registers, `ppcr_walk_*` read it twice; pixels: of a tile; spills: instructions on local memory.",
         "- Narrow loads and stores beside wide ones are of weights, partial sums, and gates.",
     ]
     for backward in (False, True):
