@@ -45,9 +45,13 @@ def test_in_the_interpreter(tmp_path):
                 text=True,
             )
         )
-    for process in processes:
-        output = process.communicate(timeout=1200)[0]
-        assert process.returncode == 0, f"exit status {process.returncode}\n{output[-6000:]}"
+    try:
+        for process in processes:
+            output = process.communicate(timeout=1200)[0]
+            assert process.returncode == 0, f"exit status {process.returncode}\n{output[-6000:]}"
+    finally:
+        for process in processes:
+            process.kill()
     executed, programs = set(), 0
     for path in tmp_path.glob("*.json"):
         found = json.loads(path.read_text())

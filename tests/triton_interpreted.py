@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import DTYPES, LAYOUTS, LEVELS, OPERATORS, absolute_terms, make_case, relative_error, run, tolerance
-from guarded import guarded
+from guarded import guarded, sparse
 from torch import Tensor
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -199,6 +199,42 @@ def test_offsets_of_64_bits_inside_a_tile(levels, layout, monkeypatch):
     assert triton_ops.plan(0, False, case.x, True, levels, 1e-5)[3]["WIDE"]
     assert all(torch.equal(a, b) for a, b in zip(calls(case), expected, strict=True))
     clear_plans()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("levels", [(1, 2, 4), (1, 3)], ids=str)
+def test_more_than_2_to_the_31_elements(levels, layout, monkeypatch):
+    """The last program of two images, where offsets from image to image and inside a tile leave 32 bits."""
+    from triton.runtime import interpreter
+
+    shape = images, channels, pixels = 2, 32, 320_000_007
+    count, shown = images * channels * pixels, 3
+    case = make_case("ppcr", (1, channels, shown), levels, torch.float16)
+    weight, bias = case.weight, case.bias
+
+    def huge():
+        flat = sparse(count, torch.float16)
+        return flat.view(images, pixels, channels).transpose(1, 2) if layout == "pixel-major" else flat.view(shape)
+
+    x, grad, out = huge(), huge(), huge()
+    x[-1:, :, -shown:] = case.x
+    grad[-1:, :, -shown:] = case.grad
+    builder = interpreter.interpreter_builder
+    set_index, set_size = builder.set_grid_idx, builder.set_grid_dim
+    expected = case.in_float64().run("reference")
+    for backward in (False, True):
+        kernel, (programs,), arguments, options = triton_ops.plan(0, backward, x, True, levels, 1e-5)
+        assert options["WIDE"] == (layout == "channel-major")
+        monkeypatch.setattr(builder, "set_grid_dim", lambda i, j, k, n=programs: set_size(n, j, k))
+        monkeypatch.setattr(builder, "set_grid_idx", lambda i, j, k, n=programs: set_index(n - 1, j, k))
+        if backward:
+            partials = sparse((sum(levels) + 1) * programs, torch.float32).view(-1, programs)
+            kernel[(1,)](x, grad, x, weight, bias, out, out, partials, *arguments, **options)
+            parameters = torch.cat((expected[2], expected[3]))
+            assert relative_error(partials[:, -1], parameters) <= 1e-4
+        else:
+            kernel[(1,)](x, x, weight, bias, out, *arguments, **options)
+        assert relative_error(out[-1:, :, -shown:], expected[backward]) <= tolerance(torch.float16, levels)["y"]
 
 
 # ---- edges --------------------------------------------------------------------------------------------------------------------------
