@@ -45,9 +45,12 @@ def _warn_once(device_type: str, best: str) -> None:
     if device_type in _warned:
         return
     _warned.add(device_type)
-    what = "Triton kernels instead of the compiled ones" if best == "triton" else "slow PyTorch reference"
+    what, reason = "Triton kernels instead of the compiled ones", native.why_not(device_type)
+    if best == "reference":
+        what = "slow PyTorch reference"
+        reason = f"{reason}; nor Triton's: {triton_ops.why_not(device_type)}" if device_type == "cuda" else reason
     warnings.warn(
-        f"ppcr_ext runs its {what} for {device_type} tensors: {native.why_not(device_type)}",
+        f"ppcr_ext runs its {what} for {device_type} tensors: {reason}",
         RuntimeWarning,
         stacklevel=5,
     )

@@ -61,7 +61,7 @@ def finished(x, g, residual, where, inside, MODE: tl.constexpr, ACC: tl.constexp
     """y of one segment, from its x and the gates."""
     y = x.to(ACC) * g[None, :]
     if MODE == ADD_RELU:
-        y += tl.load(residual + where, mask=inside, other=0, eviction_policy="evict_first").to(ACC)
+        y += tl.load(residual + where, mask=inside, other=0).to(ACC)
         y = tl.where(y <= 0, 0, y)  # NaN stays
     return y
 
@@ -69,9 +69,9 @@ def finished(x, g, residual, where, inside, MODE: tl.constexpr, ACC: tl.constexp
 @triton.jit
 def incoming(grad, y, d_residual, where, inside, MODE: tl.constexpr):
     """The gradient that reaches x * g; for ADD_RELU masked where y is 0, and that is the residual's."""
-    u = tl.load(grad + where, mask=inside, other=0, eviction_policy="evict_first")
+    u = tl.load(grad + where, mask=inside, other=0)
     if MODE == ADD_RELU:
-        u = tl.where(tl.load(y + where, mask=inside, other=0, eviction_policy="evict_first") <= 0, 0, u)
+        u = tl.where(tl.load(y + where, mask=inside, other=0) <= 0, 0, u)
         tl.store(d_residual + where, u, mask=inside)
     return u
 

@@ -59,9 +59,11 @@ def _why_no_triton() -> str | None:
 def _why_no_device() -> str | None:
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
+    if torch.version.hip is not None:
+        return "its launches are made for NVIDIA GPUs"
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
-        if torch.version.hip is None and capability < MINIMUM_CAPABILITY:
+        if capability < MINIMUM_CAPABILITY:
             needed = "{}.{}".format(*MINIMUM_CAPABILITY)
             return f"device {index} has compute capability {capability[0]}.{capability[1]}, Triton needs {needed}"
     return None

@@ -87,10 +87,10 @@ def ppcr_tile_forward(
     o1 = start + segment
     o2 = start + segment * 2
     o3 = start + segment * 3
-    x0 = tl.load(x + o0 + offsets, mask=inside, other=0, eviction_policy="evict_first")
-    x1 = tl.load(x + o1 + offsets, mask=inside, other=0, eviction_policy="evict_first")
-    x2 = tl.load(x + o2 + offsets, mask=inside, other=0, eviction_policy="evict_first")
-    x3 = tl.load(x + o3 + offsets, mask=inside, other=0, eviction_policy="evict_first")
+    x0 = tl.load(x + o0 + offsets, mask=inside, other=0)
+    x1 = tl.load(x + o1 + offsets, mask=inside, other=0)
+    x2 = tl.load(x + o2 + offsets, mask=inside, other=0)
+    x3 = tl.load(x + o3 + offsets, mask=inside, other=0)
     w0, w1, w2, w3, w4, w5, w6, b = _parameters(weight, bias, HAS_BIAS, ACC)
     n0, n1, n2, n3, n4, n5, n6, _ = _normalized(
         tl.sum(x0.to(ACC), 0), tl.sum(x1.to(ACC), 0), tl.sum(x2.to(ACC), 0), tl.sum(x3.to(ACC), 0), EPS, S
@@ -143,10 +143,10 @@ def ppcr_tile_backward(
     o1 = start + segment
     o2 = start + segment * 2
     o3 = start + segment * 3
-    x0 = tl.load(x + o0 + offsets, mask=inside, other=0, eviction_policy="evict_first").to(ACC)
-    x1 = tl.load(x + o1 + offsets, mask=inside, other=0, eviction_policy="evict_first").to(ACC)
-    x2 = tl.load(x + o2 + offsets, mask=inside, other=0, eviction_policy="evict_first").to(ACC)
-    x3 = tl.load(x + o3 + offsets, mask=inside, other=0, eviction_policy="evict_first").to(ACC)
+    x0 = tl.load(x + o0 + offsets, mask=inside, other=0).to(ACC)
+    x1 = tl.load(x + o1 + offsets, mask=inside, other=0).to(ACC)
+    x2 = tl.load(x + o2 + offsets, mask=inside, other=0).to(ACC)
+    x3 = tl.load(x + o3 + offsets, mask=inside, other=0).to(ACC)
     if MODE == GATE:
         dg = tl.load(grad + pixel + p, mask=p < left, other=0).to(ACC)
     else:

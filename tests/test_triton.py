@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ppcr_ext
 from ppcr_ext import native, reference, triton_launch, triton_ops, triton_tune
+from ppcr_ext.backends import choose
 from ppcr_ext.triton_launch import Launch, Problem
 
 TESTS = Path(__file__).parent
@@ -133,6 +134,14 @@ def test_chosen_with_one_warning_where_the_native_library_is_missing(a_device_wi
     assert len(ours) == 1
     assert "runs its Triton kernels instead of the compiled ones for cuda tensors: the CUDA library is not built" in ours[0]
     assert "build it with PPCR_BUILD_CUDA=1" in ours[0]
+
+
+def test_the_warning_of_the_reference_gives_both_reasons(a_device_without_native_kernels, monkeypatch):
+    monkeypatch.setattr(triton_ops, "_why_no_triton", lambda: "Triton cannot be imported; pip install 'ppcr_ext[triton]'")
+    with pytest.warns(
+        RuntimeWarning, match=r"slow PyTorch reference for cuda tensors: .*PPCR_BUILD_CUDA=1; nor Triton's: .*pip install"
+    ):
+        assert choose(None, types.SimpleNamespace(device=torch.device("cuda")), 7) == "reference"
 
 
 @needs_triton
