@@ -28,7 +28,7 @@ FAULTS = (
     ("tile, gate: a weight forgotten", TILE, " + n6 * w6 + b", " + b"),
     ("tile, forward: y of a wrong segment", TILE, "finished(x2, g,", "finished(x1, g,"),
     ("tile, backward: gradient of one context left out", TILE, "left_half + scale * (w4", "left_half + 0 * scale * (w4"),
-    ("tile, backward: tail pixels count in dweight", TILE, "tl.where(p < left, dg * g * (1.0 - g), 0)", "dg * g * (1.0 - g) + n0"),
+    ("tile, gate, backward: gradient read beyond the last pixel", TILE, "dg = tl.load(grad + pixel + p, mask=p < left, other=0)", "dg = tl.load(grad + pixel + p)"),
     ("tile: channels beyond the segment", TILE, "    if SP != S:\n", "    if SP < 0:\n"),
     ("tile: pixels beyond the image", TILE, "inside = (p < left)[None, :]", "inside = (p < P)[None, :]"),
     ("tile: second power of the deviation", TILE, "tl.rsqrt(variance + EPS)", "1.0 / (variance + EPS)"),

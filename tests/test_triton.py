@@ -33,7 +33,7 @@ def test_in_the_interpreter(tmp_path):
     """Two processes, one for each layout; a segmentation fault is an access outside a buffer."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(PACKAGE)}
     command = [sys.executable, "-X", "faulthandler", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--show-capture=no"]
-    command += ["-W", "ignore::RuntimeWarning", "-o", "addopts=", "triton_interpreted.py", "-k"]
+    command += ["-W", "ignore::RuntimeWarning", "-o", "addopts=", "triton_interpreted.py", "triton_interpreted_pytorch.py", "-k"]
     processes = []
     for i, chosen in enumerate(("channel-major or every_kernel", "not channel-major or every_kernel")):
         processes.append(
