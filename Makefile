@@ -87,7 +87,7 @@ $(MINIMAL)/.package: $(MINIMAL)/.installed $(PACKAGE)
 cuda: $(BUILT)  ## the CUDA library, built with nvcc; CUDA_ARGS='--arch 9.0' for one architecture
 	$(BIN)/python tools/cuda_build.py $(CUDA_ARGS)
 
-cuda-report: $(BUILT)  ## docs/cuda_kernels.md: registers, spills, occupancy, access widths of every kernel
+cuda-report: $(BUILT)  ## docs/cuda_kernels.md, docs/triton_kernels.md: registers, spills, access widths of every kernel
 	$(BIN)/python tools/cuda_report.py
 
 gpu:  ## on a machine with a GPU: build, GPU tests, sanitizers, benchmark; files go to results/gpu

@@ -4,7 +4,7 @@ import re
 from importlib import metadata
 from pathlib import Path
 
-from . import native
+from . import native, triton_ops
 from .backends import available_backends, backends
 from .functional import ppcr, ppcr_add_relu, ppcr_gate
 from .module import PPCR
@@ -25,3 +25,4 @@ def _version() -> str:
 
 __version__ = _version()
 native.load()
+triton_ops.register()

@@ -7,11 +7,10 @@ import warnings
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, triton_ops
 
 NAMES = ("native", "triton", "reference")  # best first
 MAX_CONTEXTS = 64  # what the native and Triton kernels take
-_NO_TRITON = "this version of ppcr_ext has no Triton kernels"
 
 _warned: set[str] = set()
 
@@ -22,7 +21,7 @@ def why_not(name: str, device_type: str, contexts: int) -> str | None:
         return None
     if contexts > MAX_CONTEXTS:
         return f"it takes at most {MAX_CONTEXTS} contexts, the levels have {contexts}"
-    return native.why_not(device_type) if name == "native" else _NO_TRITON
+    return native.why_not(device_type) if name == "native" else triton_ops.why_not(device_type)
 
 
 def choose(name: str | None, x: Tensor, contexts: int) -> str:
@@ -35,18 +34,23 @@ def choose(name: str | None, x: Tensor, contexts: int) -> str:
         return name
     if why_not("native", device_type, contexts) is None:
         return "native"
+    best = "triton" if device_type == "cuda" and why_not("triton", device_type, contexts) is None else "reference"
     if contexts <= MAX_CONTEXTS and device_type in ("cpu", "cuda"):
-        _warn_once(device_type)
-    return "reference"
+        _warn_once(device_type, best)
+    return best
 
 
 @torch.compiler.assume_constant_result  # said while tracing: a call in the graph would break it
-def _warn_once(device_type: str) -> None:
+def _warn_once(device_type: str, best: str) -> None:
     if device_type in _warned:
         return
     _warned.add(device_type)
+    what, reason = "Triton kernels instead of the compiled ones", native.why_not(device_type)
+    if best == "reference":
+        what = "slow PyTorch reference"
+        reason = f"{reason}; nor Triton's: {triton_ops.why_not(device_type)}" if device_type == "cuda" else reason
     warnings.warn(
-        f"ppcr_ext runs its slow PyTorch reference for {device_type} tensors: {native.why_not(device_type)}",
+        f"ppcr_ext runs its {what} for {device_type} tensors: {reason}",
         RuntimeWarning,
         stacklevel=5,
     )
@@ -61,7 +65,7 @@ def backends() -> dict[str, str]:
         devices.append(f"{device_type}{detail}: {reason or 'usable'}")
     return {
         "native": "; ".join(devices),
-        "triton": f"not usable: {_NO_TRITON}",
+        "triton": f"cuda: {triton_ops.why_not('cuda') or 'usable'}",
         "reference": "usable on every device: plain PyTorch, slow",
     }
 

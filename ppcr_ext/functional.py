@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import reference
+from . import reference, triton_ops
 from .backends import NAMES, choose
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
 Levels = Sequence[int]
 
@@ -48,7 +49,7 @@ def ppcr(
         TypeError, ValueError: an argument is not as above; the message names it.
         RuntimeError: the named backend cannot run; the message says why.
     """
-    contexts = _check(x, weight, bias, levels, eps, backend)
+    contexts = check_arguments(x, weight, bias, levels, eps, backend)
     return _run(_PPCR, (x, weight, bias), contexts, levels, eps, backend)
 
 
@@ -62,7 +63,7 @@ def ppcr_gate(
     backend: str | None = None,
 ) -> Tensor:
     """The gate g of every pixel alone: ``[N, 1, *spatial]``, values in [0, 1], dtype of x. Arguments and errors as for :func:`ppcr`."""
-    contexts = _check(x, weight, bias, levels, eps, backend)
+    contexts = check_arguments(x, weight, bias, levels, eps, backend)
     return _run(_GATE, (x, weight, bias), contexts, levels, eps, backend)
 
 
@@ -83,7 +84,7 @@ def ppcr_add_relu(
 
     The other arguments, the result and the errors are those of :func:`ppcr`; for backward x and y are kept.
     """
-    contexts = _check(x, weight, bias, levels, eps, backend)
+    contexts = check_arguments(x, weight, bias, levels, eps, backend)
     residual = _check_residual(residual, x)
     return _run(_ADD_RELU, (x, weight, bias, residual), contexts, levels, eps, backend)
 
@@ -121,7 +122,7 @@ def check_backend(backend: str | None) -> None:
         raise ValueError(f"backend must be one of {NAMES} or None, got {backend!r}")
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float, backend: str | None) -> int:
+def check_arguments(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float, backend: str | None) -> int:
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a Tensor, got {type(x).__name__}")
     if x.dtype not in _DTYPES:
@@ -168,7 +169,7 @@ def _check_residual(residual: Tensor, x: Tensor) -> Tensor:
 
 
 class _Operator:
-    """One of the three functions: its composite in plain PyTorch and its registered forward and backward.
+    """One of the three functions on one backend: its composite in plain PyTorch and its registered forward and backward.
 
     Tensors come in the order (x, weight, bias) or (x, weight, bias, residual), and so do their gradients.
     """
@@ -210,9 +211,42 @@ class _Operator:
         return *(next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias)), *d_residual
 
 
-_PPCR = _Operator("ppcr", reference.ppcr)
-_GATE = _Operator("ppcr_gate", reference.ppcr_gate)
-_ADD_RELU = _Operator("ppcr_add_relu", reference.ppcr_add_relu, has_residual=True)
+class _TritonOperator(_Operator):
+    """Launches its kernels straight from Python unless someone watches the dispatcher, which costs as much again as the launch."""
+
+    def __init__(self, name: str, composite: Callable[..., Tensor], has_residual: bool = False) -> None:
+        super().__init__("triton_" + name, composite, has_residual)
+        self._mode = triton_ops.MODES[name]
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, *residual: Tensor, levels: Levels, eps: float) -> Tensor:
+        if not _plain(x, weight, bias, *residual):
+            return super().forward(x, weight, bias, *residual, levels=levels, eps=eps)
+        return triton_ops.forward(self._mode, x, residual[0] if residual else None, weight, bias, levels, eps)
+
+    def backward(
+        self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *y: Tensor, levels: Levels, eps: float
+    ) -> tuple[Tensor | None, ...]:
+        if not _plain(grad, x, weight, bias, *y):
+            return super().backward(grad, x, weight, bias, *y, levels=levels, eps=eps)
+        found = triton_ops.backward(self._mode, grad, x, y[0] if y else None, weight, bias, levels, eps)
+        dx, *d_residual, d_weight, d_bias = found
+        return dx, d_weight, None if bias is None else d_bias, *d_residual
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    """Tensors in memory: no subclass, no compiler, no mode that traces or counts operators."""
+    if torch.compiler.is_compiling() or _dispatch_modes():
+        return False
+    return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+
+
+def _by_backend(name: str, composite: Callable[..., Tensor], has_residual: bool = False) -> dict[str, _Operator]:
+    return {backend: kind(name, composite, has_residual) for backend, kind in (("native", _Operator), ("triton", _TritonOperator))}
+
+
+_PPCR = _by_backend("ppcr", reference.ppcr)
+_GATE = _by_backend("ppcr_gate", reference.ppcr_gate)
+_ADD_RELU = _by_backend("ppcr_add_relu", reference.ppcr_add_relu, has_residual=True)
 
 
 class _Fused(torch.autograd.Function):
@@ -239,11 +273,14 @@ class _Fused(torch.autograd.Function):
         return None, None, None, *grads
 
 
-def _run(operator: _Operator, tensors: tuple[Any, ...], contexts: int, levels: Levels, eps: float, backend: str | None) -> Tensor:
+def _run(
+    operators: dict[str, _Operator], tensors: tuple[Any, ...], contexts: int, levels: Levels, eps: float, backend: str | None
+) -> Tensor:
     backend = choose(backend, tensors[0], contexts)
     # The order matters: transforms and dual tensors are only right through the composite, even while compiling.
     if backend == "reference" or _needs_composite():
-        return operator.composite(*tensors, levels=levels, eps=eps)
+        return operators["native"].composite(*tensors, levels=levels, eps=eps)
+    operator = operators[backend]
     if torch.compiler.is_compiling():
         return operator.forward(*tensors, levels=levels, eps=eps)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
@@ -261,10 +298,10 @@ def _needs_composite() -> bool:
     return (torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None) and torch.onnx.is_in_onnx_export()
 
 
-def register_derivatives() -> None:
-    """Gives the operators their autograd formula for torch.compile and for direct calls; called once they exist."""
-    for operator in (_PPCR, _GATE, _ADD_RELU):
-        _register_derivative(operator)
+def register_derivatives(backend: str) -> None:
+    """Gives a backend's operators their autograd formula for torch.compile and for direct calls; called once they exist."""
+    for operators in (_PPCR, _GATE, _ADD_RELU):
+        _register_derivative(operators[backend])
 
 
 def _register_derivative(operator: _Operator) -> None:

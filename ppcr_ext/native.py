@@ -196,10 +196,10 @@ def _adopt(path: Path, why_no_cuda: str | None) -> Path:
     global _library, _reason
     _library, _reason = path, None
     _load_cuda(path.parent / _CUDA_NAME, why_no_cuda)
-    _register_fakes()
+    register_fakes()
     from . import functional
 
-    functional.register_derivatives()
+    functional.register_derivatives("native")
     return path
 
 
@@ -219,7 +219,7 @@ def _load_cuda(path: Path, why_not_built: str | None) -> None:
 # ---- shapes and strides for tracing ------------------------------------------------------------------------------------------------
 
 
-def _is_pixel_major(x: Tensor) -> bool:
+def is_pixel_major(x: Tensor) -> bool:
     expected = 1
     for dim in (1, *range(x.dim() - 1, 1, -1), 0):
         if x.shape[dim] != 1 and x.stride(dim) != expected:
@@ -230,44 +230,44 @@ def _is_pixel_major(x: Tensor) -> bool:
 
 def _output_like(x: Tensor) -> Tensor:
     """As the kernels allocate: x's strides where its layout is one they read, else contiguous."""
-    if x.is_contiguous() or _is_pixel_major(x):
+    if x.is_contiguous() or is_pixel_major(x):
         return torch.empty_like(x)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _gate_like(x: Tensor) -> Tensor:
+def gate_like(x: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], 1, *x.shape[2:]))
 
 
-def _parameter_gradients(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def parameter_gradients(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     return weight.new_empty(weight.shape), weight.new_empty((0,)) if bias is None else bias.new_empty((1,))
 
 
-def _register_fakes() -> None:
-    """Fake kernels, which torch.compile and torch.export run in place of the real ones."""
+def register_fakes(prefix: str = "") -> None:
+    """Fake kernels, which torch.compile and torch.export run in place of the real ones. ``triton_`` has the same schemas."""
 
-    @torch.library.register_fake("ppcr_ext::ppcr")
+    @torch.library.register_fake(f"ppcr_ext::{prefix}ppcr")
     def _(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float) -> Tensor:
         return _output_like(x)
 
-    @torch.library.register_fake("ppcr_ext::ppcr_gate")
+    @torch.library.register_fake(f"ppcr_ext::{prefix}ppcr_gate")
     def _(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float) -> Tensor:
-        return _gate_like(x)
+        return gate_like(x)
 
-    @torch.library.register_fake("ppcr_ext::ppcr_add_relu")
+    @torch.library.register_fake(f"ppcr_ext::{prefix}ppcr_add_relu")
     def _(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float) -> Tensor:
         return _output_like(x)
 
     def backward(
         grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return _output_like(x), *_parameter_gradients(weight, bias)
+        return _output_like(x), *parameter_gradients(weight, bias)
 
-    torch.library.register_fake("ppcr_ext::ppcr_backward", backward)
-    torch.library.register_fake("ppcr_ext::ppcr_gate_backward", backward)
+    torch.library.register_fake(f"ppcr_ext::{prefix}ppcr_backward", backward)
+    torch.library.register_fake(f"ppcr_ext::{prefix}ppcr_gate_backward", backward)
 
-    @torch.library.register_fake("ppcr_ext::ppcr_add_relu_backward")
+    @torch.library.register_fake(f"ppcr_ext::{prefix}ppcr_add_relu_backward")
     def _(
         grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return _output_like(x), _output_like(x), *_parameter_gradients(weight, bias)
+        return _output_like(x), _output_like(x), *parameter_gradients(weight, bias)

@@ -154,7 +154,10 @@ def _one_thread():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Says what the runs of the CUDA kernels on the CPU executed."""
+    """Says what the runs of the Triton kernels in the interpreter, and of the CUDA kernels on the CPU, executed."""
+    triton = sys.modules.get("test_triton")
+    if triton is not None and triton.counts:
+        terminalreporter.write_line("Triton interpreted: " + ", ".join(f"{count} {what}" for what, count in triton.counts.items()))
     cases = sys.modules.get("cuda_on_cpu.cases")
     if cases is None or not cases.kernels.cache_info().currsize:
         return

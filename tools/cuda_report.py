@@ -1,4 +1,4 @@
-"""What nvcc made of the kernels: registers, spills, occupancy, access widths, as docs/cuda_kernels.md.
+"""What nvcc made of the kernels: registers, spills, occupancy, access widths, as docs/cuda_kernels.md (and of Triton: docs/triton_kernels.md).
 
 ``python tools/cuda_report.py [--output docs/cuda_kernels.md]`` compiles for sm_90 (what is unchanged is not compiled again) and needs
 nvcc and cuobjdump (of the CUDA toolkit or of Triton's package), but no GPU.
@@ -177,6 +177,10 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(render(kernels(work), recipe.nvcc_version(recipe.find_nvcc())))
     print(f"wrote {options.output}")
+    if importlib.util.find_spec("triton") is not None:
+        import triton_report
+
+        triton_report.main(options.output.with_name("triton_kernels.md"))
 
 
 if __name__ == "__main__":

@@ -25,21 +25,26 @@ def small_run() -> None:
     sys.path.insert(0, str(ROOT))
     import ppcr_ext
 
+    def run_all(backend: str, dtype: torch.dtype, levels: tuple[int, ...], channels: int, side: int) -> None:
+        for form in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(2, channels, side, side, device="cuda", dtype=dtype).to(memory_format=form).requires_grad_()
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            weight = torch.randn(sum(levels), device="cuda", dtype=wide, requires_grad=True)
+            bias = torch.randn(1, device="cuda", dtype=wide, requires_grad=True)
+            options = {"levels": levels, "backend": backend}
+            for y in (
+                ppcr_ext.ppcr(x, weight, bias, **options),
+                ppcr_ext.ppcr_gate(x, weight, bias, **options),
+                ppcr_ext.ppcr_add_relu(x, torch.randn_like(x), weight, bias, **options),
+            ):
+                y.sum().backward()
+
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         for levels, channels in (((1, 2, 4), 64), ((1, 2, 4), 512), ((1, 3, 5), 40)):
             for side in (7, 6, 5):
-                for form in (torch.contiguous_format, torch.channels_last):
-                    x = torch.randn(2, channels, side, side, device="cuda", dtype=dtype).to(memory_format=form).requires_grad_()
-                    wide = torch.float64 if dtype == torch.float64 else torch.float32
-                    weight = torch.randn(sum(levels), device="cuda", dtype=wide, requires_grad=True)
-                    bias = torch.randn(1, device="cuda", dtype=wide, requires_grad=True)
-                    options = {"levels": levels, "backend": "native"}
-                    for y in (
-                        ppcr_ext.ppcr(x, weight, bias, **options),
-                        ppcr_ext.ppcr_gate(x, weight, bias, **options),
-                        ppcr_ext.ppcr_add_relu(x, torch.randn_like(x), weight, bias, **options),
-                    ):
-                        y.sum().backward()
+                run_all("native", dtype, levels, channels, side)
+    for levels, channels in (((1, 2, 4), 64), ((1, 3, 5), 40)):  # each of these takes Triton seconds to compile
+        run_all("triton", torch.float16, levels, channels, 7)
     torch.cuda.synchronize()
     print("small run done")
 
@@ -94,8 +99,18 @@ def main() -> int:
     build = [sys.executable, "setup.py", "build_ext", "--inplace"]
     ok = step(results, out, "build", build, 400, PPCR_BUILD_CUDA="1", TORCH_CUDA_ARCH_LIST=capability)
     if ok:
-        tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py", f"--junitxml={out / 'tests.xml'}"]
-        step(results, out, "tests", tests, 200)
+        tests = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-m",
+            "gpu",
+            "tests/test_gpu.py",
+            "tests/test_gpu_triton.py",
+            f"--junitxml={out / 'tests.xml'}",
+        ]
+        step(results, out, "tests", tests, 320)
         sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
         for tool in ("memcheck", "racecheck"):
             if tool in skipped:

@@ -22,6 +22,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import ppcr_ext
 from benchmarks import peers
+from ppcr_ext import triton_ops
 
 SHAPES = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))
 DTYPES = (torch.float16, torch.float32)
@@ -113,6 +114,26 @@ def native_calls(weight: Tensor, bias: Tensor) -> tuple[Callable[[Tensor], Tenso
     return lambda x: operators.ppcr(x, *arguments), step
 
 
+def triton_calls(weight: Tensor, bias: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], object]]:
+    arguments = (weight, bias, (1, 2, 4), 1e-5)
+
+    def step(x: Tensor, grad: Tensor) -> object:
+        y = triton_ops.forward(triton_ops.SCALE, x, None, *arguments)
+        return y, triton_ops.backward(triton_ops.SCALE, grad, x, None, *arguments)
+
+    return lambda x: triton_ops.forward(triton_ops.SCALE, x, None, *arguments), step
+
+
+def compare(rows: list[dict[str, Any]], what: str, other: str) -> list[str]:
+    """Lines with the time of one column over that of another, case by case."""
+    times = {tuple(row.get(k) for k in ("what", "layout", "channels", "side", "dtype", "mode")): row.get("us") for row in rows}
+    return [
+        f"{what} over {other}: {times[key] / times[(other, *key[1:])]:.2f}  {' '.join(map(str, key[1:]))}"
+        for key in times
+        if key[0] == what and times.get((other, *key[1:]))
+    ]
+
+
 def compiled_calls(
     peer: peers.Peer, weight: Tensor, bias: Tensor
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], object]]:
@@ -170,12 +191,16 @@ def run(out: Path, images: int, budget: float) -> None:
                     weight, bias = torch.randn(7, device="cuda"), torch.zeros(1, device="cuda")
                     if not with_peers:
                         record("ppcr", layout, channels, side, dtype, buffers, native_calls(weight, bias))
+                        if triton_ops.why_not("cuda") is None:
+                            record("triton", layout, channels, side, dtype, buffers, triton_calls(weight, bias))
                     for name in names:
                         # Peers compute in x's dtype, as PyTorch does for such a formulation.
                         calls = compiled_calls(peers.PEERS[name], weight.to(dtype), bias.to(dtype))
                         record(name, layout, channels, side, dtype, buffers, calls)
                     del buffers
                     torch.cuda.empty_cache()
+    for other in ("ppcr", "pooled once"):
+        print("\n".join(compare(rows, "triton", other)), flush=True)
     out.mkdir(parents=True, exist_ok=True)
     columns = list(rows[0])
     with (out / "gpu.csv").open("w", newline="") as file:

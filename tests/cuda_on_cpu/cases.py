@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import functools
-import mmap
 from types import ModuleType
 
 import numpy as np
 import torch
+from guarded import guarded
 from torch import Tensor
 
 from ppcr_ext import reference
@@ -76,17 +75,6 @@ def tolerances(case: Case) -> tuple[float, float, float]:
         "float16": (7e-4, 7e-4, 7e-4),
         "bfloat16": (5e-3, 5e-3, 5e-3),
     }[case.dtype]
-
-
-def guarded(count: int, dtype: torch.dtype) -> Tensor:
-    """Memory that ends, to 16 bytes, where a page ends that no one may touch: reading or writing beyond it is a segmentation fault."""
-    size = -(-max(1, count * dtype.itemsize) // 16) * 16
-    pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = mmap.mmap(-1, pages + mmap.PAGESIZE)
-    end = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + pages
-    if ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), ctypes.c_size_t(mmap.PAGESIZE), 0) != 0:
-        raise OSError("mprotect failed")
-    return torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=pages - size)[: count * dtype.itemsize].view(dtype)
 
 
 class Tensors:

@@ -1,0 +1,103 @@
+"""``python -m ppcr_ext.triton_tune [CHANNELSxHEIGHTxWIDTH ...]``: measures launches of the Triton kernels on a GPU, and prints those that
+beat the rule as lines for ``triton_launch.TABLE``. Nothing of it runs unless asked for: calls never tune.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+
+import torch
+
+from . import triton_launch, triton_ops
+from .triton_launch import Launch, Problem
+
+GAIN = 0.97  # a launch is better when it takes less than this share of the rule's time
+_SHAPES = ("64x56x56", "256x56x56", "512x28x28", "1024x14x14", "2048x7x7")
+
+Timer = Callable[[Problem, Launch], float]
+
+
+def candidates(problem: Problem) -> list[Launch]:
+    """The rule's launch first, then smaller and larger tiles of both families with fewer and more warps."""
+    found = [triton_launch.rule(problem)]
+    for base in (triton_launch.tile_rule(problem), triton_launch.walk_rule(problem)):
+        if base is None:
+            continue
+        for pixels in (base.pixels // 2, base.pixels, base.pixels * 2):
+            for warps in (4, 8, 16, 32):
+                held = pixels * (base.chunk or problem.padded_channels) * problem.element_size / (32 * warps)
+                launch = Launch(pixels, warps, base.chunk)
+                if pixels >= 1 and 16 <= held <= 256 and launch not in found:
+                    found.append(launch)
+    return found
+
+
+def best(problem: Problem, seconds: Timer) -> Launch | None:
+    """The fastest candidate, or None where none beats the rule's launch. A candidate that cannot be launched is passed over."""
+    rule, *others = candidates(problem)
+    least, winner = GAIN * seconds(problem, rule), None
+    for launch in others:
+        try:
+            took = seconds(problem, launch)
+        except Exception as error:  # out of registers or shared memory, or the compiler's own faults
+            print(f"# {launch}: {type(error).__name__}")
+            continue
+        if took < least:
+            least, winner = took, launch
+    return winner
+
+
+def problems(shape: str, images: int) -> Iterator[tuple[Problem, torch.Tensor]]:
+    """Forward and backward of ppcr in both layouts and two dtypes, with an x."""
+    channels, height, width = (int(part) for part in shape.split("x"))
+    for form in (torch.channels_last, torch.contiguous_format):
+        for dtype in (torch.float32, torch.float16):
+            x = torch.randn(images, channels, height, width, dtype=dtype, device="cuda").to(memory_format=form)
+            for backward in (False, True):
+                yield triton_ops.problem_of(triton_launch.SCALE, backward, x, (1, 2, 4)), x
+
+
+def measure(problem: Problem, launch: Launch, x: torch.Tensor) -> float:
+    """Milliseconds of one call of an operator with this launch, the median of many."""
+    from triton.testing import do_bench
+
+    weight, bias = torch.randn(7, device=x.device), torch.zeros(1, device=x.device)
+    arguments = (weight, bias, (1, 2, 4), 1e-5)
+
+    def call() -> object:
+        if problem.backward:
+            return triton_ops.backward(problem.mode, x, x, None, *arguments)
+        return triton_ops.forward(problem.mode, x, None, *arguments)
+
+    key = triton_launch.key_of(problem)
+    before = triton_launch.TABLE.get(key)
+    triton_launch.TABLE[key] = launch
+    triton_ops.forget_plans()
+    try:
+        return float(do_bench(call, return_mode="median"))
+    finally:
+        del triton_launch.TABLE[key]
+        if before is not None:
+            triton_launch.TABLE[key] = before
+        triton_ops.forget_plans()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shapes", nargs="*", default=_SHAPES, help="CHANNELSxHEIGHTxWIDTH")
+    parser.add_argument("--images", type=int, default=256)
+    options = parser.parse_args()
+    reason = triton_ops.why_not("cuda")
+    if reason is not None:
+        raise SystemExit(f"nothing to tune: {reason}")
+    print(f"# {torch.cuda.get_device_name()}, {options.images} images")
+    for shape in options.shapes:
+        for problem, x in problems(shape, options.images):
+            winner = best(problem, lambda p, launch, x=x: measure(p, launch, x))  # type: ignore[misc]
+            if winner is not None:
+                print(f"    {triton_launch.key_of(problem)}: {winner},", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""The Triton kernels of any levels and any number of channels: two passes over the channels of a tile.
+
+The first sums the segments into which the edges of all bins cut the channels, a chunk of channels at a time; the second multiplies,
+and finds x (in backward the gradient) in the L2 cache. In backward the contiguous 2048 channels of 7 x 7 half-precision pixels go
+this way, too: in registers a tile could have only 8 pixels, whose runs of 16 bytes waste half of every sector.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .triton_common import ADD_RELU, GATE, channel_stride, finished, incoming, offsets_of, place, sigmoid
+
+
+@triton.jit
+def _bins(LEVELS: tl.constexpr, C: tl.constexpr, LP: tl.constexpr):
+    """First channel of every context's bin, and one past the last; both 0 for padding. Computed here, so that no table has to
+    be copied to the device, which a CUDA graph could not capture."""
+    l = tl.arange(0, LP)
+    begin = tl.zeros((LP,), tl.int32)
+    end = tl.zeros((LP,), tl.int32)
+    first: tl.constexpr = 0
+    for j in tl.static_range(len(LEVELS)):
+        i = l - first
+        mine = (i >= 0) & (i < LEVELS[j])
+        # Quotient first: i C may leave 32 bits, i (C / k) never does.
+        begin = tl.where(mine, i * (C // LEVELS[j]) + i * (C % LEVELS[j]) // LEVELS[j], begin)
+        end = tl.where(mine, (i + 1) * (C // LEVELS[j]) + ((i + 1) * (C % LEVELS[j]) + LEVELS[j] - 1) // LEVELS[j], end)
+        first += LEVELS[j]
+    return begin, end
+
+
+@triton.jit
+def _next_edge(begin, end, c, C: tl.constexpr, ALIGN: tl.constexpr):
+    """Where the segment that begins at channel c ends. All edges are multiples of ALIGN, which the division tells the compiler."""
+    edge = tl.minimum(tl.min(tl.where(begin > c, begin, C), 0), tl.min(tl.where(end > c, end, C), 0))
+    return edge // ALIGN * ALIGN
+
+
+@triton.jit
+def _contexts(t, begin, end, L: tl.constexpr, EPS: tl.constexpr, LP: tl.constexpr, ACC: tl.constexpr):
+    """Normalized contexts [LP, P] (0 for padding), 1 / sqrt(var + eps) and 1 / |bin|, from the sums t over the bins."""
+    l = tl.arange(0, LP)
+    real = (l < L)[:, None]
+    inverse = 1.0 / tl.maximum(end - begin, 1).to(ACC)
+    t = t * inverse[:, None]
+    pivot = tl.sum(tl.where((l == 0)[:, None], t, 0), 0)  # as in _normalized
+    n = tl.where(real, t - pivot[None, :], 0)
+    mean = tl.sum(n, 0) * (1.0 / L)
+    n = tl.where(real, n - mean[None, :], 0)
+    inv_std = tl.rsqrt(tl.sum(n * n, 0) * (1.0 / L) + EPS)
+    return n * inv_std[None, :], inv_std, inverse
+
+
+@triton.jit
+def ppcr_walk_forward(
+    x,
+    residual,
+    weight,
+    bias,
+    out,
+    pixel_units,
+    tiles,
+    EPS: tl.constexpr,
+    LEVELS: tl.constexpr,
+    L: tl.constexpr,
+    LP: tl.constexpr,
+    C: tl.constexpr,
+    CHUNK: tl.constexpr,
+    P: tl.constexpr,
+    UNIT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    MODE: tl.constexpr,
+    PIXEL_MAJOR: tl.constexpr,
+    WIDE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """L, LP: contexts, and the power of two above. CHUNK: channels at a time. ALIGN: divides every edge of a bin."""
+    pixels = pixel_units * UNIT
+    start, pixel, left = place(pixels, tiles, C, P, PIXEL_MAJOR)
+    stride = channel_stride(pixels, PIXEL_MAJOR)
+    c = tl.arange(0, CHUNK)
+    p = tl.arange(0, P)
+    shown = (p < left)[None, :]
+    offsets = offsets_of(c, p, pixels, C, PIXEL_MAJOR, WIDE)
+    begin, end = _bins(LEVELS, C, LP)
+    t = tl.zeros((LP, P), ACC)
+    first = tl.full((), 0, tl.int32)
+    while first < C:
+        edge = _next_edge(begin, end, first, C, ALIGN)
+        sums = tl.zeros((CHUNK, P), ACC)
+        for at in range(first // ALIGN * ALIGN, edge, CHUNK):
+            inside = (c < edge - at)[:, None] & shown
+            sums += tl.load(x + start + at * stride + offsets, mask=inside, other=0, eviction_policy="evict_last").to(ACC)
+        holds = (begin <= first) & (first < end)
+        t += tl.where(holds[:, None], tl.sum(sums, 0)[None, :], 0)
+        first = edge
+    n, _, _ = _contexts(t, begin, end, L, EPS, LP, ACC)
+    l = tl.arange(0, LP)
+    w = tl.load(weight + l, mask=l < L, other=0).to(ACC)
+    z = tl.sum(n * w[:, None], 0)
+    if HAS_BIAS:
+        z += tl.load(bias).to(ACC)
+    g = sigmoid(z)
+    kind: tl.constexpr = out.dtype.element_ty
+    if MODE == GATE:
+        tl.store(out + pixel + p, g.to(kind), mask=p < left)
+    else:
+        for at in range(0, C, CHUNK):
+            inside = (c < C - at)[:, None] & shown
+            here = start + at * stride
+            v = tl.load(x + here + offsets, mask=inside, other=0, eviction_policy="evict_first")
+            tl.store(out + here + offsets, finished(v, g, residual + here, offsets, inside, MODE, ACC).to(kind), mask=inside)
+
+
+@triton.jit
+def ppcr_walk_backward(
+    x,
+    grad,
+    y,
+    weight,
+    bias,
+    dx,
+    d_residual,
+    partials,
+    pixel_units,
+    tiles,
+    EPS: tl.constexpr,
+    LEVELS: tl.constexpr,
+    L: tl.constexpr,
+    LP: tl.constexpr,
+    C: tl.constexpr,
+    CHUNK: tl.constexpr,
+    P: tl.constexpr,
+    UNIT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    MODE: tl.constexpr,
+    PIXEL_MAJOR: tl.constexpr,
+    WIDE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """partials: [L + 1, programs]."""
+    pixels = pixel_units * UNIT
+    start, pixel, left = place(pixels, tiles, C, P, PIXEL_MAJOR)
+    stride = channel_stride(pixels, PIXEL_MAJOR)
+    c = tl.arange(0, CHUNK)
+    p = tl.arange(0, P)
+    shown = (p < left)[None, :]
+    offsets = offsets_of(c, p, pixels, C, PIXEL_MAJOR, WIDE)
+    begin, end = _bins(LEVELS, C, LP)
+    t = tl.zeros((LP, P), ACC)
+    dg = tl.zeros((P,), ACC)
+    first = tl.full((), 0, tl.int32)
+    while first < C:
+        edge = _next_edge(begin, end, first, C, ALIGN)
+        sums = tl.zeros((CHUNK, P), ACC)
+        products = tl.zeros((CHUNK, P), ACC)
+        for at in range(first // ALIGN * ALIGN, edge, CHUNK):
+            inside = (c < edge - at)[:, None] & shown
+            here = start + at * stride
+            v = tl.load(x + here + offsets, mask=inside, other=0, eviction_policy="evict_first").to(ACC)
+            sums += v
+            if MODE != GATE:
+                u = tl.load(grad + here + offsets, mask=inside, other=0, eviction_policy="evict_last")
+                if MODE == ADD_RELU:
+                    u = tl.where(tl.load(y + here + offsets, mask=inside, other=0, eviction_policy="evict_last") <= 0, 0, u)
+                products += v * u.to(ACC)
+        holds = (begin <= first) & (first < end)
+        t += tl.where(holds[:, None], tl.sum(sums, 0)[None, :], 0)
+        if MODE != GATE:
+            dg += tl.sum(products, 0)
+        first = edge
+    n, inv_std, inverse = _contexts(t, begin, end, L, EPS, LP, ACC)
+    l = tl.arange(0, LP)
+    w = tl.load(weight + l, mask=l < L, other=0).to(ACC)
+    z = tl.sum(n * w[:, None], 0)
+    if HAS_BIAS:
+        g = sigmoid(z + tl.load(bias).to(ACC))
+    else:
+        g = sigmoid(z)
+    if MODE == GATE:
+        dg = tl.load(grad + pixel + p, mask=p < left, other=0).to(ACC)
+    dz = tl.where(p < left, dg * g * (1.0 - g), 0)
+    w_mean = tl.sum(w, 0) * (1.0 / L)
+    dt = (dz * inv_std)[None, :] * ((w - w_mean)[:, None] - n * (z * (1.0 / L))[None, :]) * inverse[:, None]
+
+    kind: tl.constexpr = dx.dtype.element_ty
+    first = tl.full((), 0, tl.int32)
+    while first < C:
+        edge = _next_edge(begin, end, first, C, ALIGN)
+        holds = (begin <= first) & (first < end)
+        dsums = tl.sum(tl.where(holds[:, None], dt, 0), 0)
+        for at in range(first // ALIGN * ALIGN, edge, CHUNK):
+            inside = (c < edge - at)[:, None] & shown
+            here = start + at * stride
+            d = tl.zeros((CHUNK, P), ACC) + dsums[None, :]
+            if MODE != GATE:
+                u = incoming(grad + here, y + here, d_residual + here, offsets, inside, MODE)
+                d += u.to(ACC) * g[None, :]
+            tl.store(dx + here + offsets, d.to(kind), mask=inside)
+        first = edge
+
+    programs = tl.num_programs(0).to(tl.int64)
+    partials += tl.program_id(0)
+    tl.store(partials + l * programs, tl.sum(dz[None, :] * n, 1), mask=l < L)
+    tl.store(partials + L * programs, tl.sum(dz, 0))

@@ -1,0 +1,143 @@
+"""The Triton kernels on a CUDA device: numbers, agreement with the CUDA library, graphs, streams, devices (`make gpu`).
+
+Fewer combinations than test_gpu.py: Triton compiles each for a second.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import DTYPES, LAYOUTS, OPERATORS, absolute_terms, make_case, relative_error, run, tolerance
+
+import ppcr_ext
+from ppcr_ext import native, triton_ops
+
+pytestmark = pytest.mark.gpu
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device", allow_module_level=True)
+
+RESNET = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))
+
+
+def test_triton_is_there():
+    assert triton_ops.why_not("cuda") is None
+    assert "triton" in ppcr_ext.available_backends()
+
+
+def check_numbers(case):
+    results = case.run("triton")
+    wide = case.in_float64()
+    expected_y = wide.run("reference")[0]
+    if case.name == "ppcr_add_relu":
+        # The gradients' mask follows the stored y. Where rounding took it to 0, their expectation has to stand on the same side.
+        shown = results[0].cpu() > 0
+        wide.residual = torch.where(shown, wide.residual.detach(), wide.residual.detach() - 1e3)
+        assert torch.equal(results[4].cpu(), torch.where(shown, case.grad.cpu(), 0))
+        assert results[0].min() >= 0
+    expected = wide.run("reference")
+    allowed = tolerance(case.x.dtype, case.levels)
+    scales = absolute_terms(case)
+    assert relative_error(results[0], expected_y) <= allowed["y"]
+    assert relative_error(results[1], expected[1], scales[0] if case.name == "ppcr_gate" else None) <= allowed["dx"]
+    assert relative_error(results[2], expected[2], scales[1]) <= allowed["parameters"]
+    assert relative_error(results[3], expected[3], scales[2]) <= allowed["parameters"]
+    assert results[1].stride() == case.x.stride()
+    return results
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("levels", [(1, 2, 4), (1, 3, 7)], ids=str)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_numbers(name, levels, dtype, layout):
+    check_numbers(make_case(name, (3, 20, 5, 5), levels, dtype, layout, device="cuda"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize(("channels", "side"), RESNET)
+def test_shapes_of_resnet50(channels, side, dtype, layout):
+    case = make_case("ppcr", (2, channels, side, side), (1, 2, 4), dtype, layout, device="cuda")
+    results = check_numbers(case)
+    if native.why_not("cuda") is None:
+        allowed = tolerance(dtype, (1, 2, 4))
+        for got, other, what in zip(results[:2], case.run("native")[:2], ("y", "dx"), strict=True):
+            assert relative_error(got, other.detach().double().cpu()) <= 2 * allowed[what]
+
+
+def test_same_bits_every_time():
+    case = make_case("ppcr_add_relu", (16, 64, 56, 56), (1, 2, 4), torch.float16, device="cuda")
+    assert all(torch.equal(a, b) for a, b in zip(case.run("triton"), case.run("triton"), strict=True))
+
+
+def test_compile_with_inductor():
+    torch.compiler.reset()
+    case = make_case("ppcr_add_relu", (4, 64, 14, 14), (1, 2, 4), torch.float32, "pixel-major", device="cuda")
+    compiled = torch.compile(lambda x, r, w, b: run("ppcr_add_relu", x, r, w, b, backend="triton"), fullgraph=True)
+    expected = case.run("triton")
+    y = compiled(case.x, case.residual, case.weight, case.bias)
+    got = (y, *torch.autograd.grad(y, case.inputs, case.grad))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_graph_capture_and_replay(layout):
+    case = make_case("ppcr", (4, 64, 14, 14), (1, 2, 4), torch.float32, layout, device="cuda")
+    x, grad, arguments = case.x, case.grad, (case.weight, case.bias, [1, 2, 4], 1e-5)
+    run_forward, run_backward = torch.ops.ppcr_ext.triton_ppcr, torch.ops.ppcr_ext.triton_ppcr_backward
+    warmup = torch.cuda.Stream()  # kernels are compiled at their first call, which a capture would not allow
+    warmup.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warmup):
+        run_forward(x, *arguments)
+        run_backward(grad, x, *arguments)
+    torch.cuda.current_stream().wait_stream(warmup)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = run_forward(x, *arguments)
+        gradients = run_backward(grad, x, *arguments)
+    x.copy_(torch.randn_like(x))
+    grad.copy_(torch.randn_like(grad))
+    graph.replay()
+    assert torch.equal(y, run_forward(x, *arguments))
+    for captured, expected in zip(gradients, run_backward(grad, x, *arguments), strict=True):
+        assert torch.equal(captured, expected)
+
+
+def test_side_stream():
+    """The kernels run on torch's current stream: they see what was enqueued there before."""
+    stream = torch.cuda.Stream()
+    x = torch.zeros(64, 64, 56, 56, device="cuda")
+    weight, bias = torch.zeros(7, device="cuda"), torch.zeros(1, device="cuda")
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(10_000_000)
+        x.fill_(2.0)
+        y = ppcr_ext.ppcr(x, weight, bias, backend="triton")
+    stream.synchronize()
+    assert torch.equal(y, torch.ones_like(y))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_second_device():
+    x, weight, bias = torch.randn(2, 64, 14, 14), torch.randn(7), torch.randn(1)
+    y = ppcr_ext.ppcr(x.to("cuda:1"), weight.to("cuda:1"), bias.to("cuda:1"), backend="triton")
+    assert y.device == torch.device("cuda:1")
+    assert torch.cuda.current_device() == 0
+    torch.testing.assert_close(y.cpu(), ppcr_ext.ppcr(x, weight, bias, backend="reference"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 64, 4096, 4100), (1, 8, 16400, 16400)], ids=str)
+def test_more_than_2_to_the_31_elements(shape, layout):
+    """From image to image, and within one image, where a tile spans more than 32 bits."""
+    if torch.cuda.mem_get_info()[0] < 20 * 2**30:
+        pytest.skip("needs 20 GB of free device memory")
+    weight, bias = torch.randn(7, device="cuda"), torch.zeros(1, device="cuda")
+    x = torch.empty(shape, dtype=torch.float16, device="cuda")
+    x = x.to(memory_format=torch.channels_last) if layout == "pixel-major" else x
+    x.normal_()
+    assert x.numel() > 2**31
+    corner = x[-1:, :, -1:].float()
+    y = ppcr_ext.ppcr(x, weight, bias, backend="triton")
+    expected = ppcr_ext.ppcr(corner, weight, bias, backend="reference")
+    torch.testing.assert_close(y[-1:, :, -1:].float(), expected, rtol=2e-3, atol=2e-3)
