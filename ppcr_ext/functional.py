@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -15,6 +16,10 @@ from .backends import NAMES, choose
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+# torch.fx records the three functions as single calls instead of tracing their checks.
+for _name in ("ppcr", "ppcr_gate", "ppcr_add_relu"):
+    torch.fx.wrap(_name)
 
 Levels = Sequence[int]
 
