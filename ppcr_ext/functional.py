@@ -236,11 +236,12 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         operator: _Operator = ctx.operator
+        saved = ctx.saved_tensors  # may run the network again, with autograd, where activations are checkpointed
         if torch.is_grad_enabled():  # create_graph=True
-            grads = operator.differentiable_backward(grad, *ctx.saved_tensors, levels=ctx.levels, eps=ctx.eps)
+            grads = operator.differentiable_backward(grad, *saved, levels=ctx.levels, eps=ctx.eps)
         else:
             with torch._C._AutoDispatchBelowAutograd():
-                grads = operator.backward(grad, *ctx.saved_tensors, levels=ctx.levels, eps=ctx.eps)
+                grads = operator.backward(grad, *saved, levels=ctx.levels, eps=ctx.eps)
         return None, None, None, *grads
 
 

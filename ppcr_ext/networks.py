@@ -62,7 +62,8 @@ def insert_ppcr(
     checkpoints of the host still load (with ``strict=False``: the new parameters are not in them).
 
     Args:
-        model: the network. New parameters take the device and dtype of the block or module that they join.
+        model: the network. New parameters take the device and dtype of those of the block or module that they join (where it has
+            none, of its parent's, then of the model's).
         levels, eps, bias, init_gate, backend: of every layer, as for :class:`ppcr_ext.PPCR`. Pass an ``init_gate`` near 1 for a
             pretrained network.
         stages: which residual stages get it, 4 for ``layer4``; None for all.
@@ -87,7 +88,7 @@ def insert_ppcr(
     places = _residual_places(model, stages, fuse) if modules is None else _named_places(model, modules)
     layers = []
     for place in places:
-        parameter = next(place.host.parameters(), None)
+        parameter = next((p for m in (place.host, place.parent, model) for p in m.parameters() if p.is_floating_point()), None)
         try:
             layer = PPCR(
                 place.channels,
@@ -97,7 +98,7 @@ def insert_ppcr(
                 init_gate=init_gate,
                 backend=backend,
                 device=None if parameter is None else parameter.device,
-                dtype=None if parameter is None or not parameter.is_floating_point() else parameter.dtype,
+                dtype=None if parameter is None else parameter.dtype,
             )
         except (TypeError, ValueError) as error:
             raise type(error)(f"{place.name}: {error}") from None
@@ -115,10 +116,11 @@ def insert_ppcr(
 
 @dataclass
 class _Place:
-    """Where a layer goes; ``insert`` puts it there."""
+    """Where a layer goes: behind ``host`` (in it, for a residual block); ``insert`` puts it there."""
 
     name: str
     host: nn.Module
+    parent: nn.Module
     channels: int
     insert: Callable[[PPCR], None]
 
@@ -193,14 +195,14 @@ def _torchvision_place(name: str, block: nn.Module, fuse: bool) -> _Place | None
         block.ppcr = layer
         block.fuse = fuse  # type: ignore[assignment]
 
-    return _Place(name, block, getattr(block, last).out_channels, insert)
+    return _Place(name, block, block, getattr(block, last).out_channels, insert)
 
 
 def _timm_place(name: str, block: nn.Module) -> _Place | None:
     if not _from_timm(block):
         return None
     last = "conv3" if hasattr(block, "conv3") else "conv2"
-    return _Place(name, block, getattr(block, last).out_channels, _filling(block, type(block)))
+    return _Place(name, block, block, getattr(block, last).out_channels, _filling(block, type(block)))
 
 
 def _from_timm(block: nn.Module) -> bool:
@@ -257,7 +259,8 @@ def _named_places(model: nn.Module, modules: Sequence[str] | Mapping[str, int]) 
         host = known[name]
         channels = modules[name] if isinstance(modules, Mapping) else _channels(name, host)
         parent_name, _, attribute = name.rpartition(".")
-        places.append(_Place(name, host, channels, _wrapping(known[parent_name], attribute, host)))
+        parent = known[parent_name]
+        places.append(_Place(name, host, parent, channels, _wrapping(parent, attribute, host)))
     return places
 
 
