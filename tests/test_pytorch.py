@@ -184,7 +184,7 @@ class TestMixedPrecision:
 def test_network_to_dtype(convert, dtype):
     torch.manual_seed(0)
     network, x = Residual(), torch.randn(4, 3, 8, 8)
-    expected = copy.deepcopy(network).double()(x.double())
+    expected = copy.deepcopy(network).double()(x.double()).detach()
     network = getattr(network, convert)()
     y = network(x.to(dtype))
     assert y.dtype == dtype
