@@ -154,7 +154,9 @@ def _image_folder(path: Path, augment: bool, size: int) -> Data:
     from torchvision.datasets import ImageFolder
 
     normalize = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # ImageNet's, as usual
-    transform = v2.Compose([v2.ToImage(), v2.Resize((size, size), antialias=True), v2.ToDtype(torch.float32, scale=True), normalize])
+    transform = v2.Compose(
+        [v2.ToImage(), v2.Resize((size, size), antialias=True), v2.ToDtype(torch.float32, scale=True), normalize]
+    )
     try:
         train, validation = (ImageFolder(str(path / split), transform) for split in ("train", "val"))
         test = ImageFolder(str(path / "test"), transform) if (path / "test").is_dir() else validation

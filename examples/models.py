@@ -8,15 +8,15 @@ from collections.abc import Callable
 import timm
 import torchvision
 from files import BadInput
-from timm.layers import CbamModule, SEModule
+from timm.layers import create_attn
 from torch import Tensor, nn
 
 import ppcr_ext
 
 # Without a minimum of channels in the bottleneck SE and CBAM would have one or two in a small network.
 LAYERS: dict[str, Callable[[int], nn.Module]] = {
-    "se": functools.partial(SEModule, rd_divisor=4),
-    "cbam": functools.partial(CbamModule, rd_divisor=4),
+    "se": functools.partial(create_attn, "se", rd_divisor=4),
+    "cbam": functools.partial(create_attn, "cbam", rd_divisor=4),
 }
 ATTENTION = ("ppcr", *LAYERS, "none")
 
@@ -67,9 +67,7 @@ def build(name: str, attention: str, channels: int, classes: int) -> nn.Module:
             model = torchvision.models.get_model(architecture, weights=None, num_classes=classes)
             if channels != 3:
                 first = model.conv1
-                model.conv1 = nn.Conv2d(
-                    channels, first.out_channels, first.kernel_size, first.stride, first.padding, bias=False
-                )
+                model.conv1 = nn.Conv2d(channels, first.out_channels, first.kernel_size, first.stride, first.padding, bias=False)
         else:
             raise BadInput(f"--model: {name!r} is not small, torchvision/NAME or timm/NAME")
         if attention == "ppcr":

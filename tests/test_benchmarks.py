@@ -244,17 +244,6 @@ def test_the_photograph_becomes_eight_views():
     assert len({view.sum().item() for view in batch[4:]}) == 4
 
 
-def test_the_networks_block_ends_as_the_formulas_say():
-    from benchmarks.network import PPCRBottleneck
-
-    block = PPCRBottleneck(16, 4).eval()
-    torch.nn.init.normal_(block.ppcr.weight)
-    x, identity = torch.randn(2, 16, 5, 5), torch.randn(2, 16, 5, 5)
-    expected = reference.ppcr_add_relu(x, identity, block.ppcr.weight, block.ppcr.bias, (1, 2, 4), 1e-5)
-    torch.testing.assert_close(block.recalibrate(x, identity), expected)
-    assert block(x).shape == x.shape
-
-
 def test_the_readme_says_what_the_measured_files_say():
     readme = render.ROOT / "README.md"
     assert render.rendered(readme.read_text()) == readme.read_text(), "run python -m benchmarks.render"

@@ -18,7 +18,7 @@ def found(tmp_path_factory):
     path = [str(root)] if Path(sys.modules["ppcr_ext"].__file__) == built else []
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", distributed_worker.__file__, str(out)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path + [os.environ.get("PYTHONPATH", "")])},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")])},
         check=True,
         timeout=120,
     )  # fmt: skip
