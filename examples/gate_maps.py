@@ -61,8 +61,11 @@ def train(image: Tensor, steps: int, sigma: float = 0.1, patch: int = 32, batch:
     """A denoiser of patches of one picture; ``sigma`` is the standard deviation of the noise."""
     torch.manual_seed(0)
     model, side = Denoiser(), image.shape[-1]
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps + 1)
+    # The integration weights start at zero and steps are few: a higher rate lets them grow.
+    gates = [p for name, p in model.named_parameters() if ".ppcr." in name]
+    others = [p for name, p in model.named_parameters() if ".ppcr." not in name]
+    optimizer = torch.optim.Adam([{"params": others, "lr": 3e-3}, {"params": gates, "lr": 6e-2}])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [3e-3, 6e-2], total_steps=steps + 1)
     bar = tqdm(range(steps), "training", disable=None)
     for _ in bar:
         corners = torch.randint(0, side - patch + 1, (batch, 2)).tolist()
@@ -77,7 +80,7 @@ def train(image: Tensor, steps: int, sigma: float = 0.1, patch: int = 32, batch:
     return model.eval()
 
 
-def draw(path: Path, image: Tensor, gates: dict[str, Tensor], title: str) -> None:
+def draw(path: Path, image: Tensor, gates: dict[str, np.ndarray], title: str) -> None:
     """The picture, and every layer's gate map over it in grey, on a colour scale of the layer's own."""
     figure, axes = plt.subplots(1, len(gates) + 1, figsize=(4 * (len(gates) + 1), 4.2), layout="constrained", sharey=True)
     shown = image[0].permute(1, 2, 0).numpy()
@@ -120,7 +123,12 @@ def main() -> None:
         with torch.no_grad(), ppcr_ext.record_gates(model) as recorded:
             model(image)
         gates = {layer: maps[0][0, 0] for layer, maps in recorded.items()}
-        draw(options.out / f"{name}.png", image, gates, f"PPCR gates of a denoiser: {name}")
+        draw(
+            options.out / f"{name}.png",
+            image,
+            {layer: gate.numpy() for layer, gate in gates.items()},
+            f"PPCR gates of a denoiser: {name}",
+        )
         rows += [statistics(name, layer, gate) for layer, gate in gates.items()]
         print(f"{options.out / name}.png: {len(gates)} layers")
 

@@ -16,7 +16,9 @@ def test_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.compiler.reset()
     text = (ROOT / page).read_text()
-    blocks = [(match[1], text[: match.start()].count("\n") + 1) for match in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S)]
+    blocks = [
+        (match[1], text[: match.start()].count("\n") + 1) for match in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    ]
     assert len(blocks) >= 3
     namespace = {"__name__": "__main__"}
     for code, line in blocks:

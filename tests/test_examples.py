@@ -16,7 +16,7 @@ pytestmark = pytest.mark.full
 pytest.importorskip("timm")
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
-TINY = ["--batch", "100", "--epochs", "2"]
+TINY = ["--batch", "10", "--epochs", "2"]
 STARTED = [sys.executable]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -80,7 +80,8 @@ def test_digits_reach_95_percent(trained):
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, call):
     """The same metrics and the same bits in every weight and in the optimizer, with augmentation."""
-    options = [*TINY, "--augment", "--amp", "bfloat16"]
+    medmnist(tmp_path / "tiny.npz", 40)
+    options = [*TINY, "--data", tmp_path / "tiny.npz", "--augment", "--amp", "bfloat16"]
     assert call("train.py", "--out", tmp_path / "whole", *options) == (0, "")
     assert call("train.py", "--out", tmp_path / "parts", *options, "--stop-after", 1) == (0, "")
     assert not (tmp_path / "parts" / "test.csv").exists()
@@ -96,7 +97,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, call):
 
 def test_two_processes_write_one_run(tmp_path, call):
     """FSDP2 under torchrun; one process goes on from its checkpoint."""
-    options = [*TINY, "--out", tmp_path, "--parallel", "fsdp"]
+    medmnist(tmp_path / "tiny.npz", 40)
+    options = [*TINY, "--data", tmp_path / "tiny.npz", "--out", tmp_path, "--parallel", "fsdp"]
     result = run("train.py", *options, "--stop-after", 1, start=TORCHRUN)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch 1:") == 1

@@ -219,6 +219,7 @@ def test_unfused_in_timm_blocks_that_cannot_be_fused(name, options):
     host = timm.create_model(name, zero_init_last=False, **options).double().eval()
     model = copy.deepcopy(host)
     names = insert_ppcr(model, fuse=False)
+    assert not any(module.training for module in model.modules())
     draw_weights(model)
     host, _ = hooked(host, last_norms(host), model, names)
     torch.testing.assert_close(model(batch()), host(batch()), rtol=1e-10, atol=1e-10)
