@@ -244,6 +244,14 @@ def test_the_photograph_becomes_eight_views():
     assert len({view.sum().item() for view in batch[4:]}) == 4
 
 
+def test_training_steps_are_timed_side_by_side():
+    from benchmarks.network import VARIANTS, steps
+
+    seconds = steps(batch=2, size=64, rounds=1)
+    assert list(seconds) == list(VARIANTS)
+    assert all(len(values) == 1 and values[0] > 0 for values in seconds.values())
+
+
 def test_the_readme_says_what_the_measured_files_say():
     readme = render.ROOT / "README.md"
     assert render.rendered(readme.read_text()) == readme.read_text(), "run python -m benchmarks.render"
