@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import ppcr_ext
+
 LEVELS = (1, 2, 4)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 SWEEP = (
@@ -69,26 +71,26 @@ def retina_cases() -> list[Case]:
 
     x is that layer's real input and gy the real gradient of its output, scaled to a mean square of one.
     """
-    from .network import PPCRBottleneck, resnet50
+    from .network import resnet50
 
     torch.manual_seed(0)
     model = resnet50().train()
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def listen(stage: str, block: PPCRBottleneck) -> None:
-        plain = block.recalibrate
+    def listen(stage: str, layer: ppcr_ext.PPCR) -> None:
+        plain = layer.add_relu
 
-        def recalibrate(x: Tensor, identity: Tensor) -> Tensor:
+        def add_relu(x: Tensor, identity: Tensor) -> Tensor:
             y = plain(x, identity)
             y.retain_grad()
             seen[stage] = (x, y)
             return y
 
-        block.recalibrate = recalibrate  # type: ignore[method-assign]
+        layer.add_relu = add_relu  # type: ignore[method-assign, assignment]
 
-    blocks = {stage: getattr(model, stage)[-1] for stage in ("layer1", "layer2", "layer3", "layer4")}
-    for stage, block in blocks.items():
-        listen(stage, block)
+    layers = {stage: getattr(model, stage)[-1].ppcr for stage in ("layer1", "layer2", "layer3", "layer4")}
+    for stage, layer in layers.items():
+        listen(stage, layer)
     batch = retina_batch()
     F.cross_entropy(model(batch), torch.arange(len(batch))).backward()
 
@@ -97,7 +99,7 @@ def retina_cases() -> list[Case]:
         assert y.grad is not None
         gy = torch.where(y > 0, y.grad, 0)  # behind the ReLU
         gy = gy / gy.square().mean().sqrt()
-        layer = blocks[stage].ppcr
+        layer = layers[stage]
         name = f"{stage} {'x'.join(map(str, x.shape))}"
         cases.append(Case(name, x.detach().contiguous(), gy.detach().contiguous(), layer.weight.data, layer.bias.data))
     return cases

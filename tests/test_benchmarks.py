@@ -244,15 +244,12 @@ def test_the_photograph_becomes_eight_views():
     assert len({view.sum().item() for view in batch[4:]}) == 4
 
 
-def test_the_networks_block_ends_as_the_formulas_say():
-    from benchmarks.network import PPCRBottleneck
+def test_training_steps_are_timed_side_by_side():
+    from benchmarks.network import VARIANTS, steps
 
-    block = PPCRBottleneck(16, 4).eval()
-    torch.nn.init.normal_(block.ppcr.weight)
-    x, identity = torch.randn(2, 16, 5, 5), torch.randn(2, 16, 5, 5)
-    expected = reference.ppcr_add_relu(x, identity, block.ppcr.weight, block.ppcr.bias, (1, 2, 4), 1e-5)
-    torch.testing.assert_close(block.recalibrate(x, identity), expected)
-    assert block(x).shape == x.shape
+    seconds = steps(batch=2, size=64, rounds=1)
+    assert list(seconds) == list(VARIANTS)
+    assert all(len(values) == 1 and values[0] > 0 for values in seconds.values())
 
 
 def test_the_readme_says_what_the_measured_files_say():

@@ -1,0 +1,167 @@
+"""Images with labels, split into training, validation and test: bundled digits, or a local file or folder of a known kind."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from files import BadInput
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+from torchvision.transforms import v2
+
+
+@dataclass
+class Data:
+    """``train``, ``validation`` and ``test`` hold pairs of a float32 image ``[C, H, W]`` and its class."""
+
+    train: Dataset[Any]
+    validation: Dataset[Any]
+    test: Dataset[Any]
+    channels: int
+    classes: int
+
+
+def load(source: str, augment: bool, size: int) -> Data:
+    """``digits``, a MedMNIST ``.npz``, the folder of CIFAR-10's Python version, or one with train/, val/ and test/ (ImageFolder).
+
+    ``augment`` crops and flips training images at random; ``size`` is the side to which ImageFolder's images are brought.
+    """
+    if source == "digits":
+        return _digits(augment)
+    path = Path(source)
+    if not path.exists():
+        raise BadInput(f"--data: {source} is neither digits nor an existing file or folder")
+    if path.is_file():
+        return _medmnist(path, augment)
+    if (path / "data_batch_1").exists():
+        return _cifar10(path, augment)
+    if (path / "train").is_dir():
+        return _image_folder(path, augment, size)
+    raise BadInput(f"--data: {source} holds neither CIFAR-10's data_batch_1 nor a folder train")
+
+
+class Augmented(Dataset[Any]):
+    """Another dataset with random crops and flips."""
+
+    def __init__(self, dataset: Dataset[Any], side: int) -> None:
+        self.dataset = dataset
+        self.transform = v2.Compose([v2.RandomCrop(side, padding=max(1, side // 8)), v2.RandomHorizontalFlip()])
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        image, label = self.dataset[index]
+        return self.transform(image), label
+
+
+def _from_arrays(parts: list[tuple[np.ndarray, np.ndarray]], augment: bool) -> Data:
+    """Data of three pairs of uint8 images ``[N, H, W, C]`` and labels ``[N]``, normalized by the training images' statistics."""
+    classes = int(max(labels.max() for _, labels in parts)) + 1
+    training = parts[0][0].astype(np.float32) / 255
+    mean, std = training.mean((0, 1, 2)), training.std((0, 1, 2)) + 1e-6
+    sets: list[Dataset[Any]] = []
+    for images, labels in parts:
+        normalized = (images.astype(np.float32) / 255 - mean) / std
+        images_chw = torch.from_numpy(normalized).permute(0, 3, 1, 2).contiguous()
+        sets.append(TensorDataset(images_chw, torch.from_numpy(labels.astype(np.int64))))
+    if augment:
+        sets[0] = Augmented(sets[0], training.shape[1])
+    return Data(*sets, channels=training.shape[-1], classes=classes)
+
+
+def _digits(augment: bool) -> Data:
+    """The 1797 handwritten digits of 8 x 8 pixels that scikit-learn bundles: 1000 to train, 297 to validate, 500 to test."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images, labels = (digits.images[..., None] * (255 / 16)).astype(np.uint8), digits.target
+    rest, test, rest_labels, test_labels = train_test_split(images, labels, test_size=500, stratify=labels, random_state=0)
+    train, val, train_labels, val_labels = train_test_split(rest, rest_labels, test_size=297, stratify=rest_labels, random_state=0)
+    return _from_arrays([(train, train_labels), (val, val_labels), (test, test_labels)], augment)
+
+
+def _medmnist(path: Path, augment: bool) -> Data:
+    """A MedMNIST file: arrays {train,val,test}_images ``[N, H, W(, C)]`` uint8 and {train,val,test}_labels ``[N, 1]``."""
+    parts = []
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for split in ("train", "val", "test"):
+                images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+                parts.append((images[..., None] if images.ndim == 3 else images, labels))
+    except KeyError as error:
+        raise BadInput(f"--data: {path} has no array {error.args[0]!r}, which MedMNIST files have") from None
+    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+        raise BadInput(f"--data: {path} is no whole .npz file: {error}") from None
+    checked = []
+    for images, labels in parts:
+        if images.ndim != 4 or images.dtype != np.uint8 or not len(images) or len(images) != len(labels):
+            raise BadInput(f"--data: {path} holds images {images.dtype} {images.shape} with labels {labels.shape}: no 2-D MedMNIST")
+        if labels.ndim == 2 and labels.shape[1] != 1:
+            raise BadInput(f"--data: {path} has {labels.shape[1]} labels an image; this example classifies into one class each")
+        checked.append((images, labels.reshape(-1)))
+    return _from_arrays(checked, augment)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles what CIFAR-10's batches hold, NumPy arrays in a dict, and nothing that could run code."""
+
+    ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype"})
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "numpy" and name in self.ALLOWED:
+            if name == "_reconstruct":
+                return np._core.multiarray._reconstruct  # numpy.core before NumPy 2
+            return getattr(np, name)
+        self.refuse(module, name)
+
+    def refuse(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which batches of CIFAR-10 do not")
+
+
+def _cifar10(path: Path, augment: bool) -> Data:
+    """CIFAR-10, Python version: 45,000 images to train, the last 5,000 of its training images to validate, 10,000 to test."""
+    images, labels = [], []
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        try:
+            with open(path / name, "rb") as file:
+                batch = _ArraysOnly(file, encoding="latin1").load()
+            images.append(np.asarray(batch["data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+            labels.append(np.asarray(batch["labels"]))
+        except (OSError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            raise BadInput(f"--data: {path / name} is no batch of CIFAR-10: {error}") from None
+    training, training_labels = np.concatenate(images[:5]), np.concatenate(labels[:5])
+    held_out = len(training) // 10
+    return _from_arrays(
+        [
+            (training[:-held_out], training_labels[:-held_out]),
+            (training[-held_out:], training_labels[-held_out:]),
+            (images[5], labels[5]),
+        ],
+        augment,
+    )
+
+
+def _image_folder(path: Path, augment: bool, size: int) -> Data:
+    """One folder a class in train/, val/ and test/; without test/ the validation images serve for both."""
+    from torchvision.datasets import ImageFolder
+
+    normalize = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # ImageNet's, as usual
+    transform = v2.Compose(
+        [v2.ToImage(), v2.Resize((size, size), antialias=True), v2.ToDtype(torch.float32, scale=True), normalize]
+    )
+    try:
+        train, validation = (ImageFolder(str(path / split), transform) for split in ("train", "val"))
+        test = ImageFolder(str(path / "test"), transform) if (path / "test").is_dir() else validation
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--data: {path} is no ImageFolder: {error}") from None
+    if not train.classes == validation.classes == test.classes:
+        raise BadInput(f"--data: {path}: train, val and test hold different classes")
+    return Data(Augmented(train, size) if augment else train, validation, test, channels=3, classes=len(train.classes))

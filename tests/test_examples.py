@@ -1,0 +1,259 @@
+"""The examples as their users run them: training, resuming, two processes, gate maps, and bad input in one line."""
+
+import csv
+import importlib
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytestmark = pytest.mark.full
+pytest.importorskip("timm")
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+TINY = ["--batch", "10", "--epochs", "2"]
+STARTED = [sys.executable]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def run(program, *arguments, start=STARTED):
+    return subprocess.run(
+        [*start, str(ROOT / "examples" / program), *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )  # fmt: skip
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs a program's main in this process, which has imported everything; its exit status and what it said on stderr."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+
+    def run_here(program, *arguments):
+        import files
+
+        monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
+        capsys.readouterr()
+        status = 0
+        try:
+            files.run(importlib.import_module(program.removesuffix(".py")).main)
+        except SystemExit as end:
+            status = end.code
+        return status, capsys.readouterr().err
+
+    return run_here
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def without_seconds(path):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in table(path)]
+
+
+def png(path):
+    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The default run."""
+    out = tmp_path_factory.mktemp("digits")
+    result = run("train.py", "--out", out)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_digits_reach_95_percent(trained):
+    (test,) = table(trained / "test.csv")
+    assert float(test["accuracy"]) >= 0.95
+    assert 0.9 < float(test["kappa"]) < float(test["auc"]) <= 1
+    assert [int(row["epoch"]) for row in table(trained / "metrics.csv")] == list(range(1, 9))
+    assert png(trained / "curves.png")
+    assert sorted(p.name for p in trained.iterdir()) == ["checkpoint.pt", "curves.png", "metrics.csv", "test.csv"]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, call):
+    """The same metrics and the same bits in every weight and in the optimizer, with augmentation."""
+    medmnist(tmp_path / "tiny.npz", 40)
+    options = [*TINY, "--data", tmp_path / "tiny.npz", "--augment", "--amp", "bfloat16"]
+    assert call("train.py", "--out", tmp_path / "whole", *options) == (0, "")
+    assert call("train.py", "--out", tmp_path / "parts", *options, "--stop-after", 1) == (0, "")
+    assert not (tmp_path / "parts" / "test.csv").exists()
+    assert call("train.py", "--out", tmp_path / "parts", *options, "--resume") == (0, "")
+    for name in ("metrics.csv", "test.csv"):
+        assert without_seconds(tmp_path / "whole" / name) == without_seconds(tmp_path / "parts" / name)
+    whole, parts = (torch.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
+    assert whole["model"].keys() == parts["model"].keys()
+    assert all(torch.equal(whole["model"][key], parts["model"][key]) for key in whole["model"])
+    states = [torch.utils._pytree.tree_leaves(state["optimizer"]["state"]) for state in (whole, parts)]
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def test_two_processes_write_one_run(tmp_path, call):
+    """FSDP2 under torchrun; one process goes on from its checkpoint."""
+    medmnist(tmp_path / "tiny.npz", 40)
+    options = [*TINY, "--data", tmp_path / "tiny.npz", "--out", tmp_path, "--parallel", "fsdp"]
+    result = run("train.py", *options, "--stop-after", 1, start=TORCHRUN)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("epoch 1:") == 1
+    assert call("train.py", *options, "--resume") == (0, "")
+    assert len(table(tmp_path / "metrics.csv")) == 2
+
+
+def medmnist(path, n=20, **changes):
+    generator = np.random.default_rng(0)
+    arrays = {f"{s}_images": generator.integers(0, 256, (n, 28, 28, 3), np.uint8) for s in ("train", "val", "test")}
+    arrays |= {f"{s}_labels": np.arange(n).reshape(-1, 1) % 3 for s in ("train", "val", "test")}
+    np.savez_compressed(path, **{key: value for key, value in (arrays | changes).items() if value is not None})
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("/tmp/ppcr_ext_code_was_run",)
+
+
+def cifar(folder, data=None):
+    folder.mkdir()
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        images = np.random.default_rng(0).integers(0, 256, (20, 3072), np.uint8)
+        (folder / name).write_bytes(pickle.dumps({"data": images if data is None else data, "labels": list(range(10)) * 2}))
+
+
+class TestData:
+    """The readers, called directly: each format's images, labels and sizes."""
+
+    @pytest.fixture(autouse=True)
+    def _path(self, monkeypatch):
+        monkeypatch.syspath_prepend(str(ROOT / "examples"))
+
+    @staticmethod
+    def load(source, **options):
+        import data
+
+        return data.load(str(source), options.get("augment", False), options.get("size", 16))
+
+    def test_medmnist(self, tmp_path):
+        medmnist(tmp_path / "a.npz")
+        data = self.load(tmp_path / "a.npz", augment=True)
+        assert (data.channels, data.classes, len(data.train), len(data.validation), len(data.test)) == (3, 3, 20, 20, 20)
+        image, label = data.train[4]
+        assert (image.shape, image.dtype, int(label)) == ((3, 28, 28), torch.float32, 1)
+        medmnist(tmp_path / "grey.npz", **{f"{s}_images": np.zeros((20, 28, 28), np.uint8) for s in ("train", "val", "test")})
+        assert self.load(tmp_path / "grey.npz").channels == 1
+
+    def test_cifar10(self, tmp_path):
+        cifar(tmp_path / "c")
+        data = self.load(tmp_path / "c")
+        assert (data.channels, data.classes, len(data.train), len(data.validation), len(data.test)) == (3, 10, 90, 10, 20)
+        raw = pickle.loads((tmp_path / "c" / "test_batch").read_bytes())["data"][0].reshape(3, 32, 32)
+        image = data.test[0][0].numpy()
+        for channel in range(3):  # normalized: the same up to scale and shift
+            assert np.corrcoef(image[channel].ravel(), raw[channel].ravel())[0, 1] > 0.99999
+
+    def test_pickles_that_run_code_are_refused(self, tmp_path):
+        from files import BadInput
+
+        cifar(tmp_path / "c", Code())
+        with pytest.raises(BadInput, match=r"no batch of CIFAR-10: it asks for posix.mkdir"):
+            self.load(tmp_path / "c")
+        assert not os.path.exists("/tmp/ppcr_ext_code_was_run")
+
+    def test_image_folder(self, tmp_path):
+        from PIL import Image
+
+        for split in ("train", "val"):
+            for label in ("cat", "dog"):
+                (tmp_path / split / label).mkdir(parents=True)
+                Image.new("RGB", (20, 30), (255, 0, 0)).save(tmp_path / split / label / "1.png")
+        data = self.load(tmp_path, augment=True)
+        assert (data.classes, len(data.train), data.train[1][1], data.test is data.validation) == (2, 2, 1, True)
+        assert data.train[0][0].shape == (3, 16, 16)
+
+    @pytest.mark.parametrize("attention", ["ppcr", "se", "cbam", "none"])
+    @pytest.mark.parametrize("name", ["small", "torchvision/resnet18", "timm/resnet18"])
+    def test_models(self, name, attention):
+        from models import build
+
+        model = build(name, attention, channels=1, classes=4)
+        parts = {type(m).__name__ for m in model.modules()}
+        assert parts & {"PPCR", "SEModule", "CbamModule"} == {
+            {"ppcr": "PPCR", "se": "SEModule", "cbam": "CbamModule"}.get(attention)
+        } - {None}
+        y = model(torch.randn(2, 1, 32, 32))
+        assert y.shape == (2, 4)
+        y.sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--attention", "psychic"], "argument --attention: invalid choice: 'psychic'"),
+        (["--epochs", "0"], "--epochs must be positive"),
+        (["--data", "{tmp}/missing.npz"], "neither digits nor an existing file"),
+        (["--data", "{tmp}/corrupt.npz"], "is no whole .npz file"),
+        (["--data", "{tmp}/other.npz"], "has no array 'val_images"),
+        (["--data", "{tmp}/multi.npz"], "has 14 labels an image"),
+        (["--data", "{tmp}"], "holds neither"),
+        (["--out", "{tmp}/corrupt.npz/out"], "cannot write into"),
+        (["--resume"], "there is no checkpoint"),
+        (["--resume", "--out", "{tmp}/truncated"], "is no whole checkpoint"),
+        (["--resume", "--out", "{tmp}/good"], "was made with --epochs 8"),
+        (["--out", "{tmp}/good", "--epochs", "8"], "pass --resume to go on"),
+        (["--model", "timm/nothing"], "--model: timm/nothing cannot be built"),
+        (["--model", "torchvision/densenet121"], "--model: torchvision/densenet121 cannot be built"),
+    ],
+)
+def test_bad_input(arguments, words, tmp_path, trained, call):
+    """One line on stderr, exit status 2, nothing written."""
+    medmnist(tmp_path / "corrupt.npz")
+    truncated(tmp_path / "corrupt.npz")
+    medmnist(tmp_path / "other.npz", val_images=None)
+    medmnist(tmp_path / "multi.npz", train_labels=np.zeros((20, 14), np.uint8))
+    for name in ("truncated", "good"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoint.pt").write_bytes((trained / "checkpoint.pt").read_bytes())
+    truncated(tmp_path / "truncated" / "checkpoint.pt")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    filled = [argument.format(tmp=tmp_path) for argument in arguments]
+    if "--out" not in filled:
+        filled += ["--out", str(tmp_path / "new")]
+    if "--epochs" not in filled:
+        filled += ["--epochs", "1"]
+    status, said = call("train.py", *filled)
+    assert status == 2
+    assert words in said
+    assert said.startswith("train.py: error: ")
+    assert said.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_bad_input_as_the_shell_sees_it(tmp_path):
+    result = run("train.py", "--data", tmp_path / "missing", "--out", tmp_path / "new")
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert not (tmp_path / "new").exists()
+
+
+def test_gate_maps(tmp_path, call):
+    assert call("gate_maps.py", "--out", tmp_path, "--steps", 3, "--side", 64) == (0, "")
+    rows = table(tmp_path / "gates.csv")
+    assert [(row["picture"], row["layer"]) for row in rows] == [
+        (picture, f"blocks.{i}.ppcr") for picture in ("retina", "immunohistochemistry") for i in range(4)
+    ]
+    for row in rows:
+        values = [float(row[c]) for c in ("minimum", "quantile_0.05", "quantile_0.5", "quantile_0.95", "maximum")]
+        assert values == sorted(values)
+        assert 0 < values[0] < values[-1] < 1
+    assert all(png(tmp_path / f"{name}.png") for name in ("retina", "immunohistochemistry"))
+    status, said = call("gate_maps.py", "--out", tmp_path / "gates.csv" / "x")
+    assert (status, said.count("\n")) == (2, 1)
