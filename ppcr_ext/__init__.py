@@ -7,10 +7,12 @@ from pathlib import Path
 from . import native
 from .backends import available_backends, backends
 from .functional import ppcr, ppcr_add_relu, ppcr_gate
+from .interpret import record_gates
 from .module import PPCR
 from .native import build
+from .networks import insert_ppcr
 
-__all__ = ["PPCR", "available_backends", "backends", "build", "ppcr", "ppcr_add_relu", "ppcr_gate"]
+__all__ = ["PPCR", "available_backends", "backends", "build", "insert_ppcr", "ppcr", "ppcr_add_relu", "ppcr_gate", "record_gates"]
 
 
 def _version() -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -15,6 +16,10 @@ from .backends import NAMES, choose
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+# torch.fx records the three functions as single calls instead of tracing their checks.
+for _name in ("ppcr", "ppcr_gate", "ppcr_add_relu"):
+    torch.fx.wrap(_name)
 
 Levels = Sequence[int]
 
@@ -231,11 +236,12 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         operator: _Operator = ctx.operator
+        saved = ctx.saved_tensors  # may run the network again, with autograd, where activations are checkpointed
         if torch.is_grad_enabled():  # create_graph=True
-            grads = operator.differentiable_backward(grad, *ctx.saved_tensors, levels=ctx.levels, eps=ctx.eps)
+            grads = operator.differentiable_backward(grad, *saved, levels=ctx.levels, eps=ctx.eps)
         else:
             with torch._C._AutoDispatchBelowAutograd():
-                grads = operator.backward(grad, *ctx.saved_tensors, levels=ctx.levels, eps=ctx.eps)
+                grads = operator.backward(grad, *saved, levels=ctx.levels, eps=ctx.eps)
         return None, None, None, *grads
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from . import functional
+from . import _recording, functional
 
 
 class PPCR(nn.Module):
@@ -77,6 +77,8 @@ class PPCR(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Recalibrates x ``[N, C, *spatial]``; see :func:`ppcr_ext.ppcr`."""
         self._check_channels(x)
+        if _recording.enabled:
+            _recording.record(self, x)
         return functional.ppcr(x, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend)
 
     def gate(self, x: Tensor) -> Tensor:
@@ -87,6 +89,8 @@ class PPCR(nn.Module):
     def add_relu(self, x: Tensor, residual: Tensor) -> Tensor:
         """``relu(forward(x) + residual)`` in one pass; see :func:`ppcr_ext.ppcr_add_relu`."""
         self._check_channels(x)
+        if _recording.enabled:
+            _recording.record(self, x)
         return functional.ppcr_add_relu(x, residual, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend)
 
     def _check_channels(self, x: Tensor) -> None:

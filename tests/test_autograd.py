@@ -87,6 +87,14 @@ class TestTransforms:
     def test_vmap_over_weight(self, name):
         self.both(name, lambda f, x, w, b, r: vmap(lambda w: f(x, w, b, r))(torch.stack([w, 2 * w])))
 
+    def test_vmap_over_x_and_weight(self, name):
+        """An ensemble: every sample with weights of its own."""
+
+        def evaluate(f, x, w, b, r):
+            return vmap(lambda x, w, b, r: f(x[None], w, b, r[None]))(x, torch.stack([w, 2 * w, -w]), b.expand(3, 1), r)
+
+        self.both(name, evaluate)
+
     def test_per_sample_gradients(self, name):
         def evaluate(f, x, w, b, r):
             return vmap(grad(lambda w, x, r: f(x[None], w, b, r[None]).sum()), in_dims=(None, 0, 0))(w, x, r)
@@ -95,6 +103,22 @@ class TestTransforms:
 
     def test_hessian(self, name):
         self.both(name, lambda f, x, w, b, r: hessian(lambda w: f(x, w, b, r).square().sum())(w))
+
+    def test_hessian_over_x_and_weight(self, name):
+        def evaluate(f, x, w, b, r):
+            (xx, _), (wx, ww) = hessian(lambda x, w: f(x, w, b, r).square().sum(), argnums=(0, 1))(x[:1, :, :2], w)
+            return xx, wx, ww
+
+        case_residual = slice(None, 1), slice(None), slice(None, 2)
+        self.both(name, lambda f, x, w, b, r: evaluate(f, x, w, b, r[case_residual]))
+
+    def test_dual_parameters(self, name):
+        def evaluate(f, x, w, b, r):
+            with forward_ad.dual_level():
+                duals = (forward_ad.make_dual(t, t.detach() ** 2) for t in (w, b))
+                return forward_ad.unpack_dual(f(x, *duals, r)).tangent
+
+        self.both(name, evaluate)
 
     def test_dual_tensors(self, name):
         def evaluate(f, x, w, b, r):
@@ -113,19 +137,29 @@ def test_functional_call_of_the_module():
     assert all(g.abs().sum() > 0 for g in got.values())
 
 
-def test_gradient_penalty_trains():
-    """The norm of the input gradient as a loss: a double backward in a training step."""
-    torch.manual_seed(0)
-    x = torch.randn(2, 8, 4, 4, dtype=torch.float64, requires_grad=True)
-    results = []
+@pytest.mark.parametrize("name", ["forward", "add_relu"])
+def test_gradient_penalty_trains(name):
+    """The norm of the input's gradient in the loss, a double backward in each of three training steps of a small network."""
+    x = torch.randn(4, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    networks = {}
     for backend in ("native", "reference"):
-        module = ppcr_ext.PPCR(8, backend=backend).double()
-        torch.nn.init.normal_(module.weight, generator=torch.Generator().manual_seed(1))
-        (dx,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
-        dx.square().sum().backward()
-        results.append(module.weight.grad)
-    assert results[1].abs().sum() > 0
-    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+        torch.manual_seed(1)
+        layers = torch.nn.Conv2d(3, 8, 3, padding=1), ppcr_ext.PPCR(8, backend=backend), torch.nn.Conv2d(8, 2, 3)
+        networks[backend] = network = torch.nn.ModuleList(layers).double()
+        start, layer, end = layers
+        torch.nn.init.normal_(layer.weight)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+        for _ in range(3):
+            y = start(x)
+            z = end(layer(y) if name == "forward" else layer.add_relu(y, y.flip(1)))
+            (dx,) = torch.autograd.grad(z.square().mean(), x, create_graph=True)
+            optimizer.zero_grad()
+            (z.square().mean() + 100 * dx.square().sum()).backward()
+            assert layer.weight.grad.abs().max() > 0
+            optimizer.step()
+    pairs = zip(*(network.parameters() for network in networks.values()), strict=True)
+    for got, expected in pairs:
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_every_pattern_of_requires_grad():

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import LAYOUTS, OPERATORS, make_case, run, to_layout
+from conftest import DEVICES, LAYOUTS, OPERATORS, make_case, run, to_layout
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
@@ -107,25 +107,91 @@ def test_export():
     assert any("ppcr_ext" in str(node.target) for node in program.graph.nodes)
 
 
+class Residual(torch.nn.Module):
+    """A small residual network: convolution, fused block, linear head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.ppcr, self.head = PPCR(8), torch.nn.Linear(8, 4)
+        torch.nn.init.normal_(self.ppcr.weight)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(self.ppcr.add_relu(self.body(x), x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast(dtype):
-    """The convolution hands on the half type; the layer keeps it, and its parameters and their gradients stay float32."""
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), PPCR(8))
-    x = torch.randn(2, 3, 8, 8)
-    with torch.autocast("cpu", dtype):
-        y = network(x)
+class TestMixedPrecision:
+    def test_autocast(self, dtype, device):
+        """The convolution hands on the half type; the layer keeps it, and its parameters and their gradients stay float32."""
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), PPCR(8)).to(device)
+        torch.nn.init.normal_(network[1].weight)
+        x = torch.randn(2, 3, 8, 8, device=device)
+        with torch.autocast(device, dtype):
+            y = network(x)
+            seen = network[0](x)
+        assert (seen.dtype, y.dtype) == (dtype, dtype)
+        y.float().square().sum().backward()
+        # in float64 from what the layer saw; the gradient it was given is y's, rounded once more
+        wide = PPCR(8, dtype=torch.float64, device=device)
+        wide.load_state_dict(network[1].state_dict())
+        expected = wide(seen.detach().double())
+        torch.testing.assert_close(y.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=0)
+        expected.square().sum().backward()
+        for got, e in zip(network[1].parameters(), wide.parameters(), strict=True):
+            assert got.grad.dtype == torch.float32
+            torch.testing.assert_close(
+                got.grad.double(), e.grad, rtol=0, atol=8 * torch.finfo(dtype).eps * float(e.grad.abs().max())
+            )
+
+    def test_autocast_casts_the_residual(self, dtype, device):
+        x, residual = torch.randn(2, 8, 4, device=device, dtype=dtype), torch.randn(2, 8, 4, device=device, requires_grad=True)
+        layer = PPCR(8, device=device)
+        with torch.autocast(device, dtype):
+            y = layer.add_relu(x, residual)
+        assert torch.equal(y, layer.add_relu(x, residual.to(dtype)))
+        y.float().sum().backward()
+        assert residual.grad.dtype == torch.float32
+        assert torch.equal(residual.grad, (y > 0).float())
+
+    def test_training_with_a_gradient_scaler(self, dtype, device):
+        """Three steps; a step whose loss is infinite is skipped and lowers the scale."""
+        torch.manual_seed(0)
+        network = Residual().to(device)
+        optimizer, scaler = torch.optim.SGD(network.parameters(), lr=0.1), torch.amp.GradScaler(device, init_scale=1024.0)
+        x, target = torch.randn(16, 3, 8, 8, device=device), torch.arange(16, device=device) % 4
+        losses, weights = [], []
+        for factor in (1, 1, float("inf"), 1):
+            with torch.autocast(device, dtype):
+                loss = torch.nn.functional.cross_entropy(network(x), target)
+            optimizer.zero_grad()
+            scaler.scale(loss * factor).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(loss.item())
+            weights.append(network.ppcr.weight.detach().clone())
+        assert losses[1] < losses[0]
+        assert torch.equal(weights[2], weights[1])
+        assert not torch.equal(weights[3], weights[2])
+        assert scaler.get_scale() == 512
+        assert network.ppcr.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("convert", "dtype"), [("half", torch.float16), ("bfloat16", torch.bfloat16), ("double", torch.float64)])
+def test_network_to_dtype(convert, dtype):
+    torch.manual_seed(0)
+    network, x = Residual(), torch.randn(4, 3, 8, 8)
+    expected = copy.deepcopy(network).double()(x.double())
+    network = getattr(network, convert)()
+    y = network(x.to(dtype))
     assert y.dtype == dtype
-    y.float().sum().backward()
-    assert network[1].weight.grad.dtype == torch.float32
-    assert network[1].weight.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-def test_module_to_dtype(dtype):
-    module = PPCR(8).to(dtype)
-    y = module(torch.randn(2, 8, 3, dtype=dtype))
-    y.sum().backward()
-    assert (y.dtype, module.weight.grad.dtype) == (dtype, dtype)
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=8 * torch.finfo(dtype).eps * float(expected.abs().max()) + 1e-12)
+    y.square().sum().backward()
+    assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in network.parameters())
+    assert network.ppcr.weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -140,6 +206,32 @@ def test_activation_checkpointing(use_reentrant):
     got = torch.autograd.grad(y, case.inputs, case.grad) if not use_reentrant else y.backward(case.grad)
     got = got or (case.x.grad, case.weight.grad, case.bias.grad)
     assert all(torch.equal(a, b) for a, b in zip(got, expected[1:], strict=True))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_activation_checkpointing_of_what_stands_around_the_layer(name, use_reentrant):
+    """Backward asks for x, which makes autograd run the convolution and the layer again and record both."""
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.ppcr = torch.nn.Conv2d(3, 8, 3, padding=1), PPCR(8)
+            torch.nn.init.normal_(self.ppcr.weight)
+
+        def forward(self, x):
+            y = self.convolution(x)
+            return run(name, y, y.sin(), self.ppcr.weight, self.ppcr.bias)  # the last: its backward asks first
+
+    torch.manual_seed(0)
+    network, x = Network(), torch.randn(2, 3, 5, 5, requires_grad=True)
+    inputs = [x, *network.parameters()]
+    expected = torch.autograd.grad(network(x).square().sum(), inputs)
+    for chain in (network, torch.nn.Sequential(network, torch.nn.Identity())):
+        for t in inputs:
+            t.grad = None
+        checkpoint(chain, x, use_reentrant=use_reentrant).square().sum().backward()
+        assert all(torch.equal(t.grad, e) for t, e in zip(inputs, expected, strict=True))
 
 
 class TestModule:

@@ -1,0 +1,51 @@
+"""torchvision's residual blocks with PPCR. Imported only where torchvision is, by ``networks``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from .module import PPCR
+
+
+class PPCRBasicBlock(BasicBlock):  # type: ignore[misc]
+    """torchvision's ``BasicBlock`` whose end is ``relu(ppcr(bn2(..)) + identity)``; takes the same arguments.
+
+    Attributes:
+        ppcr: the :class:`ppcr_ext.PPCR` layer; all other parameters keep their state-dict keys.
+        fuse: recalibration, addition and ReLU in one pass (the default), else three steps with the same result.
+    """
+
+    fuse = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ppcr = PPCR(self.conv2.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        return self.ppcr.add_relu(x, identity) if self.fuse else self.relu(self.ppcr(x) + identity)
+
+
+class PPCRBottleneck(Bottleneck):  # type: ignore[misc]
+    """torchvision's ``Bottleneck`` (ResNet-50 and larger, ResNeXt, Wide ResNet) whose end is ``relu(ppcr(bn3(..)) + identity)``.
+
+    Arguments and attributes as for :class:`PPCRBasicBlock`.
+    """
+
+    fuse = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ppcr = PPCR(self.conv3.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        return self.ppcr.add_relu(x, identity) if self.fuse else self.relu(self.ppcr(x) + identity)
