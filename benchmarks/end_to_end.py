@@ -335,8 +335,9 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> Path:
     axes.set_xlabel("time over that of the network without attention (bars: medians; lines: 95 % intervals)")
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
-    axes.legend(fontsize=8, frameon=False, ncols=len(colours), loc="upper center", bbox_to_anchor=(0.5, 1 + 0.5 / len(grouped)))
-    axes.set_title(title, fontsize=10, pad=24)
+    axes.margins(x=0.06, y=0.01)
+    figure.legend(fontsize=8, frameon=False, ncols=len(colours), loc="outside lower center")
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
