@@ -1,0 +1,401 @@
+"""What a layer does to the training step and the inference of a whole network: ``python -m benchmarks end-to-end``.
+
+torchvision's ResNets, unchanged (*none*) and with a layer after the last normalization of every residual block: PPCR *fused* with the
+addition and the ReLU, *unfused*, in *plain* PyTorch (the best formulation of :mod:`benchmarks.peers`), and timm's SE and CBAM.
+All variants of a network run in every round, in a new random order; the ratio to *none* is taken within each round, and what is
+reported is the median of these ratios with its 95 % confidence interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import gc
+import itertools
+import json
+import math
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import ppcr_ext
+
+from . import files, peers, timing
+from .inputs import LAYOUTS, LEVELS
+
+VARIANTS = ("none", "PPCR fused", "PPCR unfused", "PPCR plain", "SE", "CBAM")
+OWN = VARIANTS[1:4]  # the same network three times over
+NETWORKS = {"resnet18": (32, 32), "resnet50": (4, 224)}  # images of a batch and their side, on a CPU
+CUDA_IMAGES = {"resnet18": 1024, "resnet50": 256}
+TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.2}  # relative L2 error of a whole network's loss gradient; see check()
+
+
+@dataclass
+class Setting:
+    """What is timed together."""
+
+    network: str
+    images: int
+    side: int
+    layout: str
+    amp: bool
+    compiled: bool
+
+    @classmethod
+    def of(cls, row: Row) -> Setting:
+        return cls(**{field.name: getattr(row, field.name) for field in fields(cls)})
+
+    def __str__(self) -> str:
+        extras = [name for name, used in (("bfloat16 autocast", self.amp), ("compiled", self.compiled)) if used]
+        return ", ".join([f"{self.network} {self.images}x3x{self.side}x{self.side}", self.layout, *extras])
+
+
+@dataclass
+class Row:
+    """One variant of one setting, ``mode`` being step (forward, loss, backward, SGD) or inference."""
+
+    network: str
+    images: int
+    side: int
+    layout: str
+    amp: bool
+    compiled: bool
+    variant: str
+    mode: str
+    ms: float
+    ms_low: float
+    ms_high: float
+    ratio: float  # to "none", within each round; the median over the rounds
+    ratio_low: float  # of its 95 % confidence interval
+    ratio_high: float
+    saved_bytes: int | None  # that autograd keeps for backward (step)
+    peak_bytes: int | None  # allocated at most in a step, above what was there before (CUDA)
+    error: float | None  # see check()
+    others: float | None  # share of the processor time that other processes took
+
+
+class Plain(nn.Module):
+    """PPCR in plain PyTorch, with the parameters of a :class:`ppcr_ext.PPCR`."""
+
+    def __init__(self, layer: ppcr_ext.PPCR) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.bias is not None
+        return peers.pooled_once(x, self.weight, self.bias, LEVELS)
+
+
+def network(name: str, variant: str) -> nn.Module:
+    """A network with random weights, the same for all variants; PPCR's integration weights are drawn too."""
+    import torchvision
+    from timm.layers.cbam import CbamModule
+    from timm.layers.squeeze_excite import SEModule
+
+    torch.manual_seed(0)
+    model: nn.Module = getattr(torchvision.models, name)(num_classes=10)
+    if name == "resnet18":  # for small pictures, as usual: no early reduction
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    if variant in OWN:
+        ppcr_ext.insert_ppcr(model, fuse=variant == "PPCR fused")
+        for layer in model.modules():
+            if isinstance(layer, ppcr_ext.PPCR):
+                nn.init.normal_(layer.weight, std=0.5)  # zero, where training starts, would leave every gate equal
+    if variant in OWN[2:]:
+        for block in list(model.modules()):
+            if isinstance(getattr(block, "ppcr", None), ppcr_ext.PPCR):
+                block.ppcr = Plain(block.ppcr)  # type: ignore[arg-type]
+    if variant in ("SE", "CBAM"):
+        attention = SEModule if variant == "SE" else CbamModule
+        for block in model.modules():
+            last = "bn3" if hasattr(block, "bn3") else "bn2"
+            if hasattr(block, "downsample"):
+                norm = getattr(block, last)
+                setattr(block, last, nn.Sequential(norm, attention(norm.num_features)))
+    return model
+
+
+def loss_gradient(model: nn.Module, x: Tensor, target: Tensor, amp: bool = False) -> Tensor:
+    """Gradient of a training step's loss with respect to the pictures."""
+    x = x.detach().requires_grad_()
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+        loss = F.cross_entropy(model(x).to(x.dtype), target)
+    (gradient,) = torch.autograd.grad(loss, x)
+    return gradient
+
+
+def check(models: dict[str, nn.Module], x: Tensor, target: Tensor, amp: bool) -> dict[str, float]:
+    """Relative L2 error, against the reference in float64, of the gradient that a training step of each PPCR network sends to the
+    pictures: it has passed through every layer twice. Raises AssertionError where one is off: a wrong program is not timed.
+
+    Rounding grows with depth, and where it takes a value across zero, a ReLU lets its gradient pass or not: with a few small pictures
+    one such value is some 1e-3 of the whole. So float32 is held to 0.02 and bfloat16 to 0.2; a wrong gate, sign or bin changes the
+    gradient by more than its half.
+    """
+    exact = copy.deepcopy(models["PPCR unfused"]).double()
+    for layer in exact.modules():
+        if isinstance(layer, ppcr_ext.PPCR):
+            layer.backend = "reference"
+    expected = loss_gradient(exact, x.double(), target)
+    found = {}
+    for name in OWN:
+        got = loss_gradient(copy.deepcopy(models[name]), x, target, amp).double()
+        found[name] = float((got - expected).norm() / expected.norm())
+        limit = TOLERANCE[torch.bfloat16 if amp else torch.float32]
+        assert found[name] <= limit, f"{name} is off by {found[name]:.2e}, allowed {limit}"
+    return found
+
+
+def saved_bytes(model: nn.Module, x: Tensor, target: Tensor, amp: bool) -> int:
+    """Bytes that autograd keeps from forward to backward, parameters and the pictures left out."""
+    known = {t.untyped_storage().data_ptr() for t in (x, *model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+    alive = []  # a freed storage's address could come back
+
+    def pack(t: Tensor) -> Tensor:
+        if t.untyped_storage().data_ptr() not in known:
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            alive.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+        F.cross_entropy(model(x).to(x.dtype), target)
+    return sum(kept.values())
+
+
+class Program:
+    """Training step and inference of one variant."""
+
+    def __init__(self, model: nn.Module, setting: Setting, x: Tensor, target: Tensor) -> None:
+        self.model, self.setting, self.x, self.target = model, setting, x, target
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+        self.forward = torch.compile(model, dynamic=False) if setting.compiled else model
+
+    def step(self) -> None:
+        self.model.train()
+        with torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.setting.amp):
+            loss = F.cross_entropy(self.forward(self.x), self.target)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def inference(self) -> None:
+        self.model.eval()
+        with torch.no_grad(), torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.setting.amp):
+            self.forward(self.x)
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, and the bounds of its 95 % confidence interval: order statistics, from the binomial distribution (exact for any
+    distribution of the values). With fewer than six values the whole range, whose confidence is smaller."""
+    ordered, n = sorted(values), len(values)
+    below, rank = 0.0, 0
+    while rank < n // 2:
+        below += math.comb(n, rank) / 2**n
+        if below > 0.025:
+            break
+        rank += 1
+    rank = max(rank, 1)
+    return statistics.median(ordered), ordered[rank - 1], ordered[n - rank]
+
+
+def measure(setting: Setting, variants: Sequence[str], rounds: int, device: str, tick: Callable[[], object]) -> list[Row]:
+    """All variants of one setting, interleaved."""
+    torch.compiler.reset()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(setting.images, 3, setting.side, setting.side, generator=generator).to(device)
+    target = torch.arange(setting.images, device=device) % 10
+    form = LAYOUTS[setting.layout]
+    x = x.contiguous(memory_format=form)
+    models = {name: network(setting.network, name).to(device, memory_format=form) for name in variants}  # type: ignore[call-overload]
+    few = slice(0, min(setting.images, 16))
+    errors = check(models, x[few], target[few], setting.amp) if set(OWN) <= set(variants) else {}
+    saved = {name: saved_bytes(model, x, target, setting.amp) for name, model in models.items()}
+    programs = {name: Program(model, setting, x, target) for name, model in models.items()}
+    calls: dict[tuple[str, str], Callable[[], None]] = {}
+    for name, program in programs.items():
+        calls[name, "step"], calls[name, "inference"] = program.step, program.inference
+    peaks: dict[str, int] = {}
+    for (name, mode), call in calls.items():  # compiles, and fills caches
+        call()
+        call()
+        if device == "cuda" and mode == "step":
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            call()
+            peaks[name] = torch.cuda.max_memory_allocated() - before
+        tick()
+    took: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    order, shuffle = list(calls), random.Random(0)
+    with timing.quiet():
+        others = timing.Others()
+        for _ in range(rounds):
+            shuffle.shuffle(order)
+            for key in order:
+                took[key].append(seconds(calls[key], device))
+                tick()
+        share = others.share()
+    rows = []
+    for name, mode in calls:
+        low, median, high = statistics.quantiles(took[name, mode], n=4, method="inclusive")
+        ratios = [a / b for a, b in zip(took[name, mode], took["none", mode], strict=True)]
+        ratio, ratio_low, ratio_high = median_interval(ratios)
+        rows.append(
+            Row(
+                **asdict(setting), variant=name, mode=mode, ms=median * 1e3, ms_low=low * 1e3, ms_high=high * 1e3, ratio=ratio,
+                ratio_low=ratio_low, ratio_high=ratio_high, saved_bytes=saved[name] if mode == "step" else None,
+                peak_bytes=peaks.get(name) if mode == "step" else None, error=errors.get(name), others=share,
+            )
+        )  # fmt: skip
+    del models, programs, calls
+    gc.collect()
+    return rows
+
+
+def settings(device: str, everything: bool) -> list[tuple[Setting, tuple[str, ...]]]:
+    """On a CPU both networks eagerly in both layouts, and ResNet-18 compiled without the neighbours; else, or with --all, the
+    product of networks, layouts, precisions and compilation."""
+    sizes = {name: (CUDA_IMAGES[name] if device == "cuda" else images, side) for name, (images, side) in NETWORKS.items()}
+    made: list[tuple[Setting, tuple[str, ...]]] = []
+    for (name, (images, side)), layout, amp, compiled in itertools.product(sizes.items(), LAYOUTS, (False, True), (False, True)):
+        variants: tuple[str, ...] = VARIANTS
+        if not everything:
+            if amp or (compiled and (name != "resnet18" or layout != "channels_last")):
+                continue
+            if compiled:
+                variants = VARIANTS[:4]
+        made.append((Setting(name, images, side, layout, amp, compiled), variants))
+    return made
+
+
+def _grouped(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
+    """``{(setting, mode): {variant: row}}``."""
+    grouped: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        grouped.setdefault((str(Setting.of(row)), row.mode), {})[row.variant] = row
+    return grouped
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a line for each setting and mode, the ratios to "none" with their intervals."""
+    lines = ["| | " + " | ".join(VARIANTS[1:]) + " |", "| --- |" + " ---: |" * (len(VARIANTS) - 1)]
+    for (setting_name, mode), found in _grouped(rows).items():
+        cells = [f"{r.ratio:.3f} ({r.ratio_low:.3f} to {r.ratio_high:.3f})" if (r := found.get(v)) else "" for v in VARIANTS[1:]]
+        lines.append(f"| {setting_name}, {mode} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[Row], path: Path, title: str) -> Path:
+    """Bars of the ratios to "none", with their intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colours = dict(zip(VARIANTS[1:], ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#CC79A7"), strict=True))  # Okabe and Ito's
+    grouped = _grouped(rows)
+    figure, axes = plt.subplots(figsize=(9, 1.5 + 0.85 * len(grouped)), layout="constrained")
+    height = 0.8 / len(colours)
+    for i, (variant, colour) in enumerate(colours.items()):
+        for j, found in enumerate(grouped.values()):
+            if variant not in found:
+                continue
+            row, at = found[variant], j + (i - (len(colours) - 1) / 2) * height
+            axes.barh(at, row.ratio - 1, height, left=1, color=colour, label=variant if j == 0 else None)
+            axes.plot([row.ratio_low, row.ratio_high], [at, at], color="black", linewidth=1)
+            beside = (max(row.ratio_high, 1), at)
+            axes.annotate(f"{row.ratio:.2f}", beside, (4, 0), textcoords="offset points", va="center", size=7)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_yticks(range(len(grouped)), [f"{setting}\n{mode}" for setting, mode in grouped], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("time over that of the network without attention (bars: medians; lines: 95 % intervals)")
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    axes.margins(x=0.06, y=0.01)
+    figure.legend(fontsize=8, frameon=False, ncols=len(colours), loc="outside lower center")
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def write(rows: Sequence[Row], where: Path, about: dict[str, Any]) -> list[Path]:
+    """``where``.csv, .json and .png; returns what was written."""
+    where.parent.mkdir(parents=True, exist_ok=True)
+    with where.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    where.with_suffix(".json").write_text(json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    env = about["environment"]
+    title = f"{env.get('gpu') or env['cpu']}, PyTorch {env['torch']}, {about['rounds']} rounds"
+    return [where.with_suffix(".csv"), where.with_suffix(".json"), draw(rows, where.with_suffix(".png"), title)]
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """What :func:`write` wrote."""
+    content = json.loads(path.read_text())
+    return content, [Row(**row) for row in content["rows"]]
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The command: measures, prints the table, writes end_to_end.csv, .json and .png."""
+    parser = argparse.ArgumentParser("python -m benchmarks end-to-end", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=11, metavar="N", help="timing rounds of each setting (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="ResNet-18 in one layout, few rounds")
+    parser.add_argument("--all", action="store_true", help="the whole product of settings, as on a GPU")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where files go (%(default)s)")
+    args = parser.parse_args(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(args.threads)
+    timing.keep_memory()
+    chosen = settings(device, args.all or device == "cuda")
+    if args.quick:
+        chosen, args.rounds = chosen[:1], min(args.rounds, 7)
+    rows: list[Row] = []
+    total = sum(2 * len(variants) * (1 + args.rounds) for _, variants in chosen)
+    complete = False
+    with tqdm(total=total, bar_format="{l_bar}{bar}| {elapsed}, {remaining} left", smoothing=0, file=sys.stderr) as bar:
+        try:
+            for setting, variants in chosen:
+                bar.set_description(str(setting))
+                rows += measure(setting, variants, args.rounds, device, bar.update)
+            complete = True
+        except KeyboardInterrupt:
+            print("\ninterrupted: writing what was measured", file=sys.stderr)
+    if not rows:
+        return 1
+    env = files.environment() | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+    about = {"command": "end-to-end", "complete": complete, "rounds": args.rounds, "environment": env}
+    print(table(rows))
+    print("wrote " + ", ".join(map(str, write(rows, args.out / "end_to_end", about))))
+    return 0 if complete else 1
+
+
+if __name__ == "__main__":
+    sys.exit(run())
