@@ -8,6 +8,8 @@ CUDA_ARGS ?=
 # the CUDA library takes minutes for all architectures: make cuda builds it, or make setup PPCR_BUILD_CUDA=auto
 export PPCR_BUILD_CUDA ?= 0
 PYTEST_ARGS ?=
+# of make mutate: sample, cpu, cuda, or words of their names
+MUTANTS ?=
 # an index with PyTorch's CPU-only builds, for the small environment of test-minimal
 TORCH_CPU_INDEX ?=
 
@@ -25,8 +27,9 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 # Stamps: what is installed and built, so that a second make has nothing to do.
 INSTALLED := $(VENV)/.installed-$(if $(TORCH),$(TORCH),pinned)
 BUILT := build/.built-$(if $(TORCH),$(TORCH),pinned)
+PACKAGED := build/.packaged
 
-.PHONY: help setup bench test test-slow test-minimal test-abi cuda cuda-report gpu lint format clean
+.PHONY: help setup bench test test-slow test-property test-minimal test-abi package sanitize mutate cuda cuda-report gpu lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -57,15 +60,29 @@ test: $(BUILT)  ## all tests but the slow ones
 test-slow: $(BUILT)  ## what takes minutes: exhaustive sweeps
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
+test-property: $(BUILT)  ## thousands of random inputs, drawn anew, against float64
+	PPCR_HYPOTHESIS=nightly $(BIN)/python -m pytest tests/test_properties.py $(PYTEST_ARGS)
+
+sanitize: $(BUILT)  ## CPU kernels, and CUDA kernels on the CPU, under AddressSanitizer, UBSan and ThreadSanitizer
+	$(BIN)/python tools/sanitize.py
+
+mutate: $(BUILT)  ## plants faults in the kernels one at a time: do the tests see them? MUTANTS=sample for a few
+	$(BIN)/python tools/mutate.py $(MUTANTS)
+
+package: $(PACKAGED)  ## sdist and wheel in dist/: contents, metadata, types, and installed as a user would
+
+$(PACKAGED): $(BUILT) $(MINIMAL)/.installed $(PACKAGE) tools/check_package.py
+	$(BIN)/python tools/check_package.py $(MINIMAL)/bin/python
+	touch $@
+
 # The package is installed, from a copy, into a venv of its own: two versions of PyTorch never share a build folder,
 # and the tests run where the source tree cannot be imported by accident.
 test-minimal: $(MINIMAL)/.package  ## the core tests with the oldest tested PyTorch, CPU only
 	cd tests && ../$(MINIMAL)/bin/python -c "import ppcr_ext; assert '$(MINIMAL)' in ppcr_ext.__file__, ppcr_ext.__file__"
 	cd tests && ../$(MINIMAL)/bin/python -m pytest --import-mode=importlib -m "not full and not gpu and not slow" $(PYTEST_ARGS)
 
-test-abi: $(BUILT) $(MINIMAL)/.installed  ## the wheel built against the pinned PyTorch, in the oldest tested one
-	rm -rf dist $(ABI)
-	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --no-index -w dist .
+test-abi: $(PACKAGED)  ## the wheel built against the pinned PyTorch, in the oldest tested one
+	rm -rf $(ABI)
 	$(MINIMAL)/bin/python $(PIP_INSTALL) --no-deps --no-index --target $(ABI) dist/*.whl
 	cd tests && PYTHONPATH=../$(ABI) ../$(MINIMAL)/bin/python -c "import ppcr_ext; assert '$(ABI)' in ppcr_ext.__file__, ppcr_ext.__file__"
 	cd tests && PYTHONPATH=../$(ABI) ../$(MINIMAL)/bin/python -m pytest --import-mode=importlib -m "not full" \

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import json
 import os
+import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +21,8 @@ from . import _build, _cuda_build
 _CUDA_NAME = "_cuda.abi3.so"
 _CUDA_REMEDY = "build it with PPCR_BUILD_CUDA=1"
 _REMEDY = "build it with `python setup.py build_ext --inplace` (a checkout), or call ppcr_ext.build(), or set PPCR_JIT=1"
+
+OPERATORS = ("ppcr", "ppcr_backward", "ppcr_gate", "ppcr_gate_backward", "ppcr_add_relu", "ppcr_add_relu_backward")
 
 _library: Path | None = None
 _reason: str | None = "not loaded yet"
@@ -116,7 +120,7 @@ def build(verbose: bool = True) -> Path:
         The loaded CPU library. Where one is loaded already that one: a process cannot exchange it.
 
     Raises:
-        RuntimeError: no compiler or no ninja, or the compiler failed; the message holds the remedy.
+        RuntimeError: no compiler or no ninja, the compiler failed, or the cache cannot be written; the message holds the remedy.
     """
     if _library is not None:
         return _library
@@ -129,27 +133,63 @@ def build(verbose: bool = True) -> Path:
         raise RuntimeError("ppcr_ext cannot be JIT-compiled here: ninja is missing; `pip install ninja`")
     name = _jit_name()
     folder = _jit_folder(name)
+    try:
+        with _lock(folder, verbose):
+            return _build_in(folder, name, verbose)
+    except OSError as error:
+        raise RuntimeError(
+            f"ppcr_ext cannot be compiled here: {folder} cannot be written ({error}); "
+            "set TORCH_EXTENSIONS_DIR to a folder where you may write"
+        ) from error
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, verbose: bool) -> Iterator[None]:
+    """One process builds, the others wait. The kernel releases this lock with its process; the file that torch takes for a lock would
+    outlive a build that was killed, and have every later one wait for ever."""
+    import fcntl
+
     folder.mkdir(parents=True, exist_ok=True)
-    if verbose:
-        print(f"ppcr_ext: compiling {len(_build.CPU_SOURCES)} files into {folder}", file=sys.stderr)
-    cpp_extension.load(
-        name,
-        [str(_build.csrc() / source) for source in _build.CPU_SOURCES],
-        extra_cflags=_build.compiler_flags(),
-        build_directory=str(folder),
-        is_python_module=False,
-        verbose=verbose,
-    )
-    cuda = folder / _CUDA_NAME
+    with (folder / "build.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if verbose:
+                print(f"ppcr_ext: waiting for another process that builds in {folder}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build_in(folder: Path, name: str, verbose: bool) -> Path:
+    """Builds beside the finished libraries and renames: an import at the same time, or after a kill, sees all of one or nothing."""
+    from torch.utils import cpp_extension
+
+    path, cuda, work = folder / f"{name}.so", folder / _CUDA_NAME, folder / "work"
+    reason = _why_not_loaded(path) if path.exists() else "not built yet"
+    if reason:
+        if verbose:
+            print(f"ppcr_ext: compiling {len(_build.CPU_SOURCES)} files into {work}", file=sys.stderr)
+        work.mkdir(exist_ok=True)
+        (work / "lock").unlink(missing_ok=True)  # torch's, of a build that was killed: no other runs, we hold ours
+        cpp_extension.load(
+            name,
+            [str(_build.csrc() / source) for source in _build.CPU_SOURCES],
+            extra_cflags=_build.compiler_flags(),
+            build_directory=str(work),
+            is_python_module=False,
+            verbose=verbose,
+        )
+        (work / f"{name}.so").replace(path)
     why_no_cuda = _why_not_jit_cuda()
     if why_no_cuda is None and not cuda.exists():
         arch_list = os.environ.get("TORCH_CUDA_ARCH_LIST") or _visible_architectures()
         say = (lambda line: print(line, file=sys.stderr)) if verbose else (lambda line: None)
         torch_folder = Path(torch.__file__).parent
-        _cuda_build.build(cuda, _build.csrc(), folder / "cuda", torch_folder, torch.version.cuda, arch_list, say)
+        _cuda_build.build(work / _CUDA_NAME, _build.csrc(), work / "cuda", torch_folder, torch.version.cuda, arch_list, say)
+        (work / _CUDA_NAME).replace(cuda)
     elif verbose and why_no_cuda:
         print(f"ppcr_ext: CUDA kernels: not built: {why_no_cuda}", file=sys.stderr)
-    return _adopt(folder / f"{name}.so", why_no_cuda)
+    return _adopt(path, why_no_cuda)
 
 
 def _why_not_jit_cuda() -> str | None:
@@ -179,16 +219,46 @@ def load() -> None:
     built = sorted(Path(__file__).parent.glob("_cpu*.so"))
     if not built:
         name = _jit_name()
-        built = [path for path in [_jit_folder(name) / f"{name}.so"] if path.exists()]
+        built = [
+            path for path in [_jit_folder(name) / f"{name}.so"] if os.path.exists(path)
+        ]  # Path.exists raises where it may not look
     if not built:
         _reason = f"the extension is not built ({_build_record().get('cpu') or 'no library beside the package'}); {_REMEDY}"
         return
-    try:
-        torch.ops.load_library(str(built[0]))
-    except OSError as error:
-        _reason = f"{built[0]} does not load ({error}); {_REMEDY}"
+    reason = _why_not_loaded(built[0])
+    if reason:
+        _reason = f"{reason}; {_REMEDY}"
         return
     _adopt(built[0], _build_record().get("cuda"))
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether an ELF file ends before its section headers, which stand last: loading it would kill the process (SIGBUS)."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(64)
+    except OSError:
+        return False  # the loader's words are better
+    if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
+        return False
+    offset, size, count = *struct.unpack_from("<Q", header, 0x28), *struct.unpack_from("<HH", header, 0x3A)
+    return bool(path.stat().st_size < offset + size * count)
+
+
+def _why_not_loaded(path: Path) -> str | None:
+    """Loads a library; None, or why that failed."""
+    if _is_cut_off(path):
+        return f"{path} does not load: it is cut off, as by a full disk or a copy that was interrupted"
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch refuses what the library registers
+        said = str(error.__cause__ or error)  # torch says only that it could not
+        other = f": it was built for another PyTorch than {torch.__version__}" if "undefined symbol" in said else ""
+        return f"{path} does not load{other} ({said})"
+    key = "CUDA" if path.name == _CUDA_NAME else "CPU"
+    registered = set(torch._C._dispatch_get_registrations_for_dispatch_key(key))
+    missing = [name for name in OPERATORS if f"ppcr_ext::{name}" not in registered]
+    return f"{path} is of another version of ppcr_ext: it lacks {', '.join(missing)}" if missing else None
 
 
 def _adopt(path: Path, why_no_cuda: str | None) -> Path:
@@ -208,10 +278,9 @@ def _load_cuda(path: Path, why_not_built: str | None) -> None:
     if not path.exists():
         _cuda_reason = f"the CUDA library is not built ({why_not_built or 'none beside the CPU library'}); {_CUDA_REMEDY}"
         return
-    try:
-        torch.ops.load_library(str(path))
-    except OSError as error:
-        _cuda_reason = f"{path} does not load ({error}); {_CUDA_REMEDY}"
+    reason = _why_not_loaded(path)
+    if reason:
+        _cuda_reason = f"{reason}; {_CUDA_REMEDY}"
         return
     _cuda_library, _cuda_reason = path, None
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 import ppcr_ext
-from ppcr_ext import reference
+from ppcr_ext import _build, reference
 
+ROOT = Path(__file__).resolve().parent.parent
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 BACKENDS = ["native", "reference"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -144,6 +147,18 @@ def absolute_terms(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     return dx, (dz * n.abs()).transpose(0, 1).flatten(1).sum(1), dz.sum().reshape(1)
 
 
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the sources with nothing built."""
+    folder = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
+    shutil.copytree(ROOT / "ppcr_ext", folder / "ppcr_ext", ignore=ignored)
+    shutil.copytree(_build.csrc(), folder / "csrc")
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Most inputs are tiny; what depends on threads sets their number itself."""
@@ -154,7 +169,14 @@ def _one_thread():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Says what the runs of the Triton kernels in the interpreter, and of the CUDA kernels on the CPU, executed."""
+    """Says what the random inputs came to, and what the runs of the Triton and CUDA kernels on the CPU executed."""
+    properties = sys.modules.get("test_properties")
+    if properties is not None and properties.statistics["examples"]:
+        s = properties.statistics
+        terminalreporter.write_line(
+            f"properties: {s['examples']} examples, {s['comparisons']} comparisons; worst error {s['worst']:.2f} of {properties.CONSTANT} "
+            f"allowed times the amplified unit roundoff ({s['of']})"
+        )
     triton = sys.modules.get("test_triton")
     if triton is not None and triton.counts:
         terminalreporter.write_line("Triton interpreted: " + ", ".join(f"{count} {what}" for what, count in triton.counts.items()))

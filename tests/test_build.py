@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,18 +15,6 @@ from ppcr_ext import _build
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = "import torch, ppcr_ext; print(ppcr_ext.available_backends(), ppcr_ext.ppcr(torch.ones(1, 4), torch.zeros(7)).tolist())"
-
-
-@pytest.fixture
-def checkout(tmp_path):
-    """A copy of the sources with nothing built."""
-    folder = tmp_path / "checkout"
-    ignored = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
-    shutil.copytree(ROOT / "ppcr_ext", folder / "ppcr_ext", ignore=ignored)
-    shutil.copytree(_build.csrc(), folder / "csrc")
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"):
-        shutil.copy(ROOT / name, folder / name)
-    return folder
 
 
 def call(*command, cwd, code=0, **environment):

@@ -1,5 +1,6 @@
 """Edges of the contract: layouts without a copy, NaN and Inf, zero variance, empty tensors, warnings, one copy of odd strides."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -112,6 +113,23 @@ def test_empty_tensors(name, backend, shape):
     assert dx.shape == shape
     assert torch.equal(d_weight, torch.zeros(7))
     assert torch.equal(d_bias, torch.zeros(1))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_batch_of_two_has_the_bits_of_two_batches(name, dtype, layout):
+    """Planes of 9 and 35 pixels put the second sample at other alignments than the first."""
+    for side in (3, 5, 7):
+        case = make_case(name, (2, 8, side, side + 2 * (side > 3)), (1, 2, 4), dtype, layout, seed=side)
+        whole = case.run("native")
+        fields = ("x", "residual", "grad")
+        for i in range(2):
+            sample = {f: to_layout(getattr(case, f).detach()[i : i + 1].clone(), layout) for f in fields}
+            part = dataclasses.replace(case, **sample).run("native")
+            for a, b in zip((whole[0], whole[1], whole[-1]), (part[0], part[1], part[-1]), strict=True):
+                if a.dim() == case.x.dim():
+                    assert torch.equal(a[i : i + 1], b)
 
 
 def test_one_channel_a_bin_and_many_channels():

@@ -166,11 +166,11 @@ struct Streams {
     if constexpr (op == Op::kForward)
       v = load_run<Partial>(x + at, count) * gate;
     else if constexpr (op == Op::kAddRelu)
-      v = relu(load_run<Partial>(x + at, count) * gate + load_run<Partial>(other + at, count));
+      v = relu(multiply_add(load_run<Partial>(x + at, count), gate, load_run<Partial>(other + at, count)));
     else if constexpr (op == Op::kBackward)
-      v = load_run<Partial>(grad + at, count) * gate + shift;
+      v = multiply_add(load_run<Partial>(grad + at, count), gate, shift);
     else if constexpr (op == Op::kAddReluBackward)
-      v = load_run<Partial>(grad_residual + at, count) * gate + shift;
+      v = multiply_add(load_run<Partial>(grad_residual + at, count), gate, shift);
     else
       v = shift;
     store_run<Partial>(out + at, v, count);

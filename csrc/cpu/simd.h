@@ -190,6 +190,29 @@ PPCR_INLINE void store(T* p, V v, int n) {
 }
 #endif
 
+// a * b + c, rounded once where the instruction set can. The compiler may fuse such an expression in one place and not in another,
+// and then a result would depend on the alignment that decides which place computes it.
+#if PPCR_SIMD_BYTES == 64
+PPCR_INLINE VF multiply_add(VF a, VF b, VF c) {
+  return bits_as<VF>(_mm512_fmadd_ps(bits_as<__m512>(a), bits_as<__m512>(b), bits_as<__m512>(c)));
+}
+PPCR_INLINE VD multiply_add(VD a, VD b, VD c) {
+  return bits_as<VD>(_mm512_fmadd_pd(bits_as<__m512d>(a), bits_as<__m512d>(b), bits_as<__m512d>(c)));
+}
+#elif PPCR_SIMD_BYTES == 32
+PPCR_INLINE VF multiply_add(VF a, VF b, VF c) {
+  return bits_as<VF>(_mm256_fmadd_ps(bits_as<__m256>(a), bits_as<__m256>(b), bits_as<__m256>(c)));
+}
+PPCR_INLINE VD multiply_add(VD a, VD b, VD c) {
+  return bits_as<VD>(_mm256_fmadd_pd(bits_as<__m256d>(a), bits_as<__m256d>(b), bits_as<__m256d>(c)));
+}
+#else
+template <class V>
+PPCR_INLINE V multiply_add(V a, V b, V c) {
+  return a * b + c;
+}
+#endif
+
 // ---- sums across lanes
 
 template <class S>

@@ -16,7 +16,9 @@ from types import ModuleType
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SOURCES = ("run_bfloat16.cpp", "run_half.cpp", "run_float.cpp", "run_double.cpp", "binding.cpp")  # the longest first
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden")
+# Dtypes that need not be compiled, such as "half,double": for the many short runs of tools/mutate.py.
+LEFT_OUT = tuple(filter(None, os.environ.get("CUDA_ON_CPU_LEFT_OUT", "").split(",")))
+FLAGS = ("-std=c++17", "-O0" if LEFT_OUT else "-O1", "-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden")
 
 
 def _include_flags() -> list[str]:
@@ -28,7 +30,7 @@ def _include_flags() -> list[str]:
 
 
 def _fingerprint(flags: list[str]) -> str:
-    digest = hashlib.sha256(" ".join(flags).encode() + sys.version.encode())
+    digest = hashlib.sha256(" ".join([*flags, *LEFT_OUT]).encode() + sys.version.encode())
     for folder, pattern in ((HERE, "*.[ch]*"), (ROOT / "csrc", "*.h"), (ROOT / "csrc" / "cuda", "*.[ch]*")):
         for path in sorted(folder.glob(pattern)):
             digest.update(path.name.encode() + path.read_bytes())
@@ -50,7 +52,8 @@ def build(extra_flags: tuple[str, ...] = ()) -> Path:
 
     def compile_source(source: str) -> Path:
         object_file = folder / f"{source}.o"
-        command = [compiler, *flags, "-c", str(HERE / source), "-o", str(object_file)]
+        left_out = ["-DCUDA_ON_CPU_LEFT_OUT"] if source.removeprefix("run_").removesuffix(".cpp") in LEFT_OUT else []
+        command = [compiler, *flags, *left_out, "-c", str(HERE / source), "-o", str(object_file)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")

@@ -17,6 +17,9 @@ from . import build
 
 SCALE, ADD_RELU, GATE = 0, 1, 2
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+for _name, _source in {"float32": "float", "float16": "half", "bfloat16": "bfloat16", "float64": "double"}.items():
+    if _source in build.LEFT_OUT:
+        del DTYPES[_name]
 HOPPER = {"multiprocessors": 132, "max_cluster": 8, "shared_bytes": 227 << 10}
 AMPERE = {"multiprocessors": 108, "max_cluster": 1, "shared_bytes": 163 << 10}
 SMALL = {"multiprocessors": 84, "max_cluster": 1, "shared_bytes": 99 << 10}  # sm_86, sm_89

@@ -173,6 +173,11 @@ void launch(const Configuration& configuration, Kernel kernel) {
       configuration.blocks < 1 || configuration.cluster < 1 || configuration.cluster > 8 ||
       configuration.blocks % configuration.cluster != 0)
     throw std::runtime_error("bad launch configuration");
+  const Unseen unseen;
+  release_to(&machine.entry);
+#if defined(__SANITIZE_THREAD__)
+  machine.scheduler_tsan = __tsan_get_current_fiber();
+#endif
   machine.configuration = configuration;
   machine.random = configuration.seed;
   machine.error.clear();
@@ -187,13 +192,16 @@ void launch(const Configuration& configuration, Kernel kernel) {
     machine.fibers[i]->rank = static_cast<unsigned>(i / configuration.threads);
   }
   std::vector<std::unique_ptr<char, void (*)(void*)>> owners;
-  machine.shared.clear();
-  for (unsigned block = 0; block < configuration.cluster; ++block) {
-    void* memory = nullptr;
-    if (posix_memalign(&memory, 128, configuration.shared_bytes + kGuardBytes) != 0) throw std::bad_alloc();
-    owners.emplace_back(static_cast<char*>(memory), &std::free);
-    machine.shared.push_back(static_cast<char*>(memory));
-  }
+  const auto allocate_shared = [&] {
+    machine.shared.clear();
+    for (unsigned block = 0; block < configuration.cluster; ++block) {
+      void* memory = nullptr;
+      if (posix_memalign(&memory, 128, configuration.shared_bytes + kGuardBytes) != 0) throw std::bad_alloc();
+      owners.emplace_back(static_cast<char*>(memory), &std::free);
+      machine.shared.push_back(static_cast<char*>(memory));
+    }
+  };
+  allocate_shared();
   // A seed permutes the clusters: i -> (i * step + seed) mod count, with step prime to count.
   const uint64_t clusters = configuration.blocks / configuration.cluster;
   uint64_t step = 1;
@@ -203,15 +211,22 @@ void launch(const Configuration& configuration, Kernel kernel) {
   for (uint64_t i = 0; i < clusters; ++i) {
     if (only != 0 && i == only && clusters > 2 * only) i = clusters - only;
     const uint64_t cluster = configuration.seed != 0 && only == 0 ? (i * step + configuration.seed) % clusters : i;
+#if defined(__SANITIZE_THREAD__)
+    if (i > 0) allocate_shared();  // of every cluster its own, else blocks would race for it that never meet on a GPU
+#endif
     run_cluster(static_cast<unsigned>(cluster * configuration.cluster));
     machine.statistics.blocks += configuration.cluster;
   }
+  acquire_from(&machine.argument);
   machine.statistics.launches += 1;
 }
 
-inline void* shared_memory() { return machine.shared[machine.current->rank]; }
+inline void* shared_memory() {
+  const Unseen unseen;
+  return machine.shared[machine.current->rank];
+}
 
-inline void wait(State state, const char* file, int line) {
+CUDA_ON_CPU_UNSEEN void wait(State state, const char* file, int line) {
   Fiber& fiber = *machine.current;
   fiber.state = state;
   fiber.file = file;
@@ -219,7 +234,22 @@ inline void wait(State state, const char* file, int line) {
   leave_fiber();
 }
 
-inline uint64_t meet_warp(WarpOp op, unsigned mask, uint64_t value, int argument, const char* file, int line) {
+// An address of its own for every warp, block or cluster: what its threads release and acquire where they meet.
+inline void* meeting_place(State state) {
+  const Unseen unseen;
+  if (state == State::kAtClusterBarrier) return &machine;
+  const Fiber& fiber = *machine.current;
+  if (state == State::kAtBlockBarrier) return machine.shared[fiber.rank];
+  return machine.fibers[fiber.rank * machine.configuration.threads + fiber.thread / kWarpSize * kWarpSize].get();
+}
+inline void meet(State state, const char* file, int line) {
+  void* const place = meeting_place(state);
+  release_to(place);
+  wait(state, file, line);
+  acquire_from(place);
+}
+
+CUDA_ON_CPU_UNSEEN uint64_t meet_warp(WarpOp op, unsigned mask, uint64_t value, int argument, const char* file, int line) {
   Fiber& fiber = *machine.current;
   fiber.op = op;
   fiber.mask = mask;
@@ -229,27 +259,32 @@ inline uint64_t meet_warp(WarpOp op, unsigned mask, uint64_t value, int argument
   return machine.current->result;
 }
 
-inline unsigned cluster_rank() { return machine.current->rank; }
+CUDA_ON_CPU_UNSEEN unsigned cluster_rank() { return machine.current->rank; }
 inline void cluster_sync(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-  wait(State::kAtClusterBarrier, file, line);
+  meet(State::kAtClusterBarrier, file, line);
+}
+inline const char* shared_memory_of(unsigned rank) {
+  const Unseen unseen;
+  if (rank < machine.configuration.cluster) return machine.shared[rank];
+  fail("cluster_load from a block outside the cluster", *machine.current);
+  return machine.shared[machine.current->rank];
 }
 template <class A>
 A cluster_load(const A* own, unsigned rank) {
-  if (rank >= machine.configuration.cluster) {
-    fail("cluster_load from a block outside the cluster", *machine.current);
-    return A(0);
-  }
   const char* const base = static_cast<const char*>(shared_memory());
-  return *reinterpret_cast<const A*>(machine.shared[rank] + (reinterpret_cast<const char*>(own) - base));
+  return *reinterpret_cast<const A*>(shared_memory_of(rank) + (reinterpret_cast<const char*>(own) - base));
 }
 
 }  // namespace cuda_on_cpu
 
 inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-  cuda_on_cpu::wait(cuda_on_cpu::State::kAtBlockBarrier, file, line);
+  cuda_on_cpu::meet(cuda_on_cpu::State::kAtBlockBarrier, file, line);
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  void* const place = cuda_on_cpu::meeting_place(cuda_on_cpu::State::kAtWarp);
+  cuda_on_cpu::release_to(place);
   cuda_on_cpu::meet_warp(cuda_on_cpu::WarpOp::kSync, mask, 0, 0, file, line);
+  cuda_on_cpu::acquire_from(place);
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {

@@ -22,7 +22,20 @@
 #define CUDA_ON_CPU_USES_UCONTEXT 0
 #endif
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
+#endif
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+extern "C" {
+void AnnotateIgnoreReadsBegin(const char*, int);
+void AnnotateIgnoreReadsEnd(const char*, int);
+void AnnotateIgnoreWritesBegin(const char*, int);
+void AnnotateIgnoreWritesEnd(const char*, int);
+}
+#define CUDA_ON_CPU_UNSEEN inline __attribute__((no_sanitize("thread"), noinline))
+#else
+#define CUDA_ON_CPU_UNSEEN inline
 #endif
 
 #define __global__
@@ -48,7 +61,11 @@ namespace cuda_on_cpu {
 
 constexpr size_t kStackBytes = 256 << 10;
 constexpr size_t kPage = 4096;
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kGuardBytes = 0;  // AddressSanitizer sees the overrun itself, where the allocation ends
+#else
 constexpr size_t kGuardBytes = 256;
+#endif
 constexpr unsigned char kGuard = 0xA5;
 constexpr int kWarpSize = 32;
 
@@ -70,6 +87,7 @@ struct Fiber {
   uint64_t value = 0, result = 0;
   const char* file = "";
   int line = 0;
+  void* tsan = nullptr;  // ThreadSanitizer's view of it: a thread of its own
 };
 
 struct Configuration {
@@ -104,8 +122,39 @@ struct Machine {
 #endif
   const void* scheduler_stack = nullptr;  // for AddressSanitizer
   size_t scheduler_stack_bytes = 0;
+  void* scheduler_tsan = nullptr;
 };
 inline thread_local Machine machine;
+
+// ThreadSanitizer takes every fiber for a thread and is told what orders them: the barriers, and the begin and end of a launch;
+// neither switching nor a shuffle. What this header itself reads and writes on behalf of a fiber is none of its business.
+inline void release_to(void* place) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_release(place);
+#endif
+  (void)place;
+}
+inline void acquire_from(void* place) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_acquire(place);
+#endif
+  (void)place;
+}
+struct Unseen {
+#if defined(__SANITIZE_THREAD__)
+  Unseen() {
+    AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+    AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+  }
+  ~Unseen() {
+    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+    AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+  }
+  Unseen(const Unseen&) = delete;
+#else
+  Unseen() {}
+#endif
+};
 
 // ------------------------------------------------------------------------------------------------------------------- fibers
 #if !CUDA_ON_CPU_USES_UCONTEXT
@@ -118,11 +167,14 @@ __attribute__((naked, noinline)) inline void switch_stack(void** /*save*/, void*
 }
 #endif
 
-inline void leave_fiber(bool for_good = false) {
+CUDA_ON_CPU_UNSEEN void leave_fiber(bool for_good = false) {
   Fiber* const fiber = machine.current;
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(for_good ? nullptr : &fake_stack, machine.scheduler_stack, machine.scheduler_stack_bytes);
+#endif
+#if defined(__SANITIZE_THREAD__)
+  __tsan_switch_to_fiber(machine.scheduler_tsan, __tsan_switch_to_fiber_no_sync);
 #endif
 #if CUDA_ON_CPU_USES_UCONTEXT
   swapcontext(&fiber->context, &machine.scheduler);
@@ -135,16 +187,21 @@ inline void leave_fiber(bool for_good = false) {
   (void)for_good;
 }
 
-inline void fiber_main() {
+CUDA_ON_CPU_UNSEEN void fiber_main() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &machine.scheduler_stack, &machine.scheduler_stack_bytes);
 #endif
+  acquire_from(&machine.entry);
   machine.entry(machine.argument);
+  release_to(&machine.argument);
   machine.current->state = State::kDone;
   leave_fiber(true);
 }
 
 inline void prepare(Fiber& fiber, size_t index) {
+#if defined(__SANITIZE_THREAD__)
+  if (fiber.tsan == nullptr) fiber.tsan = __tsan_create_fiber(0);
+#endif
   if (fiber.stack == nullptr) {
     void* const memory =
         mmap(nullptr, kStackBytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -152,6 +209,9 @@ inline void prepare(Fiber& fiber, size_t index) {
     fiber.stack = static_cast<char*>(memory);
     mprotect(fiber.stack, kPage, PROT_NONE);  // running off the stack faults
   }
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(fiber.stack + kPage, kStackBytes);  // the frames of the run before, which never returned
+#endif
 #if CUDA_ON_CPU_USES_UCONTEXT
   (void)index;
   getcontext(&fiber.context);
@@ -172,7 +232,7 @@ inline void prepare(Fiber& fiber, size_t index) {
   fiber.line = 0;
 }
 
-inline void resume(Fiber& fiber) {
+CUDA_ON_CPU_UNSEEN void resume(Fiber& fiber) {
   machine.current = &fiber;
   threadIdx = {fiber.thread, 0, 0};
   blockIdx.x = machine.first_block + fiber.rank;
@@ -180,6 +240,9 @@ inline void resume(Fiber& fiber) {
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack;
   __sanitizer_start_switch_fiber(&fake_stack, fiber.stack + kPage, kStackBytes);
+#endif
+#if defined(__SANITIZE_THREAD__)
+  __tsan_switch_to_fiber(fiber.tsan, __tsan_switch_to_fiber_no_sync);
 #endif
 #if CUDA_ON_CPU_USES_UCONTEXT
   swapcontext(&machine.scheduler, &fiber.context);

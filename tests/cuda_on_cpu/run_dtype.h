@@ -38,10 +38,15 @@ struct CpuLauncher {
 
 template <class T>
 void run_on_cpu(const CpuRun& run) {
+#if defined(CUDA_ON_CPU_LEFT_OUT)
+  (void)run;
+  throw std::runtime_error("the kernels of this dtype were left out of the build");
+#else
   CpuLauncher launcher{run};
   Dispatch<T, CpuLauncher> dispatch(*run.problem, *run.plan, *run.operands, launcher);
   dispatch.run();
   if (!dispatch.launched()) throw std::runtime_error("the planner chose a kernel that is not compiled");
+#endif
 }
 
 }  // namespace ppcr::cuda

@@ -1,0 +1,154 @@
+// Runs the CUDA kernels on the CPU, a fiber per CUDA thread, over edge shapes: forward and backward of every mode and layout, under
+// two schedules. Built and run by tools/sanitize.py under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+//   cuda_kernels           the cases; prints how many
+//   cuda_kernels FAULT     a fault that the sanitizer must report: overrun, shared, misaligned, race, blocks
+// clang-format off: the kernels need what cuda_on_cpu.h defines
+#include "../cuda_on_cpu/cuda_on_cpu.h"
+#include "../../csrc/cuda/dispatch.cuh"
+// clang-format on
+#include "../cuda_on_cpu/run.h"
+#include "operands.h"
+
+using namespace ppcr::cuda;
+
+namespace {
+
+struct Case {
+  Sizes sizes;
+  bool pixel_major;
+  const char* forced;
+};
+
+template <class T>
+void check(const Case& wanted, Mode mode, bool backward, const std::string& fault = "") {
+  const Sizes& sizes = wanted.sizes;
+  const bool gate = mode == Mode::kGate;
+  const int64_t per_pixel = sizes.images * sizes.pixels, count = per_pixel * sizes.channels;
+  const int64_t offset = fault == "misaligned";
+  const ppcr::Pooling pooling = pooling_of(sizes);
+  Tensor<T> x(count, offset), grad(gate ? per_pixel : count), extra_in(mode == Mode::kAddRelu ? count : 0);
+  Tensor<Acc<T>> weight(pooling.contexts), bias(1);
+  x.draw(1);
+  grad.draw(2);
+  extra_in.draw(3);
+  weight.draw(4);
+  bias.draw(5);
+
+  Problem problem;
+  problem.images = sizes.images;
+  problem.channels = sizes.channels;
+  problem.image_pixels = sizes.pixels;
+  problem.pixel_major = wanted.pixel_major;
+  problem.element_size = sizeof(T);
+  problem.mode = mode;
+  problem.backward = backward;
+  problem.pooling = &pooling;
+  DeviceLimits device;
+  device.max_cluster = 8;
+  device.shared_bytes = 227 << 10;
+  Plan plan = make_plan(problem, device, *wanted.forced != 0 ? wanted.forced : nullptr);
+  if (!plan.error.empty()) {
+    std::fprintf(stderr, "%s\n", plan.error.c_str());
+    std::exit(2);
+  }
+  if (fault == "shared") plan.shared_bytes -= 16;
+
+  const int64_t outputs = (gate && !backward ? per_pixel : count) - (fault == "overrun");
+  const bool two_outputs = backward && mode == Mode::kAddRelu;
+  Tensor<T> out[2] = {Tensor<T>(outputs), Tensor<T>(outputs)};
+  Tensor<T> extra_out[2] = {Tensor<T>(two_outputs ? count : 0), Tensor<T>(two_outputs ? count : 0)};
+  for (int run = 0; run < 2; ++run) {
+    Tensor<Acc<T>> partials(backward ? plan.partial_count * (pooling.contexts + 1) : 0);
+    partials.fill_with_nan();
+    Operands operands;
+    operands.x = x.data();
+    operands.grad = backward ? grad.data() : nullptr;
+    operands.extra_in = mode == Mode::kAddRelu ? extra_in.data() : nullptr;
+    operands.out = out[run].fill_with_nan().data();
+    operands.extra_out = two_outputs ? extra_out[run].fill_with_nan().data() : nullptr;
+    operands.eps = 1e-5;
+    operands.weight = {weight.data(), Parameter::kWide};
+    operands.bias = {bias.data(), Parameter::kWide};
+    operands.partials = backward ? partials.data() : nullptr;
+    Tensor<Acc<T>> dweight(pooling.contexts), dbias(1);
+    operands.dweight = dweight.fill_with_nan().data();
+    operands.dbias = dbias.fill_with_nan().data();
+    CpuRun call{&problem, &plan, &operands, run == 0 ? 0u : 7u, 0};
+    run_on_cpu<T>(call);
+    if (backward) expect(dweight.finite() && dbias.finite(), "gradients of the parameters");
+  }
+  const std::string what =
+      std::to_string(sizes.images) + " x " + std::to_string(sizes.channels) + " x " + std::to_string(sizes.pixels);
+  expect(out[0].finite() && extra_out[0].finite(), what + " is not finite");
+  expect(out[0].same_bits(out[1]) && extra_out[0].same_bits(extra_out[1]), what + " depends on the order of threads");
+}
+
+// Channel-major: planes whose rows straddle vectors, tails, clusters, single elements, channels beyond the registers, unequal bins;
+// pixel-major with lanes that share a pixel, with a tail of lanes and of pixels; and the walk that takes any channels.
+const Case kCases[] = {
+    {{2, 64, 49, {1, 2, 4}}, false, ""},
+    {{1, 64, 256, {1, 2, 4}}, false, "q=96,groups=2,cluster=2"},
+    {{1, 64, 256, {1, 2, 4}}, false, "groups=1,cluster=8"},
+    {{1, 64, 37, {1, 2, 4}}, false, "vector=1,q=37,groups=4"},
+    {{1, 600, 16, {1, 2, 4}}, false, "groups=4,cluster=1"},
+    {{1, 600, 16, {1, 3, 7}}, false, "groups=4,cluster=1"},
+    {{2, 7, 9, {2, 3}}, false, ""},
+    {{1, 67, 12, {1, 2, 4, 8, 16, 32}}, false, ""},
+    {{2, 64, 49, {1, 2, 4}}, true, ""},
+    {{1, 96, 11, {1, 2, 4}}, true, ""},
+    {{3, 30, 16, {1, 2, 4}}, true, ""},
+    {{5, 64, 1, {64}}, true, ""},
+    {{1, 5, 1, {1, 2, 4}}, true, ""},
+};
+
+template <class T>
+int check_all() {
+  int runs = 0;
+  for (const Case& wanted : kCases)
+    for (const Mode mode : {Mode::kScale, Mode::kAddRelu, Mode::kGate})
+      for (const bool backward : {false, true}) {
+        check<T>(wanted, mode, backward);
+        ++runs;
+      }
+  return runs;
+}
+
+// Kernels of which one lacks a barrier, and one has two blocks write the same element.
+void race_in_a_block(float* out, bool barrier) {
+  PPCR_SHARED(memory);
+  float* const values = reinterpret_cast<float*>(memory);
+  values[threadIdx.x] = float(threadIdx.x);
+  if (barrier) __syncthreads();
+  out[threadIdx.x] = values[threadIdx.x ^ 33];
+}
+void run_race(bool barrier) {
+  Tensor<float> out(64);
+  cuda_on_cpu::Configuration configuration;
+  configuration.threads = 64;
+  configuration.shared_bytes = 64 * sizeof(float);
+  cuda_on_cpu::launch(configuration, [&] { race_in_a_block(out.data(), barrier); });
+}
+void run_race_of_blocks() {
+  Tensor<float> out(64);
+  cuda_on_cpu::Configuration configuration;
+  configuration.blocks = 2;
+  configuration.threads = 32;
+  cuda_on_cpu::launch(configuration, [&] { out.data()[blockIdx.x + threadIdx.x] = 1; });
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const std::string fault = count > 1 ? arguments[1] : "";
+  if (fault == "race") {
+    run_race(false);
+  } else if (fault == "blocks") {
+    run_race_of_blocks();
+  } else if (!fault.empty()) {
+    for (const bool pixel_major : {false, true}) check<float>({{2, 64, 16, {1, 2, 4}}, pixel_major, ""}, Mode::kScale, true, fault);
+  } else {
+    run_race(true);
+    const int runs = check_all<float>() + check_all<ppcr::cuda::BFloat16>();
+    std::printf("%d cases of the CUDA kernels, %.1f M CUDA threads\n", runs, double(cpu_statistics.threads) / 1e6);
+  }
+}

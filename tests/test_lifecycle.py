@@ -1,0 +1,215 @@
+"""Threads, forks, the interpreter's end, leaks, memory: how the library behaves in a program that lives long."""
+
+import gc
+import subprocess
+import sys
+import threading
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import to_layout
+
+import ppcr_ext
+
+ROOT = Path(ppcr_ext.__file__).parents[1]
+OVERHEAD = (
+    256 << 10
+)  # bytes beside outputs: a share of dweight and dbias per chunk (at most 256 of 65 doubles), and the allocator's own
+
+
+def step(x, w, b, grad):
+    y = ppcr_ext.ppcr(x, w, b, backend="native")
+    return y.detach(), *torch.autograd.grad(y, (x, w, b), grad)
+
+
+def inputs(*shape, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x, w, b, grad = (torch.randn(size, generator=g) for size in (shape, (7,), (1,), shape))
+    return x.requires_grad_(), w.requires_grad_(), b.requires_grad_(), grad
+
+
+def call(program, **options):
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+def test_many_threads_at_once():
+    """Sixteen Python threads, each on inputs of its own, get the bits of one."""
+    problems = [inputs(3, 24, 17, 5, seed=i) for i in range(16)]
+    expected = [step(*p) for p in problems]
+    wrong, barrier = [], threading.Barrier(len(problems))
+
+    def work(i):
+        barrier.wait()
+        for _ in range(20):
+            if not all(torch.equal(a, b) for a, b in zip(step(*problems[i]), expected[i], strict=True)):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(problems))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+FIRST_CALLS = """
+import threading, torch, ppcr_ext
+barrier, results = threading.Barrier(8), []
+def work():
+    barrier.wait()
+    results.append(ppcr_ext.ppcr(torch.ones(2, 4, 3), torch.zeros(7), backend="native"))
+threads = [threading.Thread(target=work) for _ in range(8)]
+[t.start() for t in threads], [t.join() for t in threads]
+assert len(results) == 8 and all(torch.equal(r, torch.full((2, 4, 3), 0.5)) for r in results)
+"""
+
+
+def test_first_calls_at_once():
+    """Whatever is set up by the first call is set up once."""
+    call(FIRST_CALLS)
+
+
+FORK = """
+import torch, ppcr_ext
+from torch.utils.data import DataLoader, Dataset
+
+class Pixels(Dataset):
+    def __len__(self): return 8
+    def __getitem__(self, i):
+        return ppcr_ext.ppcr(torch.full((1, 8, 4, 4), float(i)), torch.zeros(7), backend="native")
+
+if __name__ == "__main__":
+    layer = ppcr_ext.PPCR(8)
+    layer(torch.randn(64, 8, 64, 64)).sum().backward()  # threads run before the fork
+    loader = DataLoader(Pixels(), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
+    means = sorted(float(batch.mean()) for batch in loader)
+    assert means == [0.25, 1.25, 2.25, 3.25], means
+    layer(torch.randn(64, 8, 64, 64)).sum().backward()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork")
+def test_data_loader_workers():
+    """Forked after use, on several threads: workers run on one thread, as torch sets them up."""
+    call(FORK)
+
+
+def test_interpreter_ends_with_live_graphs():
+    """Daemon threads apart: one that is inside an operator then aborts the process under torch's own operators, too."""
+    program = """
+import torch, ppcr_ext
+x = torch.randn(2, 8, 9, requires_grad=True)
+layer = ppcr_ext.PPCR(8)
+kept = [layer(x).sum() for _ in range(100)]
+cycle = []
+cycle.append((cycle, layer(x)))
+print("end")
+"""
+    assert call(program) == "end"
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux")
+def test_no_leak_in_10000_calls():
+    problem = inputs(2, 8, 6, 5)
+
+    def calls(count):
+        for _ in range(count):
+            step(*problem)
+            ppcr_ext.ppcr_gate(problem[0], problem[1])
+            with pytest.raises(ValueError, match="levels"):
+                ppcr_ext.ppcr(problem[0], problem[1], levels=(9,))
+
+    calls(1000)
+    gc.collect()
+    tracemalloc.start()
+    calls(100)
+    before, resident = tracemalloc.get_traced_memory()[0], resident_bytes()
+    calls(9900)
+    gc.collect()
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 64 << 10
+    assert resident_bytes() - resident < 8 << 20  # a leak of x's 1,920 bytes a call would be 19 MB
+
+
+PEAK = """
+import torch, ppcr_ext
+torch.set_num_threads(2)
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+
+def measure(name, tensors):
+    function = getattr(torch.ops.ppcr_ext, name)
+    call = lambda tensors: function(*tensors, w, b, (1, 2, 4), 1e-5)
+    call([t[:1, :, :9, :9].clone() for t in tensors])  # the pages of its code
+    open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts anew
+    before = peak()
+    result = call(tensors)
+    outputs = sum(t.numel() * t.element_size() for t in (result if isinstance(result, tuple) else (result,)))
+    print(name, peak() - before - outputs, outputs)
+
+w, b = torch.randn(7), torch.randn(1)
+gate_grad = torch.ones(8, 1, 128, 128)
+for memory_format in (torch.contiguous_format, torch.channels_last):
+    x, ones = (t.contiguous(memory_format=memory_format) for t in (torch.randn(8, 64, 128, 128), torch.ones(8, 64, 128, 128)))
+    for name, tensors in {
+        "ppcr": [x], "ppcr_gate": [x], "ppcr_add_relu": [x, ones],
+        "ppcr_backward": [ones, x], "ppcr_gate_backward": [gate_grad, x], "ppcr_add_relu_backward": [ones, x, ones],
+    }.items():
+        measure(name, tensors)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux")
+def test_peak_memory_is_the_outputs():
+    """The resident high-water mark of a call: its outputs (33.5 MB, the gate 0.5 MB, backward of add_relu 67 MB), and next to nothing
+    beside them."""
+    lines = [line.split() for line in call(PEAK).splitlines()]
+    print(*lines, sep="\n")
+    assert len(lines) == 12
+    for name, extra, outputs in lines:
+        assert int(extra) < OVERHEAD, (name, extra, outputs)  # below 0: memory that was freed before and is used again
+
+
+def test_one_pixel_one_channel_a_bin_and_many_channels():
+    for channels in (4, 65536):
+        case = inputs(2, channels, 1, 1)
+        y, dx, _, _ = step(*case)
+        expected = ppcr_ext.ppcr(case[0].double(), case[1].double(), case[2].double(), backend="reference")
+        assert torch.allclose(y.double(), expected, rtol=1e-4, atol=1e-5)
+        assert dx.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["channel-major", "pixel-major"])
+def test_more_than_2_to_the_31_elements(layout):
+    """float16, 4.3 GB each for x and the output, forward and backward: the last pixels are right, where 32-bit offsets would wrap."""
+    samples, channels, side = 2, 64, 4100
+    count = samples * channels * side * side
+    assert count > 2**31
+    torch.set_num_threads(2)
+    shape = (samples, side, side, channels) if layout == "pixel-major" else (samples, channels, side, side)
+    x = torch.zeros(shape, dtype=torch.float16)
+    x = x.permute(0, 3, 1, 2) if layout == "pixel-major" else x
+    tail = to_layout(torch.randn(1, channels, 3, 50).half() + 1.5, layout)
+    x[-1:, :, -3:, -50:] = tail
+    w, b = torch.randn(7), torch.randn(1)
+    y = torch.ops.ppcr_ext.ppcr(x, w, b, (1, 2, 4), 1e-5)
+    expected = ppcr_ext.ppcr(tail, w, b, backend="native")
+    assert torch.equal(y[-1:, :, -3:, -50:], expected)
+    assert not y[0, :, :3].any()
+    del y
+    dx, dw, db = torch.ops.ppcr_ext.ppcr_backward(x, x, w, b, (1, 2, 4), 1e-5)
+    expected_dx, expected_dw, expected_db = torch.ops.ppcr_ext.ppcr_backward(tail, tail, w, b, (1, 2, 4), 1e-5)
+    assert torch.equal(dx[-1:, :, -3:, -50:], expected_dx)
+    assert torch.allclose(dw, expected_dw, rtol=1e-4)
+    assert torch.allclose(db, expected_db, rtol=1e-4)

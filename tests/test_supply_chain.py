@@ -1,0 +1,75 @@
+"""What the package does not do: touch the network, unpickle what it did not write. And one version everywhere."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ppcr_ext
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(ppcr_ext.__file__).parent
+
+OFFLINE = """
+import sys
+def audit(event, arguments):
+    if event.startswith(("socket.", "urllib.", "http.", "ftplib.", "smtplib.")) and event not in ("socket.__new__", "socket.gethostname"):
+        raise RuntimeError(f"the network was touched: {event} {arguments}")
+sys.addaudithook(audit)
+import runpy, torch, ppcr_ext
+layer = ppcr_ext.PPCR(8)
+x = torch.randn(2, 8, 5, 5, requires_grad=True)
+layer(x).sum().backward()
+layer.add_relu(x, x)
+layer.gate(x)
+runpy.run_module("ppcr_ext", run_name="__main__")
+"""
+
+
+def test_no_network_at_import_and_run_time():
+    done = subprocess.run([sys.executable, "-c", OFFLINE], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert ppcr_ext.__version__ in done.stdout
+    touched = OFFLINE + "import socket; socket.create_connection(('127.0.0.1', 9), 1)\n"
+    done = subprocess.run([sys.executable, "-c", touched], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=300)
+    assert "the network was touched" in done.stderr
+
+
+def python_files():
+    folders = [PACKAGE, *(ROOT / name for name in ("benchmarks", "tools", "examples", "tests"))]
+    return sorted({path for folder in folders if folder.is_dir() for path in folder.rglob("*.py")})
+
+
+@pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="needs a checkout")
+def test_pickles_are_loaded_with_weights_only():
+    """torch.load says weights_only=True, and pickle itself is only used by tests of pickling."""
+    files = python_files()
+    assert len(files) > 30
+    for path in files:
+        tree = ast.parse(path.read_text(), str(path))
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            where = f"{path}:{node.lineno}: {name}"
+            if name in ("torch.load", "load_state_dict_from_url"):
+                keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert keywords.get("weights_only") == "True", where
+            if name in ("pickle.load", "pickle.loads", "joblib.load") or name.endswith("hub.load"):
+                assert path.parent == ROOT / "tests", where
+
+
+@pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="needs a checkout")
+def test_one_version():
+    """It stands in pyproject.toml; everything else reads it there."""
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert ppcr_ext.__version__ == version
+    assert re.search(rf"^## {re.escape(version)}", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    for path in [*PACKAGE.glob("*.py"), ROOT / "setup.py"]:
+        assert f'"{version}"' not in path.read_text(), path
+    pins = [line for f in ("dev", "torch", "minimal") for line in (ROOT / "requirements" / f"{f}.txt").read_text().splitlines()]
+    loose = [line for line in pins if line and not line.startswith("#") and not re.fullmatch(r"[\w.\-]+==[\w.]+", line)]
+    assert not loose, f"not pinned exactly: {loose}"

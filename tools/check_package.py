@@ -1,0 +1,141 @@
+"""Builds the package as it is published and checks what a user gets: ``python tools/check_package.py [another python ...]``.
+
+The sdist, and from it the wheel, go to dist/. Then: metadata (twine), the files in both, one version everywhere, types for a consumer
+(mypy --strict); the wheel installed and run with this Python and with every other one named (each with a PyTorch of its own); the sdist
+installed where no compiler exists. Exit status 1 with a sentence where something is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DIST, WORK = ROOT / "dist", ROOT / "build" / "package"
+
+SMOKE = """
+import sys, torch, ppcr_ext
+wanted = sys.argv[1]
+assert ppcr_ext.available_backends()[0] == wanted, ppcr_ext.backends()
+layer = ppcr_ext.PPCR(8)
+x = torch.randn(2, 8, 5, 7, requires_grad=True)
+layer(x).sum().backward()
+assert torch.allclose(layer(x), x / 2) and layer.weight.grad.shape == (7,)
+print(f"ppcr_ext {ppcr_ext.__version__} runs its {wanted} backend with PyTorch {torch.__version__}: {ppcr_ext.__file__}")
+"""
+
+CONSUMER = """
+import torch
+import ppcr_ext
+
+layer: torch.nn.Module = ppcr_ext.PPCR(8, levels=(1, 2, 4), init_gate=0.9)
+x = torch.zeros(1, 8, 3, 3)
+y: torch.Tensor = ppcr_ext.ppcr(x, torch.zeros(7), torch.zeros(1), backend="native")
+z: torch.Tensor = ppcr_ext.ppcr_add_relu(x, x, torch.zeros(7))
+g: torch.Tensor = ppcr_ext.ppcr_gate(x, torch.zeros(7), levels=[1, 2, 4], eps=1e-5)
+names: tuple[str, ...] = ppcr_ext.available_backends()
+reasons: dict[str, str] = ppcr_ext.backends()
+version: str = ppcr_ext.__version__
+"""
+WRONG_CONSUMER = "import ppcr_ext\nppcr_ext.PPCR('eight')\n"
+
+
+def call(*command: str, **environment: str | None) -> str:
+    settings = {k: v for k, v in (os.environ | {"PPCR_BUILD_CUDA": "0"} | environment).items() if v is not None}
+    done = subprocess.run(list(command), cwd=WORK, env=settings, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}\nfailed:\n{done.stdout[-6000:]}{done.stderr[-6000:]}")
+    return done.stdout + done.stderr
+
+
+def expect(what: str, found: object, wanted: object) -> None:
+    if found == wanted:
+        return
+    if isinstance(found, set) and isinstance(wanted, set):
+        raise SystemExit(f"{what}: lacks {sorted(wanted - found)}, holds besides {sorted(found - wanted)}")
+    raise SystemExit(f"{what}: {found!r} instead of {wanted!r}")
+
+
+def tracked(*folders: str) -> set[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *folders],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return {line for line in listed.splitlines() if (ROOT / line).exists()}
+
+
+def build() -> tuple[Path, Path]:
+    shutil.rmtree(DIST, ignore_errors=True)
+    call(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(DIST), str(ROOT))
+    call(sys.executable, "-m", "twine", "check", "--strict", *map(str, DIST.iterdir()))
+    (sdist,), (wheel,) = DIST.glob("*.tar.gz"), DIST.glob("*.whl")
+    return sdist, wheel
+
+
+def check_contents(sdist: Path, wheel: Path) -> None:
+    sources = {f"ppcr_ext/{name}" for name in tracked("csrc")}
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        metadata = next(archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    expect("the wheel", names, sources | tracked("ppcr_ext") | {"ppcr_ext/_build.json", "ppcr_ext/_cpu.abi3.so"})
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames() if not archive.getmember(name).isdir()}
+    generated = {name for name in names if name == "PKG-INFO" or name == "setup.cfg" or name.startswith("ppcr_ext.egg-info/")}
+    wanted = tracked("ppcr_ext", "csrc", "tests", "tools") | tracked("*.md", "LICENSE", "pyproject.toml", "setup.py", "MANIFEST.in")
+    expect("the sdist", names - generated, {name for name in wanted if not name.startswith(("docs/", "benchmarks/", "examples/"))})
+
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert version is not None
+    expect("Version of the wheel", re.findall(r"^Version: (.+)$", metadata, re.M), [version[1]])
+    expect("name of the wheel", wheel.name.split("-")[:4], ["ppcr_ext", version[1], "cp310", "abi3"])
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    if version[1] not in headings and headings[:1] != ["Unreleased"]:
+        raise SystemExit(f"CHANGELOG.md has no section on {version[1]}")
+
+
+def check_types(site: Path) -> None:
+    for name, text, passes in (("consumer.py", CONSUMER, True), ("wrong.py", WRONG_CONSUMER, False)):
+        (WORK / name).write_text(text)
+        command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", str(WORK / "mypy"), name]
+        done = subprocess.run(command, cwd=WORK, env=os.environ | {"MYPYPATH": str(site)}, capture_output=True, text=True)
+        expect(f"mypy --strict of {name} ({done.stdout.strip()[-500:]})", done.returncode == 0, passes)
+
+
+def install(python: str, what: Path, site: Path, **environment: str | None) -> str:
+    pip = [python, "-m", "pip", "install", "-v", "--disable-pip-version-check", "--no-input", "--no-deps", "--no-index"]
+    return call(*pip, "--no-build-isolation", "--target", str(site), str(what), **environment)
+
+
+def main() -> None:
+    shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir(parents=True)
+    sdist, wheel = build()
+    check_contents(sdist, wheel)
+    for i, python in enumerate([sys.executable, *(str(Path(p).absolute()) for p in sys.argv[1:])]):
+        site = WORK / f"wheel{i}"
+        install(python, wheel, site)
+        print(call(python, "-c", SMOKE, "native", PYTHONPATH=str(site)).strip())
+    check_types(WORK / "wheel0")
+    empty = WORK / "bin"
+    empty.mkdir()
+    no_compiler = {"PATH": str(empty), "CXX": None, "TORCH_EXTENSIONS_DIR": str(WORK / "cache")}
+    said = install(sys.executable, sdist, WORK / "pure", **no_compiler)
+    if "ppcr_ext: CPU kernels: not built: no C++ compiler" not in said:
+        raise SystemExit(f"the sdist, installed without a compiler, did not say so:\n{said[-3000:]}")
+    said = call(sys.executable, "-c", SMOKE, "reference", PYTHONPATH=str(WORK / "pure"), **no_compiler)
+    if "runs its slow PyTorch reference for cpu tensors: the extension is not built (no C++ compiler" not in said:
+        raise SystemExit(f"the pure-Python package did not say why it is slow:\n{said}")
+    print(f"{sdist.name}, {wheel.name}: contents, metadata, types and installations are as they should be")
+
+
+if __name__ == "__main__":
+    main()
