@@ -202,7 +202,7 @@ def test_a_busy_neighbour_is_noticed(result):
 
 def run(monkeypatch, tmp_path, *arguments: str) -> int:
     monkeypatch.setattr(inputs, "sweep_cases", lambda: [small_case("one"), small_case("two")])
-    return command.main(["--shapes", "--rounds", "2", "--no-compile", "--out", str(tmp_path), *arguments])
+    return command.main(["shapes", "--rounds", "2", "--no-compile", "--out", str(tmp_path), *arguments])
 
 
 def test_the_command_measures_prints_and_writes(monkeypatch, tmp_path, capsys):
