@@ -118,6 +118,7 @@ def suites(args: argparse.Namespace) -> int:
         rounds=args.rounds,
         limit=limit,
         draw=draw,
+        quick=args.quick,
         resuming=args.resume,
         against=args.compare,
     )

@@ -165,7 +165,12 @@ def _memory_table(rows: Sequence[Row]) -> str:
 def _scaling(path: Path) -> str:
     record = session.read(path)
     lines = [
-        [f"{fit.what}, {fit.direction}, {fit.threads} threads", fit.axis, f"{fit.exponent:.2f}", f"{fit.first} to {fit.last}"]
+        [
+            f"{fit.what}, {fit.direction}, {fit.threads} threads",
+            fit.axis,
+            f"{round(fit.exponent, 2) + 0.0:.2f}",
+            f"{fit.first} to {fit.last}",
+        ]
         for fit in scaling.fits(record.rows)
         if fit.what not in ("floor", "copy")
     ]

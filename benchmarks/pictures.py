@@ -70,7 +70,7 @@ def draw_scaling(rows: list[Row], out: Path, environment: dict[str, Any]) -> lis
                     continue
                 colour, marker = STYLES.get(what, ("#CC79A7", "*"))
                 fit = exponents.get((case, number, what, way))
-                exponent = f": {fit.exponent:.2f}" if fit else ""
+                exponent = f": {round(fit.exponent, 2) + 0.0:.2f}" if fit else ""
                 first = number == threads[0]
                 panel.plot(
                     *zip(*points, strict=True),
@@ -161,7 +161,7 @@ def _machine(rows: Sequence[Row], environment: dict[str, Any]) -> str:
     threads = " and ".join(map(str, sorted({row.threads for row in rows})))
     if environment["device"] != "cpu":
         return f"{environment['device']}, torch {environment['torch']}"
-    return f"{environment['cpu']}, {threads} threads, torch {environment['torch']}"
+    return f"{environment['cpu']}, {threads} {'thread' if threads == '1' else 'threads'}, torch {environment['torch']}"
 
 
 def _pyplot() -> Any:

@@ -62,6 +62,8 @@ def take(source: Path, results: Path = RESULTS) -> list[Path]:
         content = json.loads(path.read_text())
         if not content.get("complete", True):
             raise ValueError(f"{path} is incomplete: its run was interrupted (--resume finishes it)")
+        if content.get("settings", {}).get("quick"):
+            raise ValueError(f"{path} was measured with --quick, a first impression and no result")
         device = re.sub(r"[^a-z0-9]+", "-", content["environment"].get("device", "cpu").lower().removeprefix("nvidia ")).strip("-")
         target = results / device
         target.mkdir(parents=True, exist_ok=True)

@@ -100,6 +100,7 @@ def run(
     rounds: int,
     limit: float,
     draw: Draw,
+    quick: bool = False,
     resuming: bool = False,
     against: Path | None = None,
     measuring: Callable[..., Measured] = measure,
@@ -109,7 +110,7 @@ def run(
     older = compare.read(against) if against is not None else None  # before anything is measured or overwritten
     timing.keep_memory()
     backends, reasons = usable_backends(device)
-    record = Record(suite, files.environment(device), {"rounds": rounds, "seconds_per_group": limit})
+    record = Record(suite, files.environment(device), {"rounds": rounds, "seconds_per_group": limit, "quick": quick})
     where = out / suite
     env = record.environment
     print(f"{env['device']}, {env['cpu']} ({env['capability']}), torch {env['torch']}; backends: {', '.join(backends)}")
