@@ -135,7 +135,14 @@ def _speedup(grouped: dict[tuple[str, str], dict[tuple[str, str], Row]], path: P
             places, ratios = zip(*bars, strict=True) if bars else ((), ())
             panel.barh(places, ratios, height=0.24, color=STYLES[peer][0], label=NAMES[peer])
             for place, ratio in bars:
-                panel.text(ratio, place, f" {ratio:.1f}", va="center", fontsize=6.5)
+                panel.text(
+                    ratio,
+                    place,
+                    f" {ratio:.1f}",
+                    va="center",
+                    fontsize=6.5,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
+                )
         panel.axvline(1, color="black", linewidth=1)
         panel.set_title(TITLES[direction])
         panel.set_xlabel(f"times as long as {fused}")
