@@ -29,12 +29,13 @@ INSTALLED := $(VENV)/.installed-$(if $(TORCH),$(TORCH),pinned)
 BUILT := build/.built-$(if $(TORCH),$(TORCH),pinned)
 PACKAGED := build/.packaged
 
-.PHONY: help setup bench test test-slow test-property test-minimal test-abi package sanitize mutate cuda cuda-report gpu lint format clean
+.PHONY: help setup bench bench-full results test test-slow test-property test-minimal test-abi package sanitize mutate cuda \
+    cuda-report gpu lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 	@echo
-	@echo "variables: PYTHON=python3.12  TORCH=2.13.0  BENCH_ARGS='--shapes --rounds 50'  PYTEST_ARGS='-k gate'"
+	@echo "variables: PYTHON=python3.12  TORCH=2.13.0  BENCH_ARGS='shapes --rounds 50'  PYTEST_ARGS='-k gate'"
 
 setup: $(BUILT)  ## .venv with the pinned packages, and the extension built in place
 
@@ -53,6 +54,14 @@ $(BUILT): $(INSTALLED) $(NATIVE)
 
 bench: $(BUILT)  ## errors and speed on real feature maps beside plain PyTorch; files go to results/
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-full: $(BUILT)  ## operators, scaling and whole networks; BENCH_ARGS=--quick takes minutes
+	$(BIN)/python -m benchmarks operators $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks scaling $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks end-to-end $(BENCH_ARGS)
+
+results: $(BUILT)  ## take what was measured from results/ into benchmarks/results/ and write its tables into the README
+	$(BIN)/python -m benchmarks.render --take results
 
 test: $(BUILT)  ## all tests but the slow ones
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

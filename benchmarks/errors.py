@@ -41,16 +41,29 @@ TOLERANCES = {  # for the default levels; the half types lose one rounding of th
 
 @dataclass
 class Truth:
-    """The float64 results, and for the parameters the sum of absolute terms (``[L + 1]``, bias last)."""
+    """The float64 results, and for the parameters the sum of absolute terms (``[L + 1]``, bias last).
+
+    ``dx_scale`` stands for the gate alone, whose dx is a sum of terms that cancel; ``dresidual`` for add_relu alone.
+    """
 
     y: Tensor
     dx: Tensor
     parameters: Tensor
     scale: Tensor
+    dx_scale: Tensor | None = None
+    dresidual: Tensor | None = None
 
 
-def truth(x: Tensor, gy: Tensor, weight: Tensor, bias: Tensor, levels: tuple[int, ...]) -> Truth:
-    """The formulas and their gradients by hand, in float64."""
+def truth(
+    x: Tensor,
+    gy: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    levels: tuple[int, ...],
+    operator: str = "ppcr",
+    residual: Tensor | None = None,
+) -> Truth:
+    """The formulas of ppcr, gate or add_relu and their gradients by hand, in float64."""
     x, gy, weight, bias = (t.detach().double().contiguous() for t in (x, gy, weight, bias))
     edges = [edge for level in levels for edge in bins(x.shape[1], level)]
     contexts = torch.stack([x[:, begin:end].mean(1) for begin, end in edges], 1)
@@ -60,15 +73,26 @@ def truth(x: Tensor, gy: Tensor, weight: Tensor, bias: Tensor, levels: tuple[int
     column = weight.view(-1, *[1] * (x.dim() - 2))
     gate = ((normalized * column).sum(1, keepdim=True) + bias).sigmoid()
 
-    dz = (gy * x).sum(1, keepdim=True) * gate * (1 - gate)
+    y = gate if operator == "gate" else x * gate
+    if residual is not None:
+        y = (y + residual.detach().double()).relu()
+        gy = torch.where(y <= 0, 0, gy)
+    dgate = gy if operator == "gate" else (gy * x).sum(1, keepdim=True)
+    dz = dgate * gate * (1 - gate)
     dn = dz * column
     dt = dn - dn.mean(1, keepdim=True) - normalized * (dn * normalized).mean(1, keepdim=True)
     dt = dt / deviation
-    dx = gy * gate
+    dx = torch.zeros_like(x) if operator == "gate" else gy * gate
+    dx_scale = torch.zeros_like(x) if operator == "gate" else None
     for context, (begin, end) in enumerate(edges):
         dx[:, begin:end] += dt[:, context : context + 1] / (end - begin)
+    if dx_scale is not None:
+        largest = column.abs() + column.abs().mean() + normalized.abs() * (column * normalized).abs().mean(1, keepdim=True)
+        largest = largest * dz.abs() / deviation
+        for context, (begin, end) in enumerate(edges):
+            dx_scale[:, begin:end] += largest[:, context : context + 1] / (end - begin)
     terms = torch.cat([dz * normalized, dz], 1).movedim(1, 0).flatten(1)
-    return Truth(x * gate, dx, terms.sum(1), terms.abs().sum(1))
+    return Truth(y, dx, terms.sum(1), terms.abs().sum(1), dx_scale, gy if residual is not None else None)
 
 
 def measure(layer: Layer, x: Tensor, gy: Tensor, weight: Tensor, bias: Tensor, exact: Truth) -> Errors:
@@ -77,15 +101,16 @@ def measure(layer: Layer, x: Tensor, gy: Tensor, weight: Tensor, bias: Tensor, e
     y = layer(*leaves)
     dx, dweight, dbias = torch.autograd.grad(y, leaves, gy)
     return Errors(
-        _relative(y.detach(), exact.y),
-        _relative(dx, exact.dx),
+        relative(y.detach(), exact.y),
+        relative(dx, exact.dx),
         max(
-            _relative(dweight, exact.parameters[:-1], exact.scale[:-1]),
-            _relative(dbias, exact.parameters[-1:], exact.scale[-1:]),
+            relative(dweight, exact.parameters[:-1], exact.scale[:-1]),
+            relative(dbias, exact.parameters[-1:], exact.scale[-1:]),
         ),
     )
 
 
-def _relative(got: Tensor, exact: Tensor, scale: Tensor | None = None) -> float:
+def relative(got: Tensor, exact: Tensor, scale: Tensor | None = None) -> float:
+    """L2 norm of the difference over that of ``scale`` (the exact values where none is given)."""
     scale = exact if scale is None else scale
     return float((got.double() - exact).norm() / scale.norm().clamp_min(1e-300))

@@ -9,6 +9,7 @@ import platform
 import subprocess
 from dataclasses import asdict, fields
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,19 @@ from .report import summarize
 from .suite import ErrorRow, Result, Row
 
 
-def environment() -> dict[str, Any]:
+def environment(device: torch.device | None = None) -> dict[str, Any]:
     """Where and with what a run was made."""
     import numpy
     import torchvision
 
     import ppcr_ext
 
+    cuda = device is not None and device.type == "cuda"
     return {
+        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "cuda": torch.version.cuda if cuda else None,
+        "timm": _version("timm"),
+        "triton": _version("triton") if cuda else None,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
         "cpu": _cpu_model(),
@@ -42,10 +48,18 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _commit() -> str:
-    """The commit of the working tree, with ``+`` where files differ from it."""
+def _version(package: str) -> str | None:
     try:
-        changed = _git("status", "--porcelain", "--untracked-files=no")
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    """The commit of the working tree, with ``+`` where files differ from it, the measured ones and the README's tables apart."""
+    try:
+        measured = (":(top,exclude)benchmarks/results", ":(top,exclude)README.md")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", *measured)
         return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -74,9 +88,9 @@ def write(result: Result, where: Path, about: dict[str, Any]) -> list[Path]:
         writer.writerow([f.name for f in fields(Row)])
         for row in result.rows:
             cells = asdict(row) | {"shape": "x".join(map(str, row.shape))}
-            writer.writerow([_rounded(cell) for cell in cells.values()])
+            writer.writerow([rounded(cell) for cell in cells.values()])
     content = about | {"summary": asdict(summarize(result))} | result.as_json()
-    everything.write_text(json.dumps(_rounded(content), indent=1) + "\n")
+    everything.write_text(json.dumps(rounded(content), indent=1) + "\n")
     return [table, everything]
 
 
@@ -90,12 +104,12 @@ def read(path: Path) -> tuple[dict[str, Any], Result]:
     return content, result
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Five significant digits: more would be noise."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return value

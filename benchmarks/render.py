@@ -1,95 +1,41 @@
-"""``python -m benchmarks.render``: writes the measured figures of benchmarks/results/ into README.md.
+"""``python -m benchmarks.render``: writes the measured figures of benchmarks/results/ into README.md and a page for each device.
 
-With ``--check`` nothing is written: exit status 1 if the README says something else than the files.
+``--take DIR`` first copies the complete files of a folder into benchmarks/results/<device>/. With ``--check`` nothing is written:
+exit status 1 if a page says something else than the files.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
+import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
-from . import files, report
-from .suite import Result
+from . import pages
+from .pages import END, START
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "cpu"
-START, END = "<!-- results:start -->", "<!-- results:end -->"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def machine(content: dict[str, Any]) -> str:
-    env = content["environment"]
-    return (
-        f"{env['cpu']} ({env['capability']}), {env['threads']} threads, PyTorch {env['torch']}, "
-        f"{content['rounds']} rounds, {env['date'][:10]}, commit {env['commit']}"
-    )
+def devices(results: Path = RESULTS) -> list[Path]:
+    """The folders of measured devices, GPUs first."""
+    found = [path for path in results.iterdir() if any(path.glob("*.json"))] if results.is_dir() else []
+    return sorted(found, key=lambda path: (path.name == "cpu", path.name))
 
 
 def section(results: Path = RESULTS) -> str:
     """The README's results as Markdown; a sentence where nothing is measured yet."""
-    shapes, retina = results / "shapes.json", results / "retina.json"
-    if not shapes.is_file() or not retina.is_file():
-        return "No measured files yet."
-    content, sweep = files.read(shapes)
-    summary = report.summarize(sweep)
-    count = len({row.case for row in sweep.rows})
-    parts = [
-        f"Time over the floor (`x * 0.5`; for forward+backward `x * 0.5` plus `x + gy`), float32, geometric means over "
-        f"{count} shapes in both layouts. Smaller is better, 1 is the least that any such layer can take. "
-        f"{machine(content)}.",
-        markdown_table(
-            ["", "forward", "forward+backward"],
-            [
-                [f"**{name}**" if name in summary.worst else name, f"{summary.forward[name]:.2f}", f"{step:.2f}"]
-                for name, step in summary.step.items()
-            ],
-        ),
-    ]
-    for name, worst in summary.worst.items():
-        if not name.endswith(" compiled"):
-            parts.append(
-                f"On the shape where `{name}` does worst it takes {worst.ratio:.2f} times as long as the fastest plain "
-                f"formulation ({worst.peer}; {worst.case}, {worst.layout}, {worst.mode})."
-            )
-    if summary.half:
-        half = ", ".join(f"{name} {mean:.2f}" for name, mean in summary.half.items())
-        parts.append(f"Half types, forward time over float32's: {half}.")
-    content, real = files.read(retina)
-    parts += [
-        f"On the real feature maps of `make bench` ({machine(content)}), time over the floor:",
-        real_table(real),
-        "Largest relative errors against float64 there:",
-        error_table(real),
-        f"![Time over the floor, input by input]({(results / 'shapes.png').relative_to(ROOT).as_posix()})",
-    ]
-    return "\n\n".join(parts)
-
-
-def real_table(result: Result) -> str:
-    names = report.column_names(result)
-    rows = []
-    for (case, layout), columns in report.inputs(result).items():
-        cells = [f"{columns[name].forward_ratio:.2f} / {columns[name].step_ratio:.2f}" for name in names]
-        rows.append([f"{case}, {layout}", *cells])
-    return markdown_table(["forward / forward+backward", *names], rows)
-
-
-def error_table(result: Result) -> str:
-    rows = []
-    for backend, dtype in dict.fromkeys((row.backend, row.dtype) for row in result.errors):
-        same = [row for row in result.errors if (row.backend, row.dtype) == (backend, dtype)]
-        cells = []
-        for quantity in ("y", "dx", "parameters"):
-            largest = max(getattr(row.errors, quantity) for row in same)
-            cells.append(f"{largest:.1e} (may be {getattr(same[0].limits, quantity):.0e})")
-        rows.append([f"{backend}, {dtype}", *cells])
-    return markdown_table(["", "y", "dx", "dweight, dbias"], rows)
+    folders = devices(results)
+    parts = [pages.headline(folder) for folder in folders]
+    links = ", ".join(f"[{folder.name}](benchmarks/results/{folder.name}/README.md)" for folder in folders)
+    return "\n\n".join(
+        [*parts, f"All figures, with errors and memory, and the files they come from: {links}."]
+        if parts
+        else ["No measured files yet."]
+    )
 
 
 def rendered(readme: str, results: Path = RESULTS) -> str:
@@ -101,17 +47,51 @@ def rendered(readme: str, results: Path = RESULTS) -> str:
     return f"{before}{START}\n{section(results)}\n{END}{after}"
 
 
-def main() -> int:
+def texts(root: Path = ROOT) -> dict[Path, str]:
+    """Every file that is made from measured ones, with what it should say."""
+    results = root / "benchmarks" / "results"
+    made = {folder / "README.md": pages.page(folder) for folder in devices(results)}
+    readme = root / "README.md"
+    return {readme: rendered(readme.read_text(), results), **made}
+
+
+def take(source: Path, results: Path = RESULTS) -> list[Path]:
+    """Copies every complete JSON file of a folder, and the CSV and pictures beside it, to the folder of its device."""
+    taken = []
+    for path in sorted(source.glob("*.json")):
+        content = json.loads(path.read_text())
+        if not content.get("complete", True):
+            raise ValueError(f"{path} is incomplete: its run was interrupted (--resume finishes it)")
+        if content.get("settings", {}).get("quick"):
+            raise ValueError(f"{path} was measured with --quick, a first impression and no result")
+        device = re.sub(r"[^a-z0-9]+", "-", content["environment"].get("device", "cpu").lower().removeprefix("nvidia ")).strip("-")
+        target = results / device
+        target.mkdir(parents=True, exist_ok=True)
+        for one in (path, path.with_suffix(".csv"), *sorted(source.glob(f"{path.stem}*.png"))):
+            if one.is_file():
+                taken.append(Path(shutil.copy(one, target)))
+    if not taken:
+        raise ValueError(f"nothing measured in {source}: run make bench or make bench-full first")
+    return taken
+
+
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.render", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
-    args = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    made = rendered(text)
-    if args.check:
-        return int(made != text)
-    readme.write_text(made)
-    return 0
+    parser.add_argument("--take", type=Path, metavar="DIR", help="copy what was measured from there first")
+    args = parser.parse_args(argv)
+    if args.take is not None:
+        try:
+            print("\n".join(map(str, take(args.take))))
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 1
+    wrong = [(path, text) for path, text in texts().items() if not path.is_file() or path.read_text() != text]
+    for path, text in wrong:
+        print(f"{path}: {'differs from the measured files' if args.check else 'written'}")
+        if not args.check:
+            path.write_text(text)
+    return int(args.check and bool(wrong))
 
 
 if __name__ == "__main__":

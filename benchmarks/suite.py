@@ -83,8 +83,8 @@ class Result:
         return {"rows": [asdict(row) for row in self.rows], "errors": [asdict(row) for row in self.errors]}
 
 
-def usable_backends() -> tuple[list[str], dict[str, str]]:
-    """The backends that take a CPU tensor, best first, and why the others do not."""
+def usable_backends(device: str | torch.device = "cpu") -> tuple[list[str], dict[str, str]]:
+    """The backends that take a tensor of the device, best first, and why the others do not."""
     usable, reasons = [], {}
     names = ppcr_ext.available_backends()
     for name, reason in ppcr_ext.backends().items():
@@ -92,7 +92,7 @@ def usable_backends() -> tuple[list[str], dict[str, str]]:
             reasons[name] = reason
     for name in names:
         try:
-            backend_layer(name)(torch.zeros(1, 4, 2, 2), torch.zeros(sum(LEVELS)), torch.zeros(1))
+            backend_layer(name)(*(torch.zeros(shape, device=device) for shape in ((1, 4, 2, 2), (sum(LEVELS),), (1,))))
         except (ValueError, TypeError, RuntimeError) as error:
             reasons[name] = str(error)
         else:

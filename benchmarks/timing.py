@@ -13,18 +13,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 SHORTEST = 1e-3  # seconds that one timing lasts at the least: shorter calls are repeated inside it
+FEWEST = 5  # rounds before a limit in seconds can end the timing
+
+Key = TypeVar("Key")
 
 
 @dataclass
 class Call:
-    """Something to time; ``grad`` says whether autograd records."""
+    """Something to time; ``grad`` says whether autograd records.
 
-    run: Callable[[], object]
+    ``prepare`` runs before every repetition, outside the time, and what it returns is handed to ``run``.
+    """
+
+    run: Callable[..., object]
     grad: bool = False
+    prepare: Callable[[], object] | None = None
     repeats: int = 1
 
 
@@ -36,6 +44,43 @@ class Timing:
     low: float  # first quartile
     high: float  # third quartile
     others: float | None = None  # share of the processor time that other processes took meanwhile
+    lowest: float = math.nan  # first and last decile
+    highest: float = math.nan
+    rounds: int = 1
+
+
+class HostClock:
+    """Times what the host waits for: calls on the CPU."""
+
+    shortest = SHORTEST
+
+    def mark(self) -> Any:
+        return time.perf_counter()
+
+    def elapsed(self, marks: list[tuple[Any, Any]]) -> float:
+        return sum(end - begin for begin, end in marks)
+
+
+class CudaClock:
+    """Times what a CUDA device does, by events in its current stream."""
+
+    shortest = 5e-3  # events are coarser, and a longer queue hides the launches as a training step does
+
+    def mark(self) -> Any:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def elapsed(self, marks: list[tuple[Any, Any]]) -> float:
+        marks[-1][1].synchronize()
+        return sum(begin.elapsed_time(end) for begin, end in marks) / 1e3
+
+
+Clock = HostClock | CudaClock
+
+
+def clock(device: torch.device) -> Clock:
+    return CudaClock() if device.type == "cuda" else HostClock()
 
 
 def keep_memory() -> None:
@@ -96,35 +141,60 @@ class Others:
         return max(0.0, (busy - ours) / passed) if passed > 0 else 0.0
 
 
-def _seconds(call: Call) -> float:
+def _seconds(call: Call, by: Clock) -> float:
     """One timing. A first call, not counted, brings this column's own code and data back after the other columns."""
-    run = call.run
+    run, prepare = call.run, call.prepare
+    marks = []
     with torch.set_grad_enabled(call.grad):
-        run()
-        start = time.perf_counter()
-        for _ in range(call.repeats):
+        if prepare is None:
             run()
-        return (time.perf_counter() - start) / call.repeats
+            begin = by.mark()
+            for _ in range(call.repeats):
+                run()
+            marks.append((begin, by.mark()))
+        else:
+            run(prepare())
+            for _ in range(call.repeats):
+                given = prepare()
+                begin = by.mark()
+                run(given)
+                marks.append((begin, by.mark()))
+                del given  # or the next preparation would run beside it
+        return by.elapsed(marks) / call.repeats
 
 
-def interleave(calls: dict[str, Call], rounds: int, *, tick: Callable[[], object] = lambda: None) -> dict[str, Timing]:
+def interleave(
+    calls: dict[Key, Call],
+    rounds: int,
+    *,
+    tick: Callable[[], object] = lambda: None,
+    by: Clock | None = None,
+    limit: float = math.inf,
+) -> dict[Key, Timing]:
     """The timings of all calls, interleaved; ``tick`` is called after every round.
 
-    Every call has run (and compiled) before the first round; :func:`quiet` makes sure of it.
+    Every call has run (and compiled) before the first round; :func:`quiet` makes sure of it. No further round begins once
+    ``limit`` seconds have passed, if :data:`FEWEST` are done.
     """
+    by = by or HostClock()
     order, shuffle = list(calls), random.Random(0)
     for call in calls.values():  # compile, warm up, and find out how often to repeat
         call.repeats = 1
-        _seconds(call)
-        once = min(_seconds(call) for _ in range(3))
-        call.repeats = max(1, math.ceil(SHORTEST / max(once, 1e-7)))
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+        _seconds(call, by)
+        once = _seconds(call, by)
+        for _ in range(2):
+            if once < by.shortest:
+                once = min(once, _seconds(call, by))
+        call.repeats = max(1, math.ceil(by.shortest / max(once, 1e-7)))
+    seconds: dict[Key, list[float]] = {name: [] for name in calls}
     with quiet():
-        others = Others()
-        for _ in range(rounds):
+        others, begin = Others(), time.perf_counter()
+        for done in range(rounds):
+            if done >= FEWEST and time.perf_counter() - begin > limit:
+                break
             shuffle.shuffle(order)
             for name in order:
-                seconds[name].append(_seconds(calls[name]))
+                seconds[name].append(_seconds(calls[name], by))
             tick()
         share = others.share()
     return {name: _summary(values, share) for name, values in seconds.items()}
@@ -132,6 +202,7 @@ def interleave(calls: dict[str, Call], rounds: int, *, tick: Callable[[], object
 
 def _summary(values: list[float], others: float | None) -> Timing:
     if len(values) == 1:
-        return Timing(values[0], values[0], values[0], others)
+        return Timing(values[0], values[0], values[0], others, values[0], values[0])
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Timing(median, low, high, others)
+    deciles = statistics.quantiles(values, n=10, method="inclusive")
+    return Timing(median, low, high, others, deciles[0], deciles[-1], len(values))

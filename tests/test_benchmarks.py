@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ pytest.importorskip("matplotlib")
 
 import ppcr_ext
 from benchmarks import __main__ as command
-from benchmarks import errors, files, inputs, peers, picture, render, report, suite, timing
+from benchmarks import errors, files, inputs, pages, peers, picture, report, suite, timing
 from ppcr_ext import reference
 
 
@@ -202,7 +201,7 @@ def test_a_busy_neighbour_is_noticed(result):
 
 def run(monkeypatch, tmp_path, *arguments: str) -> int:
     monkeypatch.setattr(inputs, "sweep_cases", lambda: [small_case("one"), small_case("two")])
-    return command.main(["--shapes", "--rounds", "2", "--no-compile", "--out", str(tmp_path), *arguments])
+    return command.main(["shapes", "--rounds", "2", "--no-compile", "--out", str(tmp_path), *arguments])
 
 
 def test_the_command_measures_prints_and_writes(monkeypatch, tmp_path, capsys):
@@ -252,16 +251,14 @@ def test_training_steps_are_timed_side_by_side():
     assert all(len(values) == 1 and values[0] > 0 for values in seconds.values())
 
 
-def test_the_readme_says_what_the_measured_files_say():
-    readme = render.ROOT / "README.md"
-    assert render.rendered(readme.read_text()) == readme.read_text(), "run python -m benchmarks.render"
-
-
-def test_rendering_quotes_the_files(result, monkeypatch):
+def test_rendering_quotes_the_files(result, monkeypatch, tmp_path):
     env = {"cpu": "Some CPU", "capability": "AVX2", "threads": 2, "torch": "2", "date": "2026-01-02T", "commit": "abc"}
     monkeypatch.setattr(files, "read", lambda path: ({"environment": env, "rounds": 30}, result))
-    monkeypatch.setattr(Path, "is_file", lambda self: True)
-    text = render.section()
+    for name in ("shapes", "retina"):
+        (tmp_path / f"{name}.json").touch()
+    assert "| **native** | 3.00 | 3.00 |" in pages.headline(tmp_path)
+    text = pages.page(tmp_path)
     assert "| **native** | 3.00 | 3.00 |" in text
     assert "1.12 times as long" in text or "1.13 times as long" in text
     assert "Some CPU (AVX2), 2 threads" in text
+    assert "native, float32 | 1.0e-07 (may be 1e-05)" in text
