@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import files, inputs, operators, picture, pictures, report, scaling, session, suite, timing
+from . import end_to_end, files, inputs, operators, picture, pictures, report, scaling, session, suite, timing
 
 DESCRIPTION = """\
 Errors and times of every usable backend of ppcr_ext, beside plain PyTorch. SUITE is one of
@@ -86,17 +84,9 @@ def _dtypes(text: str) -> list[torch.dtype]:
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["end-to-end"]:
-        return end_to_end(argv[1:])
+        return end_to_end.run(argv[1:])
     args = parse(argv)
     return suites(args) if args.suite in ("operators", "scaling") else layers(args)
-
-
-def end_to_end(argv: list[str]) -> int:
-    if importlib.util.find_spec(f"{__package__}.end_to_end") is None:
-        print("end-to-end: not part of this checkout")
-        return 0
-    run_networks = importlib.import_module(f"{__package__}.end_to_end").run
-    return int(run_networks(argv))
 
 
 def suites(args: argparse.Namespace) -> int:

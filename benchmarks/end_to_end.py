@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import ppcr_ext
 
-from . import files, peers, timing
+from . import files, peers, session, timing
 from .inputs import LAYOUTS, LEVELS
 
 VARIANTS = ("none", "PPCR fused", "PPCR unfused", "PPCR plain", "SE", "CBAM")
@@ -352,7 +352,7 @@ def write(rows: Sequence[Row], where: Path, about: dict[str, Any]) -> list[Path]
         writer.writerows(asdict(row) for row in rows)
     where.with_suffix(".json").write_text(json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
     env = about["environment"]
-    title = f"{env.get('gpu') or env['cpu']}, PyTorch {env['torch']}, {about['rounds']} rounds"
+    title = f"{env['cpu'] if env['device'] == 'cpu' else env['device']}, PyTorch {env['torch']}, {about['rounds']} rounds"
     return [where.with_suffix(".csv"), where.with_suffix(".json"), draw(rows, where.with_suffix(".png"), title)]
 
 
@@ -369,6 +369,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="ResNet-18 in one layout, few rounds")
     parser.add_argument("--all", action="store_true", help="the whole product of settings, as on a GPU")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (%(default)s)")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the settings of an interrupted run of the same commit and device"
+    )
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where files go (%(default)s)")
     args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -377,24 +380,42 @@ def run(argv: Sequence[str] | None = None) -> int:
     chosen = settings(device, args.all or device == "cuda")
     if args.quick:
         chosen, args.rounds = chosen[:1], min(args.rounds, 7)
-    rows: list[Row] = []
-    total = sum(2 * len(variants) * (1 + args.rounds) for _, variants in chosen)
-    complete = False
+    where = args.out / "end_to_end"
+    about = {
+        "command": "end-to-end", "complete": False, "rounds": args.rounds, "settings": {"quick": args.quick},
+        "environment": files.environment(torch.device(device)),
+    }  # fmt: skip
+    rows = resumed(where.with_suffix(".json"), about) if args.resume else []
+    done = {str(Setting.of(row)) for row in rows}
+    left = [(setting, variants) for setting, variants in chosen if str(setting) not in done]
+    total = sum(2 * len(variants) * (1 + args.rounds) for _, variants in left)
     with tqdm(total=total, bar_format="{l_bar}{bar}| {elapsed}, {remaining} left", smoothing=0, file=sys.stderr) as bar:
         try:
-            for setting, variants in chosen:
+            for setting, variants in left:
                 bar.set_description(str(setting))
                 rows += measure(setting, variants, args.rounds, device, bar.update)
-            complete = True
+            about["complete"] = True
         except KeyboardInterrupt:
-            print("\ninterrupted: writing what was measured", file=sys.stderr)
-    if not rows:
-        return 1
-    env = files.environment() | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
-    about = {"command": "end-to-end", "complete": complete, "rounds": args.rounds, "environment": env}
-    print(table(rows))
-    print("wrote " + ", ".join(map(str, write(rows, args.out / "end_to_end", about))))
-    return 0 if complete else 1
+            print("\ninterrupted: what was measured is written", file=sys.stderr)
+    if rows:
+        print(table(rows))
+        print("wrote " + ", ".join(map(str, write(rows, where, about))))
+    return 0 if about["complete"] else session.INTERRUPTED
+
+
+def resumed(path: Path, about: dict[str, Any]) -> list[Row]:
+    """The rows of an earlier run that may stand beside new ones; says so."""
+    old: dict[str, Any] = {"environment": {}}
+    rows: list[Row] = []
+    if path.is_file():
+        old, rows = read(path)
+    same = all(old["environment"].get(name) == about["environment"][name] for name in session.SAME)
+    same = same and all(old.get(name) == about[name] for name in ("rounds", "settings"))
+    if not same or about["environment"]["commit"].endswith(("+", "unknown")):
+        print(f"not resumed: {path} is not of this commit, device and settings")
+        return []
+    print(f"resumed {len(rows)} rows of {path}")
+    return rows
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import files, pictures, report, scaling, session
+from . import end_to_end, files, pictures, report, scaling, session
 from .measure import Row
 from .suite import Result
 
@@ -80,6 +80,7 @@ def _operators_headline(folder: Path, record: session.Record) -> str:
             f"layouts, with the range; {dtype}, {machine(environment, rows[0].threads)}.",
             _ratio_table(rows, dtype, fused, COLUMNS, ("plain",)),
             f"![Times as long as {fused}, input by input]({_address(folder)}/operators_speedup.png)",
+            *_end_to_end_headline(folder),
         ]
     )
 
@@ -184,6 +185,45 @@ def _scaling(path: Path) -> str:
     )
 
 
+# ---- whole networks -----------------------------------------------------------------------------------------------------------------
+
+
+def _end_to_end(path: Path) -> str:
+    content, rows = end_to_end.read(path)
+    kept: dict[str, dict[str, int]] = {}
+    for row in rows:
+        if row.saved_bytes is not None and not row.compiled:
+            kept.setdefault(str(end_to_end.Setting.of(row)), {})[row.variant] = row.saved_bytes
+    memory = [
+        [setting, *(f"{found[v] / 2**20:.0f}" if v in found else "-" for v in end_to_end.VARIANTS)]
+        for setting, found in kept.items()
+    ]
+    return "\n\n".join(
+        [
+            "## Whole networks",
+            f"{machine(content['environment'], content['environment']['threads'])}, {content['rounds']} rounds. Time over that of the "
+            "network without attention in the same round: medians, with their 95 % confidence intervals. A step is forward, loss, "
+            "backward and SGD.",
+            end_to_end.table(rows),
+            "![Time over that of the network without attention](end_to_end.png)",
+            "MB that autograd keeps from forward to backward:",
+            markdown_table(["", *end_to_end.VARIANTS], memory),
+        ]
+    )
+
+
+def _end_to_end_headline(folder: Path) -> list[str]:
+    path = folder / "end_to_end.json"
+    if not path.is_file():
+        return []
+    content, rows = end_to_end.read(path)
+    return [
+        "Training and inference of whole networks over those of the same network without attention: medians within the same round, with "
+        f"95 % confidence intervals ({machine(content['environment'], content['environment']['threads'])}).",
+        end_to_end.table([row for row in rows if row.network == "resnet50"] or rows),
+    ]
+
+
 # ---- retina and shapes --------------------------------------------------------------------------------------------------------------
 
 
@@ -262,4 +302,10 @@ def _address(folder: Path) -> str:
 
 
 # What a page is made of, by the name of the JSON file.
-SECTIONS: dict[str, Callable[[Path], str]] = {"operators": _operators, "scaling": _scaling, "shapes": _shapes, "retina": _retina}
+SECTIONS: dict[str, Callable[[Path], str]] = {
+    "operators": _operators,
+    "end_to_end": _end_to_end,
+    "scaling": _scaling,
+    "shapes": _shapes,
+    "retina": _retina,
+}

@@ -243,14 +243,6 @@ def test_the_photograph_becomes_eight_views():
     assert len({view.sum().item() for view in batch[4:]}) == 4
 
 
-def test_training_steps_are_timed_side_by_side():
-    from benchmarks.network import VARIANTS, steps
-
-    seconds = steps(batch=2, size=64, rounds=1)
-    assert list(seconds) == list(VARIANTS)
-    assert all(len(values) == 1 and values[0] > 0 for values in seconds.values())
-
-
 def test_rendering_quotes_the_files(result, monkeypatch, tmp_path):
     env = {"cpu": "Some CPU", "capability": "AVX2", "threads": 2, "torch": "2", "date": "2026-01-02T", "commit": "abc"}
     monkeypatch.setattr(files, "read", lambda path: ({"environment": env, "rounds": 30}, result))

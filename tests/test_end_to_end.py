@@ -113,7 +113,7 @@ def test_table_picture_and_files(tmp_path):
     lines = end_to_end.table(ROWS).splitlines()
     assert lines[0] == "| | PPCR fused | PPCR unfused | PPCR plain | SE | CBAM |"
     assert lines[2].startswith("| resnet18 2x3x32x32, contiguous, step | 1.100 (1.090 to 1.110) | 1.200 (")
-    about = {"rounds": 3, "complete": True, "environment": {"cpu": "Some CPU", "torch": "2"}}
+    about = {"rounds": 3, "complete": True, "environment": {"cpu": "Some CPU", "device": "cpu", "torch": "2"}}
     written = end_to_end.write(ROWS, tmp_path / "new" / "end_to_end", about)
     assert [path.suffix for path in written] == [".csv", ".json", ".png"]
     assert written[2].stat().st_size > 10_000
@@ -135,17 +135,30 @@ def test_settings():
     assert len(end_to_end.settings("cuda", True)) == 16
 
 
-def test_interrupting_keeps_what_was_measured(monkeypatch, tmp_path, capsys):
+def test_interrupting_keeps_what_was_measured_and_resuming_goes_on(monkeypatch, tmp_path, capsys):
     calls = []
+    environment = end_to_end.files.environment() | {"commit": "abc"}
+    monkeypatch.setattr(end_to_end.files, "environment", lambda device: dict(environment))
 
     def measure(setting, variants, rounds, device, tick):
-        calls.append(setting)
+        calls.append(str(setting))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return ROWS
+        return [row(variant, mode, 1, setting) for variant in variants for mode in ("step", "inference")]
 
     monkeypatch.setattr(end_to_end, "measure", measure)
-    assert end_to_end.run(["--rounds", "2", "--out", str(tmp_path)]) == 1
+    arguments = ["--rounds", "2", "--out", str(tmp_path)]
+    assert end_to_end.run(arguments) == 130
     content, rows = end_to_end.read(tmp_path / "end_to_end.json")
     assert not content["complete"]
-    assert rows == ROWS
+    assert len(rows) == 2 * len(end_to_end.VARIANTS)
+    assert end_to_end.run([*arguments, "--resume"]) == 0
+    content, rows = end_to_end.read(tmp_path / "end_to_end.json")
+    assert content["complete"]
+    everything = [str(setting) for setting, _ in end_to_end.settings("cpu", False)]
+    assert calls == [everything[0], everything[1], *everything[1:]]  # the first one once
+    assert {str(end_to_end.Setting.of(row)) for row in rows} == set(everything)
+    environment["commit"] = "abc+"
+    assert end_to_end.run([*arguments, "--resume"]) == 0
+    assert "not resumed" in capsys.readouterr().out
+    assert calls[-len(everything) :] == everything

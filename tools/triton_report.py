@@ -19,9 +19,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-import cuda_report  # noqa: E402
+import cuda_report
 
-from ppcr_ext import triton_launch, triton_ops  # noqa: E402
+from ppcr_ext import triton_launch, triton_ops
 
 RESNET = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))
 IMAGES = 256
