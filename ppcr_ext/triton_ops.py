@@ -175,7 +175,7 @@ def _plan(problem: Problem, has_bias: bool, eps: float) -> tuple[Any, tuple[int]
 
     p = problem
     launch = launch_for(p)
-    unit = math.gcd(p.pixels, 16)
+    unit = math.gcd(p.pixels, 16) if p.pixels < 2**31 else 1  # the kernel multiplies: units of 32 bits would give a product of 32
     tiles = -(-p.pixels // launch.pixels)
     wide = p.element_size == 8
     furthest = p.channels * (launch.pixels if p.pixel_major else p.pixels)

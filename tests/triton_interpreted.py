@@ -201,10 +201,10 @@ def test_offsets_of_64_bits_inside_a_tile(levels, layout, monkeypatch):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("levels", [(1, 2, 4), (1, 3)], ids=str)
 def test_more_than_2_to_the_31_elements(levels, layout, monkeypatch):
-    """The last program of two images, where offsets from image to image and inside a tile leave 32 bits."""
+    """The last program of two images, where offsets of images, of pixels and inside a tile leave 32 bits."""
     from triton.runtime import interpreter
 
-    shape = images, channels, pixels = 2, 32, 320_000_007
+    shape = images, channels, pixels = 2, 16, 1_100_000_003
     count, shown = images * channels * pixels, 3
     case = make_case("ppcr", (1, channels, shown), levels, torch.float16)
     weight, bias = case.weight, case.bias
