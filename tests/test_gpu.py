@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import (
-    DTYPES,
-    LAYOUTS,
-    OPERATORS,
-    absolute_terms,
-    make_case,
-    relative_error,
-    tolerance,
-)
+from conftest import DTYPES, LAYOUTS, OPERATORS, check_numbers, make_case
 
 import ppcr_ext
 from ppcr_ext import native
@@ -43,27 +35,7 @@ def test_native_kernels_are_there():
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_numbers(shape, name, levels, dtype, layout):
-    case = make_case(name, shape, levels, dtype, layout, device="cuda")
-    results = case.run("native")
-    wide = case.in_float64()
-    if name == "ppcr_add_relu":
-        # The mask follows the stored y. Where rounding took it to 0, the expectation has to stand on the same side.
-        masked = results[0].cpu() <= 0
-        wide.residual = torch.where(masked, wide.residual - 1e3, wide.residual)
-        assert torch.equal(results[4].cpu(), torch.where(masked, 0, case.grad.cpu()))
-    expected = wide.run("reference")
-    allowed = tolerance(dtype, levels)
-    dx_scale, dweight_scale, dbias_scale = absolute_terms(case)
-    y = results[0].cpu().double()
-    shown = (y > 0) if name == "ppcr_add_relu" else torch.ones_like(y, dtype=torch.bool)
-    assert relative_error(y * shown, expected[0] * shown) <= allowed["y"]
-    assert relative_error(results[1], expected[1], dx_scale if name == "ppcr_gate" else None) <= allowed["dx"]
-    assert relative_error(results[2], expected[2], dweight_scale) <= allowed["parameters"]
-    assert relative_error(results[3], expected[3], dbias_scale) <= allowed["parameters"]
-    for like_x in results[1:2] if name == "ppcr_gate" else results[:2]:
-        assert [like_x.stride(d) for d, size in enumerate(shape) if size > 1] == [
-            case.x.stride(d) for d, size in enumerate(shape) if size > 1
-        ]
+    check_numbers(make_case(name, shape, levels, dtype, layout, device="cuda"), "native")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import DTYPES, LAYOUTS, OPERATORS, absolute_terms, make_case, relative_error, run, tolerance
+from conftest import DTYPES, LAYOUTS, OPERATORS, check_numbers, make_case, relative_error, run, tolerance
 
 import ppcr_ext
 from ppcr_ext import native, triton_ops
@@ -24,33 +24,12 @@ def test_triton_is_there():
     assert "triton" in ppcr_ext.available_backends()
 
 
-def check_numbers(case):
-    results = case.run("triton")
-    wide = case.in_float64()
-    expected_y = wide.run("reference")[0]
-    if case.name == "ppcr_add_relu":
-        # The gradients' mask follows the stored y. Where rounding took it to 0, their expectation has to stand on the same side.
-        shown = results[0].cpu() > 0
-        wide.residual = torch.where(shown, wide.residual.detach(), wide.residual.detach() - 1e3)
-        assert torch.equal(results[4].cpu(), torch.where(shown, case.grad.cpu(), 0))
-        assert results[0].min() >= 0
-    expected = wide.run("reference")
-    allowed = tolerance(case.x.dtype, case.levels)
-    scales = absolute_terms(case)
-    assert relative_error(results[0], expected_y) <= allowed["y"]
-    assert relative_error(results[1], expected[1], scales[0] if case.name == "ppcr_gate" else None) <= allowed["dx"]
-    assert relative_error(results[2], expected[2], scales[1]) <= allowed["parameters"]
-    assert relative_error(results[3], expected[3], scales[2]) <= allowed["parameters"]
-    assert results[1].stride() == case.x.stride()
-    return results
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("levels", [(1, 2, 4), (1, 3, 7)], ids=str)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_numbers(name, levels, dtype, layout):
-    check_numbers(make_case(name, (3, 20, 5, 5), levels, dtype, layout, device="cuda"))
+    check_numbers(make_case(name, (3, 20, 5, 5), levels, dtype, layout, device="cuda"), "triton")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -58,7 +37,7 @@ def test_numbers(name, levels, dtype, layout):
 @pytest.mark.parametrize(("channels", "side"), RESNET)
 def test_shapes_of_resnet50(channels, side, dtype, layout):
     case = make_case("ppcr", (2, channels, side, side), (1, 2, 4), dtype, layout, device="cuda")
-    results = check_numbers(case)
+    results = check_numbers(case, "triton")
     if native.why_not("cuda") is None:
         allowed = tolerance(dtype, (1, 2, 4))
         for got, other, what in zip(results[:2], case.run("native")[:2], ("y", "dx"), strict=True):
