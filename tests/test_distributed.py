@@ -22,7 +22,7 @@ def found(tmp_path_factory):
         check=True,
         timeout=120,
     )  # fmt: skip
-    return [torch.load(out / f"rank{rank}.pt") for rank in (0, 1)]
+    return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])

@@ -88,7 +88,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, call):
     assert call("train.py", "--out", tmp_path / "parts", *options, "--resume") == (0, "")
     for name in ("metrics.csv", "test.csv"):
         assert without_seconds(tmp_path / "whole" / name) == without_seconds(tmp_path / "parts" / name)
-    whole, parts = (torch.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
+    whole, parts = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts"))
     assert whole["model"].keys() == parts["model"].keys()
     assert all(torch.equal(whole["model"][key], parts["model"][key]) for key in whole["model"])
     states = [torch.utils._pytree.tree_leaves(state["optimizer"]["state"]) for state in (whole, parts)]
