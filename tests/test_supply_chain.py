@@ -45,7 +45,7 @@ def python_files():
 
 @pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="needs a checkout")
 def test_pickles_are_loaded_with_weights_only():
-    """torch.load says weights_only=True, and pickle itself is only used by tests of pickling."""
+    """torch.load says weights_only=True; whole pickles are only loaded by tests of pickling."""
     files = python_files()
     assert len(files) > 30
     for path in files:
@@ -57,7 +57,8 @@ def test_pickles_are_loaded_with_weights_only():
             where = f"{path}:{node.lineno}: {name}"
             if name in ("torch.load", "load_state_dict_from_url"):
                 keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
-                assert keywords.get("weights_only") == "True", where
+                allowed = ("True", "False") if path.parent == ROOT / "tests" else ("True",)
+                assert keywords.get("weights_only") in allowed, where
             if name in ("pickle.load", "pickle.loads", "joblib.load") or name.endswith("hub.load"):
                 assert path.parent == ROOT / "tests", where
 
