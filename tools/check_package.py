@@ -90,8 +90,10 @@ def check_contents(sdist: Path, wheel: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames() if not archive.getmember(name).isdir()}
     generated = {name for name in names if name == "PKG-INFO" or name == "setup.cfg" or name.startswith("ppcr_ext.egg-info/")}
-    wanted = tracked("ppcr_ext", "csrc", "tests", "tools") | tracked("*.md", "LICENSE", "pyproject.toml", "setup.py", "MANIFEST.in")
-    expect("the sdist", names - generated, {name for name in wanted if not name.startswith(("docs/", "benchmarks/", "examples/"))})
+    wanted = tracked("ppcr_ext", "csrc", "tests", "tools", "examples") | tracked(
+        "*.md", "LICENSE", "pyproject.toml", "setup.py", "MANIFEST.in"
+    )
+    expect("the sdist", names - generated, {name for name in wanted if not name.startswith(("docs/", "benchmarks/"))})
 
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert version is not None
