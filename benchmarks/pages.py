@@ -31,10 +31,10 @@ def headline(folder: Path) -> str:
     """The README's few lines on the device of a folder, from the operators suite or, where that was not run, from the shapes."""
     operators, shapes = folder / "operators.json", folder / "shapes.json"
     if operators.is_file():
-        return _operators_headline(folder, session.read(operators))
+        return "\n\n".join([_operators_headline(folder, session.read(operators)), *_end_to_end_headline(folder)])
     if shapes.is_file():
         content, result = files.read(shapes)
-        return "\n\n".join(_shapes_headline(content, result))
+        return "\n\n".join([*_shapes_headline(content, result), *_end_to_end_headline(folder)])
     return "No measured files yet."
 
 
@@ -80,7 +80,6 @@ def _operators_headline(folder: Path, record: session.Record) -> str:
             f"layouts, with the range; {dtype}, {machine(environment, rows[0].threads)}.",
             _ratio_table(rows, dtype, fused, COLUMNS, ("plain",)),
             f"![Times as long as {fused}, input by input]({_address(folder)}/operators_speedup.png)",
-            *_end_to_end_headline(folder),
         ]
     )
 
