@@ -62,15 +62,9 @@ class Setting:
 
 
 @dataclass
-class Row:
+class Row(Setting):
     """One variant of one setting, ``mode`` being step (forward, loss, backward, SGD) or inference."""
 
-    network: str
-    images: int
-    side: int
-    layout: str
-    amp: bool
-    compiled: bool
     variant: str
     mode: str
     ms: float

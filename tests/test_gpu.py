@@ -25,6 +25,9 @@ SHAPES = [
 LEVELS = [(1, 2, 4), (1, 3, 7)]
 
 
+both_backends = pytest.mark.parametrize("backend", ["native", "triton"])
+
+
 def test_native_kernels_are_there():
     assert native.why_not("cuda") is None
 
@@ -66,7 +69,8 @@ def test_odd_addresses():
     torch.testing.assert_close(ppcr_ext.ppcr(x, weight, bias), ppcr_ext.ppcr(x.clone(), weight, bias))
 
 
-def test_side_stream():
+@both_backends
+def test_side_stream(backend):
     """The kernels run on torch's current stream: they see what was enqueued there before."""
     stream = torch.cuda.Stream()
     x = torch.zeros(64, 64, 56, 56, device="cuda")
@@ -75,18 +79,20 @@ def test_side_stream():
     with torch.cuda.stream(stream):
         torch.cuda._sleep(10_000_000)
         x.fill_(2.0)
-        y = ppcr_ext.ppcr(x, weight, bias, backend="native")
+        y = ppcr_ext.ppcr(x, weight, bias, backend=backend)
     stream.synchronize()
     assert torch.equal(y, torch.ones_like(y))
 
 
+@both_backends
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_graph_capture_and_replay(layout):
+def test_graph_capture_and_replay(layout, backend):
     case = make_case("ppcr", (4, 64, 14, 14), (1, 2, 4), torch.float32, layout, device="cuda")
     x, weight, bias, grad = case.x, case.weight, case.bias, case.grad
-    run_forward, run_backward = torch.ops.ppcr_ext.ppcr, torch.ops.ppcr_ext.ppcr_backward
+    name = {"native": "ppcr", "triton": "triton_ppcr"}[backend]
+    run_forward, run_backward = getattr(torch.ops.ppcr_ext, name), getattr(torch.ops.ppcr_ext, f"{name}_backward")
     arguments = (weight, bias, [1, 2, 4], 1e-5)
-    warmup = torch.cuda.Stream()
+    warmup = torch.cuda.Stream()  # Triton's kernels are compiled at their first call, which a capture would not allow
     warmup.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(warmup):
         run_forward(x, *arguments)
@@ -105,11 +111,12 @@ def test_graph_capture_and_replay(layout):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
-def test_second_device():
+@both_backends
+def test_second_device(backend):
     """The current device stays what it was, and the result is where x is."""
     x = torch.randn(2, 64, 14, 14)
     weight, bias = torch.randn(7), torch.randn(1)
-    y = ppcr_ext.ppcr(x.to("cuda:1"), weight.to("cuda:1"), bias.to("cuda:1"), backend="native")
+    y = ppcr_ext.ppcr(x.to("cuda:1"), weight.to("cuda:1"), bias.to("cuda:1"), backend=backend)
     assert y.device == torch.device("cuda:1")
     assert torch.cuda.current_device() == 0
     torch.testing.assert_close(y.cpu(), ppcr_ext.ppcr(x, weight, bias, backend="reference"))
