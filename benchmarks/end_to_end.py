@@ -15,12 +15,12 @@ import gc
 import itertools
 import json
 import math
-import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from .inputs import LAYOUTS, LEVELS
 
 VARIANTS = ("none", "PPCR fused", "PPCR unfused", "PPCR plain", "SE", "CBAM")
 OWN = VARIANTS[1:4]  # the same network three times over
-NETWORKS = {"resnet18": (32, 32), "resnet50": (4, 224)}  # images of a batch and their side, on a CPU
+NETWORKS = {"resnet18": (16, 32), "resnet50": (4, 224)}  # images of a batch and their side, on a CPU
 CUDA_IMAGES = {"resnet18": 1024, "resnet50": 256}
 TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.2}  # relative L2 error of a whole network's loss gradient; see check()
 
@@ -221,7 +221,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(ordered), ordered[rank - 1], ordered[n - rank]
 
 
-def measure(setting: Setting, variants: Sequence[str], rounds: int, device: str, tick: Callable[[], object]) -> list[Row]:
+def measure(setting: Setting, variants: Sequence[str], rounds: int, device: str, tick: Callable[[int], object]) -> list[Row]:
     """All variants of one setting, interleaved."""
     torch.compiler.reset()
     generator = torch.Generator().manual_seed(1)
@@ -246,17 +246,10 @@ def measure(setting: Setting, variants: Sequence[str], rounds: int, device: str,
             torch.cuda.reset_peak_memory_stats()
             call()
             peaks[name] = torch.cuda.max_memory_allocated() - before
-        tick()
-    took: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
-    order, shuffle = list(calls), random.Random(0)
+        tick(1)
     with timing.quiet():
-        others = timing.Others()
-        for _ in range(rounds):
-            shuffle.shuffle(order)
-            for key in order:
-                took[key].append(seconds(calls[key], device))
-                tick()
-        share = others.share()
+        timed = {key: partial(seconds, call, device) for key, call in calls.items()}
+        took, share = timing.rounds_of(timed, rounds, tick=partial(tick, len(calls)))
     rows = []
     for name, mode in calls:
         low, median, high = statistics.quantiles(took[name, mode], n=4, method="inclusive")
@@ -269,7 +262,7 @@ def measure(setting: Setting, variants: Sequence[str], rounds: int, device: str,
                 peak_bytes=peaks.get(name) if mode == "step" else None, error=errors.get(name), others=share,
             )
         )  # fmt: skip
-    del models, programs, calls
+    del models, programs, calls, timed
     gc.collect()
     return rows
 
@@ -363,7 +356,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
 def run(argv: Sequence[str] | None = None) -> int:
     """The command: measures, prints the table, writes end_to_end.csv, .json and .png."""
     parser = argparse.ArgumentParser("python -m benchmarks end-to-end", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=11, metavar="N", help="timing rounds of each setting (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=17, metavar="N", help="timing rounds of each setting (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="ResNet-18 in one layout, few rounds")
     parser.add_argument("--network", choices=list(NETWORKS), help="one of the networks, eagerly")
     parser.add_argument("--all", action="store_true", help="the whole product of settings, as on a GPU")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from . import timing
 from .suite import FLOOR, Result, Row
 
 MODES = {"forward": "forward", "step": "forward+backward"}
@@ -146,13 +147,12 @@ def summary_text(result: Result) -> str:
     return "\n".join(lines)
 
 
-DISTURBED = 0.05
-
-
 def disturbances(result: Result) -> str:
     """A warning that names the inputs whose timing other processes disturbed, or nothing."""
     rows = [columns[FLOOR] for columns in inputs(result).values()]
-    lines = [f"  {row.case}, {row.layout}: {row.others:.0%}" for row in rows if row.others is not None and row.others > DISTURBED]
+    lines = [
+        f"  {row.case}, {row.layout}: {row.others:.0%}" for row in rows if row.others is not None and row.others > timing.DISTURBED
+    ]
     if not lines:
         return ""
     return "\n".join(["WARNING: other processes used the processor meanwhile; do not trust the times of", *lines])

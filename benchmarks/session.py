@@ -150,7 +150,7 @@ def _judge(record: Record, older: compare.Old | None) -> int:
     """Prints what was skipped, what is wrong and what got slower."""
     for one in {(s["what"], s["reason"]): s for s in record.skipped}.values():
         print(f"skipped {one['what']} ({one['case']} and the like): {one['reason']}")
-    disturbed = [row for row in record.rows if (row.others or 0) > 0.05]
+    disturbed = [row for row in record.rows if (row.others or 0) > timing.DISTURBED]
     if disturbed:
         print(
             f"WARNING: other processes used the processor during {len(disturbed)} of {len(record.rows)} rows; do not trust their times"

@@ -9,9 +9,10 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,8 @@ import torch
 
 SHORTEST = 1e-3  # seconds that one timing lasts at the least: shorter calls are repeated inside it
 FEWEST = 5  # rounds before a limit in seconds can end the timing
+DISTURBED = 0.05  # share of the processor time, taken by others, beyond which a timing is not to be trusted
+TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds; the kernel counts processor time in these
 
 Key = TypeVar("Key")
 
@@ -112,7 +115,7 @@ def quiet() -> Iterator[None]:
 
 
 class Others:
-    """The share of the machine's processor time that other processes took since this object was made.
+    """The processor time that others took since this object was made: processes, or on a virtual machine its host.
 
     A single busy one makes every call wait for its time slices, floor included, and all ratios come out near 1.
     """
@@ -121,24 +124,20 @@ class Others:
         self.start = self._now()
 
     @staticmethod
-    def _now() -> tuple[float, float, float] | None:
-        """Seconds over all cores: passed, busy, ours. None where there is no /proc/stat."""
+    def _now() -> tuple[float, float]:
+        """Seconds over all cores: passed, and busy with others. No time passes where there is no /proc/stat."""
         try:
             line = Path("/proc/stat").read_text().splitlines()[0]
             user, nice, system, idle, iowait, irq, softirq, steal = map(int, line.split()[1:9])
         except (OSError, ValueError):
-            return None
-        tick = os.sysconf("SC_CLK_TCK")
-        busy = user + nice + system + irq + softirq + steal
-        ours = os.times()
-        return (busy + idle + iowait) / tick, busy / tick, ours.user + ours.system
+            return 0.0, 0.0
+        busy, ours = user + nice + system + irq + softirq + steal, os.times()
+        return (busy + idle + iowait) * TICK, busy * TICK - ours.user - ours.system
 
-    def share(self) -> float | None:
-        now = self._now()
-        if now is None or self.start is None:
-            return None
-        passed, busy, ours = (end - begin for begin, end in zip(self.start, now, strict=True))
-        return max(0.0, (busy - ours) / passed) if passed > 0 else 0.0
+    def seconds(self) -> tuple[float, float]:
+        """Passed over all cores, and of these taken by others."""
+        passed, taken = (end - begin for begin, end in zip(self.start, self._now(), strict=True))
+        return passed, max(0.0, taken)
 
 
 def _seconds(call: Call, by: Clock) -> float:
@@ -163,6 +162,34 @@ def _seconds(call: Call, by: Clock) -> float:
         return by.elapsed(marks) / call.repeats
 
 
+def rounds_of(
+    calls: Mapping[Key, Callable[[], float]], rounds: int, *, tick: Callable[[], object] = lambda: None, limit: float = math.inf
+) -> tuple[dict[Key, list[float]], float | None]:
+    """What every call returns, seconds, in every round, each in a new random order; and the share of the processor time that others
+    took. ``tick`` is called after every round. No further round begins once ``limit`` seconds have passed, if :data:`FEWEST` are done.
+
+    A round during which others took more than :data:`DISTURBED` is measured again, whatever it was found to be; at most ``rounds``
+    are, so that on a busy machine some are kept, and the share tells.
+    """
+    order, shuffle, spare = list(calls), random.Random(0), rounds
+    kept: dict[Key, list[float]] = {key: [] for key in calls}
+    passed = taken = 0.0
+    done, begin = 0, time.perf_counter()
+    while done < rounds and (done < FEWEST or time.perf_counter() - begin < limit):
+        others = Others()
+        shuffle.shuffle(order)
+        found = {key: calls[key]() for key in order}
+        seconds, took = others.seconds()
+        if spare and took > max(DISTURBED * seconds, 3 * TICK):
+            spare -= 1
+            continue
+        done, passed, taken = done + 1, passed + seconds, taken + took
+        for key, value in found.items():
+            kept[key].append(value)
+        tick()
+    return kept, taken / passed if passed else None
+
+
 def interleave(
     calls: dict[Key, Call],
     rounds: int,
@@ -171,13 +198,11 @@ def interleave(
     by: Clock | None = None,
     limit: float = math.inf,
 ) -> dict[Key, Timing]:
-    """The timings of all calls, interleaved; ``tick`` is called after every round.
+    """The timings of all calls, interleaved by :func:`rounds_of`.
 
-    Every call has run (and compiled) before the first round; :func:`quiet` makes sure of it. No further round begins once
-    ``limit`` seconds have passed, if :data:`FEWEST` are done.
+    Every call has run (and compiled) before the first round; :func:`quiet` makes sure of it.
     """
     by = by or HostClock()
-    order, shuffle = list(calls), random.Random(0)
     for call in calls.values():  # compile, warm up, and find out how often to repeat
         call.repeats = 1
         _seconds(call, by)
@@ -186,18 +211,11 @@ def interleave(
             if once < by.shortest:
                 once = min(once, _seconds(call, by))
         call.repeats = max(1, math.ceil(by.shortest / max(once, 1e-7)))
-    seconds: dict[Key, list[float]] = {name: [] for name in calls}
     with quiet():
-        others, begin = Others(), time.perf_counter()
-        for done in range(rounds):
-            if done >= FEWEST and time.perf_counter() - begin > limit:
-                break
-            shuffle.shuffle(order)
-            for name in order:
-                seconds[name].append(_seconds(calls[name], by))
-            tick()
-        share = others.share()
-    return {name: _summary(values, share) for name, values in seconds.items()}
+        seconds, share = rounds_of(
+            {key: partial(_seconds, call, by) for key, call in calls.items()}, rounds, tick=tick, limit=limit
+        )
+    return {key: _summary(values, share) for key, values in seconds.items()}
 
 
 def _summary(values: list[float], others: float | None) -> Timing:
