@@ -16,6 +16,7 @@ TORCH_CPU_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 MINIMAL := .venv-minimal
+MINIMAL_TORCH := 2.13.0
 COPY := build/minimal
 ABI := build/abi
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-input
@@ -30,7 +31,7 @@ BUILT := build/.built-$(if $(TORCH),$(TORCH),pinned)
 PACKAGED := build/.packaged
 
 .PHONY: help setup bench bench-full results test test-slow test-property test-minimal test-abi package sanitize mutate cuda \
-    cuda-report gpu lint format clean
+    cuda-report gpu lock lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -39,12 +40,12 @@ help:  ## this list
 
 setup: $(BUILT)  ## .venv with the pinned packages, and the extension built in place
 
-$(INSTALLED): requirements/torch.txt requirements/dev.txt
+$(INSTALLED): requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "the pinned packages need Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	rm -f $(VENV)/.installed-*
-	$(BIN)/python $(PIP_INSTALL) $(if $(TORCH),torch==$(TORCH) torchvision,-r requirements/torch.txt) -r requirements/dev.txt
+	$(BIN)/python $(PIP_INSTALL) $(if $(TORCH),torch==$(TORCH) torchvision -r requirements/dev.in,--require-hashes -r requirements/dev.txt)
 	touch $@
 
 $(BUILT): $(INSTALLED) $(NATIVE)
@@ -99,8 +100,8 @@ test-abi: $(PACKAGED)  ## the wheel built against the pinned PyTorch, in the old
 
 $(MINIMAL)/.installed: requirements/minimal.txt
 	test -x $(MINIMAL)/bin/python || $(PYTHON) -m venv $(MINIMAL)
-	$(MINIMAL)/bin/python $(PIP_INSTALL) --no-deps $(if $(TORCH_CPU_INDEX),--extra-index-url $(TORCH_CPU_INDEX)) $$(grep ^torch== $<)
-	$(MINIMAL)/bin/python $(PIP_INSTALL) -r $<
+	$(MINIMAL)/bin/python $(PIP_INSTALL) --require-hashes -r $<
+	$(MINIMAL)/bin/python $(PIP_INSTALL) $(if $(TORCH_CPU_INDEX),--extra-index-url $(TORCH_CPU_INDEX)) torch==$(MINIMAL_TORCH)
 	touch $@
 
 $(MINIMAL)/.package: $(MINIMAL)/.installed $(PACKAGE)
@@ -118,6 +119,12 @@ cuda-report: $(BUILT)  ## docs/cuda_kernels.md, docs/triton_kernels.md: register
 
 gpu:  ## on a machine with a GPU: build, GPU tests, sanitizers, benchmark; files go to results/gpu
 	$(PYTHON) tools/gpu.py --out results/gpu
+
+LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" --quiet
+
+lock:  ## requirements/*.txt from requirements/*.in, with hashes; LOCK_ARGS=--upgrade for newer versions
+	$(LOCK) $(LOCK_ARGS) requirements/torch.in requirements/dev.in -o requirements/dev.txt
+	$(LOCK) $(LOCK_ARGS) requirements/minimal.in -o requirements/minimal.txt
 
 lint: $(BUILT)  ## ruff, clang-format, mypy
 	$(BIN)/ruff check .

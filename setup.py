@@ -4,10 +4,11 @@ Environment: PPCR_BUILD_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG=1, 
 Everything else about the package stands in pyproject.toml.
 """
 
-import importlib.util
+import importlib
 import json
 import os
 import sys
+import types
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -24,17 +25,12 @@ except ImportError as error:
 ROOT = Path(__file__).resolve().parent
 
 
-def load_recipe(name):
-    """A module of the package without the package around it, which would import torch and load a library."""
-    spec = importlib.util.spec_from_file_location(f"ppcr_ext_{name}", ROOT / "ppcr_ext" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-recipe = load_recipe("_build")
-cuda_recipe = load_recipe("_cuda_build")
+# The recipes are modules of the package; under another name, without its __init__.py, which would import torch and load a library.
+recipes = types.ModuleType("ppcr_ext_recipes")
+recipes.__path__ = [str(ROOT / "ppcr_ext")]
+sys.modules[recipes.__name__] = recipes
+recipe = importlib.import_module("ppcr_ext_recipes._build")
+cuda_recipe = importlib.import_module("ppcr_ext_recipes._cuda_build")
 
 
 def cpu_extension():

@@ -1,6 +1,6 @@
 """Builds the CUDA library with nvcc: sources, architectures, and sentences that say why it cannot be built.
 
-Shared by setup.py, the JIT build and tools/cuda_build.py, so it imports nothing but the standard library.
+Shared by setup.py, the JIT build and tools/cuda_build.py, so it imports nothing but _build.py and the standard library.
 
 Environment: CUDA_HOME or CUDA_PATH, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG=1, CXX.
 """
@@ -19,8 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# The LibTorch stable ABI of PyTorch 2.10: one binary loads in every later version.
-TORCH_TARGET = "0x020a000000000000"
+from ._build import TORCH_TARGET
 
 KERNEL_SOURCES = ("launch_bfloat16.cu", "launch_half.cu", "launch_float.cu", "launch_double.cu")  # the longest first
 ENTRY_SOURCE = "ppcr_cuda.cpp"

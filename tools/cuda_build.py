@@ -6,7 +6,7 @@ For use in a checkout and in CI; an installation builds it through setup.py.
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import sys
 import time
 from pathlib import Path
@@ -19,13 +19,10 @@ WORK = ROOT / "build" / "cuda"
 
 def recipe() -> ModuleType:
     """ppcr_ext/_cuda_build.py without the package around it, which would load a library that is about to be replaced."""
-    spec = importlib.util.spec_from_file_location("ppcr_ext_cuda_build", ROOT / "ppcr_ext" / "_cuda_build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    package = ModuleType("ppcr_ext_recipes")
+    package.__path__ = [str(ROOT / "ppcr_ext")]
+    sys.modules[package.__name__] = package
+    return importlib.import_module("ppcr_ext_recipes._cuda_build")
 
 
 def build(output: Path = LIBRARY, arch: str | None = None, work: Path = WORK) -> str:
