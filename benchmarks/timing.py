@@ -135,9 +135,9 @@ class Others:
         return (busy + idle + iowait) * TICK, busy * TICK - ours.user - ours.system
 
     def seconds(self) -> tuple[float, float]:
-        """Passed over all cores, and of these taken by others."""
+        """Passed over all cores, and of these taken by others; within some ticks, so that short times can come out negative."""
         passed, taken = (end - begin for begin, end in zip(self.start, self._now(), strict=True))
-        return passed, max(0.0, taken)
+        return passed, taken
 
 
 def _seconds(call: Call, by: Clock) -> float:
@@ -187,7 +187,7 @@ def rounds_of(
         for key, value in found.items():
             kept[key].append(value)
         tick()
-    return kept, taken / passed if passed else None
+    return kept, max(0.0, taken) / passed if passed else None
 
 
 def interleave(

@@ -21,7 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "sanitize"
 
-CPU = ("tests/sanitize/cpu_kernels.cpp", "csrc/cpu/plan.cpp", "csrc/cpu/kernels_default.cpp", "csrc/cpu/kernels_avx2.cpp")
+CPU = (
+    "tests/sanitize/cpu_kernels.cpp",
+    *(f"csrc/cpu/{name}.cpp" for name in ("plan", "kernels_default", "kernels_avx2", "kernels_avx512")),
+)
 CUDA = ("tests/sanitize/cuda_kernels.cpp", "tests/cuda_on_cpu/run_bfloat16.cpp", "tests/cuda_on_cpu/run_float.cpp")
 ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 THREAD = ("-fsanitize=thread",)

@@ -9,9 +9,6 @@
 
 using namespace ppcr;
 
-// This driver asks for an instruction set by name, and leaves out the one that few machines have.
-Kernel ppcr::find_kernel_avx512(Op, Dtype) { return nullptr; }
-
 namespace {
 
 struct Fault {
@@ -108,9 +105,16 @@ int main(int count, char** arguments) {
   }
   int cases = check_capability(find_kernel_default);
   std::string names = "default";
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+#if defined(__x86_64__)
+  const std::string best = cpu_capability();
+  if (best != "default") {
     cases += check_capability(find_kernel_avx2);
     names += ", avx2";
   }
+  if (best == "avx512") {
+    cases += check_capability(find_kernel_avx512);
+    names += ", avx512";
+  }
+#endif
   std::printf("%d cases of the CPU kernels (%s)\n", cases, names.c_str());
 }
