@@ -2,8 +2,8 @@
 
 torchvision's ResNets, unchanged (*none*) and with a layer after the last normalization of every residual block: PPCR *fused* with the
 addition and the ReLU, *unfused*, in *plain* PyTorch (the best formulation of :mod:`benchmarks.peers`), and timm's SE and CBAM.
-All variants of a network run in every round, in a new random order; the ratio to *none* is taken within each round, and what is
-reported is the median of these ratios with its 95 % confidence interval.
+All variants of a network run in every round, in a new random order, and every few rounds the networks are made anew; the ratio to
+*none* is taken within each round, and what is reported is the median of these ratios with its 95 % confidence interval.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import gc
 import itertools
 import json
 import math
+import random
 import statistics
 import sys
 import time
@@ -35,6 +36,7 @@ from . import files, peers, session, timing
 from .inputs import LAYOUTS, LEVELS
 
 VARIANTS = ("none", "PPCR fused", "PPCR unfused", "PPCR plain", "SE", "CBAM")
+SITTING = 5  # rounds; see sittings()
 OWN = VARIANTS[1:4]  # the same network three times over
 NETWORKS = {"resnet18": (16, 32), "resnet50": (4, 224)}  # images of a batch and their side, on a CPU
 CUDA_IMAGES = {"resnet18": 1024, "resnet50": 256}
@@ -221,8 +223,21 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(ordered), ordered[rank - 1], ordered[n - rank]
 
 
-def measure(setting: Setting, variants: Sequence[str], rounds: int, device: str, tick: Callable[[int], object]) -> list[Row]:
-    """All variants of one setting, interleaved."""
+@dataclass
+class Sitting:
+    """What one set of freshly made networks showed."""
+
+    took: dict[tuple[str, str], list[float]]  # seconds, by variant and mode
+    share: float | None  # see timing.rounds_of
+    peaks: dict[str, int]
+    saved: dict[str, int]
+    errors: dict[str, float]
+
+
+def sit(
+    setting: Setting, variants: Sequence[str], rounds: int, device: str, tick: Callable[[int], object], first: bool = True
+) -> Sitting:
+    """All variants of one setting, interleaved; checked in the first sitting."""
     torch.compiler.reset()
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(setting.images, 3, setting.side, setting.side, generator=generator).to(device)
@@ -231,11 +246,11 @@ def measure(setting: Setting, variants: Sequence[str], rounds: int, device: str,
     x = x.contiguous(memory_format=form)
     models = {name: network(setting.network, name).to(device, memory_format=form) for name in variants}  # type: ignore[call-overload]
     few = slice(0, min(setting.images, 16))
-    errors = check(models, x[few], target[few], setting.amp) if set(OWN) <= set(variants) else {}
-    saved = {name: saved_bytes(model, x, target, setting.amp) for name, model in models.items()}
-    programs = {name: Program(model, setting, x, target) for name, model in models.items()}
+    errors = check(models, x[few], target[few], setting.amp) if first and set(OWN) <= set(variants) else {}
+    saved = {name: saved_bytes(model, x, target, setting.amp) for name, model in models.items()} if first else {}
     calls: dict[tuple[str, str], Callable[[], None]] = {}
-    for name, program in programs.items():
+    for name, model in models.items():
+        program = Program(model, setting, x, target)
         calls[name, "step"], calls[name, "inference"] = program.step, program.inference
     peaks: dict[str, int] = {}
     for (name, mode), call in calls.items():  # compiles, and fills caches
@@ -250,20 +265,38 @@ def measure(setting: Setting, variants: Sequence[str], rounds: int, device: str,
     with timing.quiet():
         timed = {key: partial(seconds, call, device) for key, call in calls.items()}
         took, share = timing.rounds_of(timed, rounds, tick=partial(tick, len(calls)))
+    return Sitting(took, share, peaks, saved, errors)
+
+
+def sittings(setting: Setting, rounds: int) -> list[int]:
+    """The rounds of each sitting. Where its memory happens to lie makes a network some percent faster or slower than its twin, for as
+    long as it lives; so the networks are made anew every few rounds, unless that would compile them anew."""
+    count = 1 if setting.compiled else math.ceil(rounds / SITTING)
+    return [(rounds + i) // count for i in range(count)]
+
+
+def measure(setting: Setting, variants: Sequence[str], rounds: int, device: str, tick: Callable[[int], object]) -> list[Row]:
+    """All variants of one setting in all sittings, each with its variants in another order."""
+    found: list[Sitting] = []
+    shuffle = random.Random(0)
+    for n in sittings(setting, rounds):
+        found.append(sit(setting, shuffle.sample(variants, len(variants)), n, device, tick, first=not found))
+        gc.collect()
+    took = {key: [value for one in found for value in one.took[key]] for key in itertools.product(variants, ("step", "inference"))}
+    shares = [one.share for one in found if one.share is not None]
     rows = []
-    for name, mode in calls:
-        low, median, high = statistics.quantiles(took[name, mode], n=4, method="inclusive")
-        ratios = [a / b for a, b in zip(took[name, mode], took["none", mode], strict=True)]
-        ratio, ratio_low, ratio_high = median_interval(ratios)
+    for (name, mode), values in took.items():
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        ratio, ratio_low, ratio_high = median_interval([a / b for a, b in zip(values, took["none", mode], strict=True)])
+        step = mode == "step"
         rows.append(
             Row(
                 **asdict(setting), variant=name, mode=mode, ms=median * 1e3, ms_low=low * 1e3, ms_high=high * 1e3, ratio=ratio,
-                ratio_low=ratio_low, ratio_high=ratio_high, saved_bytes=saved[name] if mode == "step" else None,
-                peak_bytes=peaks.get(name) if mode == "step" else None, error=errors.get(name), others=share,
+                ratio_low=ratio_low, ratio_high=ratio_high, saved_bytes=found[0].saved[name] if step else None,
+                peak_bytes=found[0].peaks.get(name) if step else None, error=found[0].errors.get(name),
+                others=statistics.fmean(shares) if shares else None,
             )
         )  # fmt: skip
-    del models, programs, calls, timed
-    gc.collect()
     return rows
 
 
@@ -356,7 +389,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
 def run(argv: Sequence[str] | None = None) -> int:
     """The command: measures, prints the table, writes end_to_end.csv, .json and .png."""
     parser = argparse.ArgumentParser("python -m benchmarks end-to-end", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=17, metavar="N", help="timing rounds of each setting (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="timing rounds of each setting (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="ResNet-18 in one layout, few rounds")
     parser.add_argument("--network", choices=list(NETWORKS), help="one of the networks, eagerly")
     parser.add_argument("--all", action="store_true", help="the whole product of settings, as on a GPU")
@@ -382,7 +415,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     rows = resumed(where.with_suffix(".json"), about) if args.resume else []
     done = {str(Setting.of(row)) for row in rows}
     left = [(setting, variants) for setting, variants in chosen if str(setting) not in done]
-    total = sum(2 * len(variants) * (1 + args.rounds) for _, variants in left)
+    total = sum(2 * len(variants) * (len(sittings(setting, args.rounds)) + args.rounds) for setting, variants in left)
     with tqdm(total=total, bar_format="{l_bar}{bar}| {elapsed}, {remaining} left", smoothing=0, file=sys.stderr) as bar:
         try:
             for setting, variants in left:
