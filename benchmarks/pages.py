@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import end_to_end, files, pictures, report, scaling, session
+from . import end_to_end, files, network, pictures, report, scaling, session
 from .measure import Row
 from .suite import Result
 
@@ -194,7 +194,7 @@ def _end_to_end(path: Path) -> str:
         if row.saved_bytes is not None and not row.compiled:
             kept.setdefault(str(end_to_end.Setting.of(row)), {})[row.variant] = row.saved_bytes
     memory = [
-        [setting, *(f"{found[v] / 2**20:.0f}" if v in found else "-" for v in end_to_end.VARIANTS)]
+        [setting, *(f"{found[v] / 2**20:.0f}" if v in found else "-" for v in network.VARIANTS)]
         for setting, found in kept.items()
     ]
     return "\n\n".join(
@@ -206,7 +206,7 @@ def _end_to_end(path: Path) -> str:
             end_to_end.table(rows),
             "![Time over that of the network without attention](end_to_end.png)",
             "MB that autograd keeps from forward to backward:",
-            markdown_table(["", *end_to_end.VARIANTS], memory),
+            markdown_table(["", *network.VARIANTS], memory),
         ]
     )
 

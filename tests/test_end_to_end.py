@@ -14,7 +14,7 @@ pytest.importorskip("timm")
 pytest.importorskip("matplotlib")
 
 import ppcr_ext
-from benchmarks import end_to_end
+from benchmarks import end_to_end, network
 from ppcr_ext import functional
 
 TINY = end_to_end.Setting("resnet18", 2, 32, "contiguous", False, False)
@@ -26,7 +26,7 @@ def row(variant: str, mode: str, ratio: float, setting: end_to_end.Setting = TIN
 
 
 ROW_FIGURES = ("ms", "ms_low", "ms_high", "ratio", "ratio_low", "ratio_high", "saved_bytes", "peak_bytes", "error", "others")
-ROWS = [row(variant, mode, 1 + 0.1 * i) for i, variant in enumerate(end_to_end.VARIANTS) for mode in ("step", "inference")]
+ROWS = [row(variant, mode, 1 + 0.1 * i) for i, variant in enumerate(network.VARIANTS) for mode in ("step", "inference")]
 
 
 @pytest.mark.parametrize(("count", "rank"), [(3, 1), (6, 1), (9, 2), (11, 2), (15, 4), (30, 10)])
@@ -40,8 +40,8 @@ def test_the_interval_of_a_median(count, rank):
 def test_variants_have_a_layer_in_every_block(name):
     blocks = {"resnet18": 8, "resnet50": 16}[name]
     names = {}
-    for variant in end_to_end.VARIANTS:
-        modules = [type(module).__name__ for module in end_to_end.network(name, variant).modules()]
+    for variant in network.VARIANTS:
+        modules = [type(module).__name__ for module in network.network(name, variant).modules()]
         names[variant] = {kind: modules.count(kind) for kind in ("PPCR", "Plain", "SEModule", "CbamModule")}
     assert names == {
         "none": {"PPCR": 0, "Plain": 0, "SEModule": 0, "CbamModule": 0},
@@ -61,14 +61,14 @@ def test_only_the_fused_network_adds_in_the_layer(monkeypatch):
     x = torch.randn(2, 3, 32, 32)
     for variant, expected in (("PPCR fused", {"ppcr_add_relu"}), ("PPCR unfused", {"ppcr"}), ("PPCR plain", set())):
         called.clear()
-        end_to_end.network("resnet18", variant)(x)
+        network.network("resnet18", variant)(x)
         assert set(called) == expected
 
 
 def test_a_wrong_network_is_not_timed(monkeypatch):
-    models = {name: end_to_end.network("resnet18", name) for name in end_to_end.OWN}
+    models = {name: network.network("resnet18", name) for name in network.OWN}
     x, target = torch.randn(2, 3, 32, 32), torch.arange(2)
-    end_to_end.check(models, x, target, False)
+    network.check(models, x, target, False)
     right = functional.ppcr_add_relu
     monkeypatch.setattr(
         functional,
@@ -78,7 +78,7 @@ def test_a_wrong_network_is_not_timed(monkeypatch):
         ),
     )
     with pytest.raises(AssertionError, match=r"PPCR fused is off by"):
-        end_to_end.check(models, x, target, False)
+        network.check(models, x, target, False)
 
 
 def test_what_autograd_keeps_is_counted():
@@ -86,7 +86,7 @@ def test_what_autograd_keeps_is_counted():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 10))
     x, target = torch.randn(2, 3, 2, 2), torch.arange(2)
     logits = 2 * 10 * 4 + 4  # log-softmax, and the number of samples
-    assert end_to_end.saved_bytes(model, x, target, False) == 2 * 5 * 4 + logits + target.untyped_storage().nbytes()
+    assert network.saved_bytes(model, x, target, False) == 2 * 5 * 4 + logits + target.untyped_storage().nbytes()
 
 
 def test_a_slow_network_shows_as_slow(monkeypatch):
@@ -153,7 +153,7 @@ def test_interrupting_keeps_what_was_measured_and_resuming_goes_on(monkeypatch, 
     assert end_to_end.run(arguments) == 130
     content, rows = end_to_end.read(tmp_path / "end_to_end.json")
     assert not content["complete"]
-    assert len(rows) == 2 * len(end_to_end.VARIANTS)
+    assert len(rows) == 2 * len(network.VARIANTS)
     assert end_to_end.run([*arguments, "--resume"]) == 0
     content, rows = end_to_end.read(tmp_path / "end_to_end.json")
     assert content["complete"]
