@@ -194,8 +194,7 @@ def _end_to_end(path: Path) -> str:
         if row.saved_bytes is not None and not row.compiled:
             kept.setdefault(str(end_to_end.Setting.of(row)), {})[row.variant] = row.saved_bytes
     memory = [
-        [setting, *(f"{found[v] / 2**20:.0f}" if v in found else "-" for v in network.VARIANTS)]
-        for setting, found in kept.items()
+        [setting, *(f"{found[v] / 2**20:.0f}" if v in found else "-" for v in network.VARIANTS)] for setting, found in kept.items()
     ]
     return "\n\n".join(
         [

@@ -258,6 +258,8 @@ def test_finishing_sums_in_a_fixed_order():
     """Many tiles: the same bits whatever the order of blocks and threads."""
     check(Case("float32", 3, 8, 5000, True), seeds=(0, 3, 11))
     check(Case("float32", 3, 8, 5000, False, forced="q=32"), seeds=(0, 3, 11))
+    plan = check(Case("float32", 1, 8, 8300, False, forced="q=4"))
+    assert plan["partial_count"] > 4 * 512  # each thread adds several to each of its sums
 
 
 def test_every_compiled_kernel_was_executed(request):
