@@ -1,4 +1,6 @@
-"""The operators suite: which inputs, and who is measured on them. ``--all`` is the whole product, a CPU takes a named part of it."""
+"""The operators suite: which inputs, and who is measured on them. ``--all`` is the whole product, a CPU takes a named part of it;
+``--quick`` on a GPU is what ``make gpu`` runs: the stages of the ResNets at batch 256.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +44,8 @@ CPU = (
 CPU_OTHERS = ((128, 64, 32, 32), (1, 64, 256, 256), (1, 32, 64, 64, 64), (5, 36, 33, 47), (4, 50, 27, 27))
 CPU_FEW = ((8, 256, 56, 56), (8, 2048, 7, 7), (1, 64, 256, 256))  # gate and add_relu, every dtype, every backend
 CPU_QUICK = ((8, 512, 28, 28), (8, 2048, 7, 7), (5, 36, 33, 47))
+CUDA_QUICK = tuple((256, channels, side, side) for channels, side in ((64, 56), *STAGES["ResNet-50"]))
+CUDA_QUICK_COMPILED = (CUDA_QUICK[1], CUDA_QUICK[-1])  # compiling takes most of the time
 TINY = (1, 8, 2, 2)
 
 
@@ -76,6 +80,8 @@ def groups(device: torch.device, *, everything: bool, quick: bool, compiling: bo
     """What to measure, small inputs last: where time runs out, the figures that matter are there."""
     if everything:
         made = list(_everything(device, threads))
+    elif quick and device.type == "cuda":
+        made = list(_cuda_quick(threads))
     elif quick:
         made = list(_cpu(CPU_QUICK, (), threads))
         made = [g for g in made if g.layout == "contiguous" or g.shape == CPU_QUICK[0]]
@@ -99,6 +105,15 @@ def _cpu(shapes: Iterable[Shape], few: tuple[Shape, ...], threads: int) -> Itera
             yield replace(group, operator=operator, modes=("default",))
         for dtype in DTYPES[1:]:
             yield replace(group, dtype=dtype, plain=("pooled once",))
+
+
+def _cuda_quick(threads: int) -> Iterable[Group]:
+    for dtype, layout, shape in itertools.product(("float16", "float32"), LAYOUTS, CUDA_QUICK):
+        modes = ("default",) if dtype == "float16" and shape in CUDA_QUICK_COMPILED else ()
+        beside, backends = ("pooled once",), ("native", "triton")
+        yield Group(
+            "operators", "ppcr", case_name(shape), shape, layout, dtype, threads, plain=beside, modes=modes, backends=backends
+        )
 
 
 def _everything(device: torch.device, threads: int) -> Iterable[Group]:

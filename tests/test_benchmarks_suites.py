@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import time
 
 import pytest
@@ -263,7 +264,8 @@ def test_a_cpu_measures_a_named_part_and_all_is_everything():
     part = operators.groups(CPU, everything=False, quick=False, **options)
     product = operators.groups(torch.device("cuda"), everything=True, quick=False, **options)
     quick = operators.groups(CPU, everything=False, quick=True, **options)
-    for groups in (part, product, quick):
+    on_cuda = operators.groups(torch.device("cuda"), everything=False, quick=True, **options)
+    for groups in (part, product, quick, on_cuda):
         assert len({one.key for one in groups}) == len(groups)
         assert {one.operator for one in groups} == {"ppcr", "gate", "add_relu"}
         assert {one.layout for one in groups} == {"contiguous", "channels_last"}
@@ -277,6 +279,10 @@ def test_a_cpu_measures_a_named_part_and_all_is_everything():
     assert {one.dtype for one in product} == set(operators.DTYPES)
     assert {batch for batch, *stage in (one.shape for one in product) if stage == [2048, 7, 7]} == {1, 8, 64, 256}
     assert len(quick) < len(part) / 4
+    stages = {(256, c, s, s) for c, s in ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))}
+    large = {(one.shape, one.layout, one.dtype) for one in on_cuda if one.rotate}
+    assert large == set(itertools.product(stages, ("contiguous", "channels_last"), ("float16", "float32")))
+    assert sum(bool(one.modes) for one in on_cuda) == 4
     assert not any(one.modes for one in operators.groups(CPU, everything=False, quick=False, compiling=False, threads=1))
 
 
