@@ -23,10 +23,14 @@ TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.2}  # relative L2 error of a
 def resnet50() -> ResNet:
     """50 layers, 16 of PPCR, random weights from torch's current seed; the integration weights are drawn too."""
     model = torchvision.models.resnet50()
-    for name in ppcr_ext.insert_ppcr(model):
-        # zero, where training starts, would leave every gate equal
-        torch.nn.init.normal_(model.get_submodule(name).weight, std=0.5)
+    insert_drawn(model)
     return model
+
+
+def insert_drawn(model: nn.Module, fuse: bool = True) -> None:
+    """PPCR in every residual block, its integration weights drawn: zero, where training starts, would leave every gate equal."""
+    for name in ppcr_ext.insert_ppcr(model, fuse=fuse):
+        nn.init.normal_(model.get_submodule(name).weight, std=0.5)  # type: ignore[arg-type]
 
 
 class Plain(nn.Module):
@@ -51,10 +55,7 @@ def network(name: str, variant: str) -> nn.Module:
     if name == "resnet18":  # for small pictures, as usual: no early reduction
         model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     if variant in OWN:
-        ppcr_ext.insert_ppcr(model, fuse=variant == "PPCR fused")
-        for layer in model.modules():
-            if isinstance(layer, ppcr_ext.PPCR):
-                nn.init.normal_(layer.weight, std=0.5)  # zero, where training starts, would leave every gate equal
+        insert_drawn(model, fuse=variant == "PPCR fused")
     if variant in OWN[2:]:
         for block in list(model.modules()):
             if isinstance(getattr(block, "ppcr", None), ppcr_ext.PPCR):

@@ -23,6 +23,8 @@ def small_run() -> None:
     """Every operator, dtype and layout once, at sizes with tails; for compute-sanitizer, which slows kernels down a hundredfold."""
     import torch
 
+    torch.zeros(1, device="cuda").item()
+    print("small run started", flush=True)
     sys.path.insert(0, str(ROOT))
     import ppcr_ext
 
@@ -78,8 +80,9 @@ def sanitize(results: dict[str, dict[str, object]], out: Path, tool: str) -> Non
     command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), "--kernel-name", "kernel_substring=ppcr"]
     # Without torch's caching every tensor is an allocation of its own, so that an overrun of one is seen.
     step(results, out, tool, [*command, sys.executable, __file__, "--small-run"], 150, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    if results[tool]["status"] not in (0, FOUND) and "small run done" not in (out / f"{tool}.log").read_text():
-        results[tool] |= {"status": None, "skipped": f"it ended with status {results[tool]['status']}: see {tool}.log"}
+    status = results[tool]["status"]
+    if status not in (0, FOUND) and "small run started" not in (out / f"{tool}.log").read_text():
+        results[tool] |= {"status": None, "skipped": f"it could not start (status {status}): see {tool}.log"}
 
 
 def main() -> int:

@@ -103,7 +103,7 @@ struct GateStep {
         V dz = pixel_backward(bins, pixel, load(gate + at), weight, weight_mean, sums);
         PPCR_UNROLL
         for (int k = 0; k < segments; ++k) store(rows + k * stride + at, sums[k]);
-        // Lanes that the neighbouring vector has counted already. (An n is never infinite; one that is NaN was so there, too.)
+        // Lanes that the neighbouring vector has counted already; where their n is no finite number, it was NaN there as well.
         for (int lane = 0; lane < at - run.offset(i); ++lane) dz[lane] = 0;
         PPCR_UNROLL
         for (int l = 0; l < contexts; ++l) sums_w[l] = sums_w[l] + dz * pixel.n[l];
