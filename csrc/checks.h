@@ -1,8 +1,10 @@
 // Argument checks and layouts of the operators, shared by both devices. The Python layer has checked most of this already, with
 // its own error types; here stands what keeps a direct call of torch.ops.ppcr_ext.* from reading out of bounds.
 #pragma once
+#include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <cmath>
 #include <optional>
@@ -15,6 +17,11 @@ namespace ppcr {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// PyTorch 2.10 to 2.12 check calls of the C interface with the macro that the header-only library has.
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
 
 #define PPCR_CHECK(condition, ...) STD_TORCH_CHECK(condition, "ppcr_ext: ", __VA_ARGS__)
 

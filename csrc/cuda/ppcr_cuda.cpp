@@ -1,5 +1,6 @@
 // The operators on CUDA devices: checks, allocation, a plan, and launches on torch's current stream. Nothing here synchronizes, and
 // all memory comes from torch's allocator, so that calls can be captured in a CUDA graph.
+#include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
