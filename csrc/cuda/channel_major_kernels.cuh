@@ -124,7 +124,7 @@ PPCR_DEVICE void write_forward_from_memory(const Tensors<T>& tensors, const Unit
 }
 
 template <class T, int V, int STEPS, class Bins, Mode MODE>
-__global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) * V * STEPS, MODE, false))
+__global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T)) * V * STEPS, MODE, false))
     channel_major_forward(const __grid_constant__ ChannelMajorArguments<T, Bins> arguments) {
   using A = Acc<T>;
   using Units = typename UnitsOf<Bins>::type;
@@ -206,7 +206,8 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
     }
     block.exchange();
 
-    for (int q = int(threadIdx.x); q < tile.q; q += int(blockDim.x)) {
+    PPCR_ROLLED
+    for (int q = int(threadIdx.x); q < tile.q; q += kThreads) {
       block.await_parts();
       A segments[Bins::kSegments];
       segment_sums(tile, units, bins, block.memory.lines, block.parts(), q, segments);
@@ -318,7 +319,7 @@ PPCR_DEVICE void write_backward_from_memory(const Tensors<T>& tensors, const Uni
 template <class A>
 PPCR_DEVICE void write_partials(const Tile& tile, unsigned cluster, unsigned clusters, int contexts, const A* contributions,
                                 A* partials) {
-  for (int l = int(threadIdx.x) / kWarp; l <= contexts; l += int(blockDim.x) / kWarp) {
+  for (int l = int(threadIdx.x) / kWarp; l <= contexts; l += kThreads / kWarp) {
     A value = 0;
     for (int q = int(threadIdx.x) % kWarp; q < tile.q; q += kWarp) value += contributions[l * tile.q + q];
     value = sum_lanes(value, kWarp);
@@ -327,7 +328,7 @@ PPCR_DEVICE void write_partials(const Tile& tile, unsigned cluster, unsigned clu
 }
 
 template <class T, int V, int STEPS, class Bins, Mode MODE>
-__global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) * V * STEPS, MODE, true))
+__global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T)) * V * STEPS, MODE, true))
     channel_major_backward(const __grid_constant__ ChannelMajorArguments<T, Bins> arguments) {
   using A = Acc<T>;
   using Units = typename UnitsOf<Bins>::type;
@@ -356,9 +357,9 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
   };
   const auto copy_ahead = [&](int r, const UnitPart& part) {
     if constexpr (kSlots) {
-      copy_async(xs.at(r), tensors.x + part.offset + r * hop, r < part.steps);
-      if constexpr (kAdd || kGradAhead)
-        copy_async(others.at(r), (kAdd ? tensors.extra_in : tensors.grad) + part.offset + r * hop, r < part.steps);
+      const int64_t at = part.offset + r * hop;
+      copy_async(xs.at(r), tensors.x + at, r < part.steps);
+      if constexpr (kAdd || kGradAhead) copy_async(others.at(r), (kAdd ? tensors.extra_in : tensors.grad) + at, r < part.steps);
     }
   };
   unsigned index = block.first_tile();
@@ -372,8 +373,8 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
   }
   close_copies();
   stage_parameters<T>(tensors.weight, tensors.bias, bins.contexts(), block.parameters());
-  for (int l = 0; l <= bins.contexts(); ++l)
-    for (int q = int(threadIdx.x); q < tile.q; q += int(blockDim.x)) contributions[l * tile.q + q] = 0;
+  for (int l = 0; l <= bins.contexts(); ++l) PPCR_ROLLED
+  for (int q = int(threadIdx.x); q < tile.q; q += kThreads) contributions[l * tile.q + q] = 0;
   block.await_cluster();
 
   for (; index < tile.tiles; index += block.tile_stride(), ++block.turn) {
@@ -427,7 +428,8 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
     if constexpr (!kGate) block.put_sums(tile.rounds, dot);
     block.exchange();
 
-    for (int q = int(threadIdx.x); q < tile.q; q += int(blockDim.x)) {
+    PPCR_ROLLED
+    for (int q = int(threadIdx.x); q < tile.q; q += kThreads) {
       A dg = 0;  // stays 0 for pixels beyond the image, so that they add nothing to the parameters' gradients
       if constexpr (kGate) {
         const TilePlace place = tile_place(tile, tile_thread<V>(tile), index);

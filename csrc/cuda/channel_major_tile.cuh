@@ -102,8 +102,10 @@ template <class A>
 PPCR_DEVICE void sum_rows(const Tile& tile, unsigned rank, int lines, const A* sums, A* parts, Mbarrier* barrier) {
   const int count = lines * tile.q, lanes = 1 << tile.column_lanes_log2, lane = int(threadIdx.x) & (lanes - 1);
   if (tile.cluster > 1 && threadIdx.x == 0) expect_bytes(barrier, unsigned(count * tile.cluster * int(sizeof(A))));
-  const int columns = int(blockDim.x) >> tile.column_lanes_log2, warp_columns = kWarp >> tile.column_lanes_log2;
-  for (int i = int(threadIdx.x) >> tile.column_lanes_log2; i < whole_warps(count, warp_columns); i += columns) {
+  const int columns = kThreads >> tile.column_lanes_log2, warp_columns = kWarp >> tile.column_lanes_log2;
+  const int end = (count + warp_columns - 1) & -warp_columns;  // whole warps, for the shuffles
+  PPCR_ROLLED
+  for (int i = int(threadIdx.x) >> tile.column_lanes_log2; i < end; i += columns) {
     A value = 0;
     if (i < count) {
       const int line = int(tile.by_q.quotient(unsigned(i)));

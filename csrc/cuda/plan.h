@@ -137,12 +137,6 @@ inline void set_clusters(Plan& plan, int64_t resident) {
   plan.blocks = plan.partial_count * plan.tile.cluster;
 }
 
-inline int log2_of(int power) {
-  int log2 = 0;
-  while ((1 << log2) < power) ++log2;
-  return log2;
-}
-
 // A candidate: a plan for given q, vector, groups, cluster and steps, with its score, or score 0 where it is impossible.
 //
 // The score orders plans by the share of the memory bandwidth that they reach: a product of named factors, each 1 at best, fitted
@@ -253,7 +247,7 @@ inline Plan channel_major_candidate(const Problem& problem, const DeviceLimits& 
 
   // Full tiles hide the latency of everything between their loads and their stores; a second block on the multiprocessor, too.
   const double full = 0.4 + 0.6 * held_steps / steps;
-  const int by_registers = channel_major_blocks(steps * vector * problem.element_size, problem.mode, problem.backward);
+  const int by_registers = channel_major_blocks(vector, steps * vector * problem.element_size, problem.mode, problem.backward);
   const int by_memory = static_cast<int>((device.shared_bytes + 1024) / (shared + 1024));
   const int resident = std::max(1, std::min(by_registers, by_memory));
   const double company = resident > 1 ? 1 : 0.88;

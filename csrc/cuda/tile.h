@@ -56,15 +56,15 @@ struct Tile {
   Divider by_q, by_step, by_image_tiles;  // by_step: rows * q
 };
 
-// Standard bins: four equal segments, each of `per_segment` equal units; as many groups as units.
+// Standard bins: four equal segments, each of 2^per_segment_log2 equal units; as many groups as units.
 struct EqualUnits {
   static constexpr bool kOneRound = true;
   int channels;  // of a unit
-  int per_segment;
+  int per_segment_log2;
   PPCR_HD int begin(int unit) const { return unit * channels; }
   PPCR_HD int count(int) const { return channels; }
-  PPCR_HD int segment(int unit) const { return unit / per_segment; }
-  PPCR_HD int first(int segment) const { return segment * per_segment; }  // unit of a segment
+  PPCR_HD int segment(int unit) const { return unit >> per_segment_log2; }
+  PPCR_HD int first(int segment) const { return segment << per_segment_log2; }  // unit of a segment
 };
 
 // Any bins: segments of any length. Units beyond the last one are empty.
@@ -89,10 +89,10 @@ struct UnitsOf<StandardBins<S>> {
 };
 
 // Blocks per multiprocessor to compile for: what the held words leave of 65536 registers.
-constexpr int channel_major_blocks(int held_bytes, Mode mode, bool backward) {
+constexpr int channel_major_blocks(int vector, int held_bytes, Mode mode, bool backward) {
   if (mode == Mode::kGate) return backward ? 3 : 4;
   const bool few = held_bytes <= 128, added = mode == Mode::kAddRelu;
-  return backward ? (few && !added ? 3 : 2) : (few ? 4 : 3) - added;
+  return backward ? (few && !(added && vector > 4) ? 3 : 2) : (few ? 4 : 3) - added;
 }
 
 // Tensors that the channel-major kernels copy to shared memory ahead of their use, only in whole vectors of 16 bytes: x; of
@@ -116,7 +116,6 @@ struct TileMemory {
 };
 
 PPCR_HD int whole_vectors(int values) { return (values + 3) / 4 * 4; }  // whole 16 bytes, for what follows
-PPCR_HD int whole_warps(int count, int of) { return (count + of - 1) / of * of; }
 PPCR_HD int parameter_slots(int contexts) { return whole_vectors(contexts + 1); }
 
 PPCR_HD TileMemory tile_memory(const Tile& tile, int contexts, int segments, Mode mode, bool backward) {
