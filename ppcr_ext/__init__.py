@@ -1,8 +1,11 @@
 """Pyramid Pixel Context Recalibration (PPCR) as one fused PyTorch layer."""
 
 import re
+import warnings
 from importlib import metadata
 from pathlib import Path
+
+import torch.jit
 
 from . import native, triton_ops
 from .backends import available_backends, backends
@@ -26,5 +29,7 @@ def _version() -> str:
 
 
 __version__ = _version()
+# torch.jit.trace need not follow the checks of shapes; PyTorch silences its own modules in the same way.
+warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"ppcr_ext\.")
 native.load()
 triton_ops.register()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,15 +12,16 @@ import torch.fx
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import reference, triton_ops
+from . import _sharding, reference, triton_ops
 from .backends import NAMES, choose
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_DENSE = torch.strided
+transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
-# torch.fx records the three functions as single calls instead of tracing their checks.
-for _name in ("ppcr", "ppcr_gate", "ppcr_add_relu"):
+# torch.fx records these functions as single calls instead of tracing their checks.
+for _name in ("ppcr", "ppcr_gate", "ppcr_add_relu", "ppcr_or_add_relu"):
     torch.fx.wrap(_name)
 
 Levels = Sequence[int]
@@ -54,7 +56,7 @@ def ppcr(
         TypeError, ValueError: an argument is not as above; the message names it.
         RuntimeError: the named backend cannot run; the message says why.
     """
-    contexts = check_arguments(x, weight, bias, levels, eps, backend)
+    contexts, levels, eps = check_arguments(x, weight, bias, levels, eps, backend)
     return _run(_PPCR, (x, weight, bias), contexts, levels, eps, backend)
 
 
@@ -68,7 +70,7 @@ def ppcr_gate(
     backend: str | None = None,
 ) -> Tensor:
     """The gate g of every pixel alone: ``[N, 1, *spatial]``, values in [0, 1], dtype of x. Arguments and errors as for :func:`ppcr`."""
-    contexts = check_arguments(x, weight, bias, levels, eps, backend)
+    contexts, levels, eps = check_arguments(x, weight, bias, levels, eps, backend)
     return _run(_GATE, (x, weight, bias), contexts, levels, eps, backend)
 
 
@@ -89,37 +91,58 @@ def ppcr_add_relu(
 
     The other arguments, the result and the errors are those of :func:`ppcr`; for backward x and y are kept.
     """
-    contexts = check_arguments(x, weight, bias, levels, eps, backend)
+    contexts, levels, eps = check_arguments(x, weight, bias, levels, eps, backend)
     residual = _check_residual(residual, x)
     return _run(_ADD_RELU, (x, weight, bias, residual), contexts, levels, eps, backend)
+
+
+def ppcr_or_add_relu(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
+    """What torch.fx records where only a run of the graph tells whether there is a residual."""
+    return ppcr(x, weight, bias, **options) if residual is None else ppcr_add_relu(x, residual, weight, bias, **options)
 
 
 # ---- checks -------------------------------------------------------------------------------------------------------------------------
 
 
-def check_levels(levels: Levels, channels: int) -> int:
-    """L, the number of contexts; raises TypeError or ValueError where the levels do not fit C channels."""
+def is_integer(value: Any) -> bool:
+    """Whether it is an int or one of NumPy's."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a float, an int, or one of NumPy's."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_levels(levels: Levels, channels: int) -> tuple[int, tuple[int, ...]]:
+    """L, the number of contexts, and a copy of the levels as ints; raises TypeError or ValueError where they do not fit C channels."""
     if not isinstance(levels, (tuple, list)) and (not isinstance(levels, Sequence) or isinstance(levels, str)):
         raise TypeError(f"levels must be a sequence of ints such as (1, 2, 4), got {levels!r}")
     if len(levels) == 0:
         raise ValueError("levels must not be empty")
-    contexts = 0
+    levels = tuple(levels)
+    contexts, plain = 0, True
     for level in levels:
-        if not isinstance(level, int) or isinstance(level, bool):
-            raise TypeError(f"levels must be ints, got {levels!r}")
+        if type(level) is not int:
+            if not is_integer(level):
+                raise TypeError(f"levels must be ints, got {levels!r}")
+            level, plain = int(level), False
         if level < 1 or level > channels:
-            raise ValueError(f"levels must lie between 1 and the {channels} channels of x, got {tuple(levels)}")
+            raise ValueError(f"levels must lie between 1 and the {channels} channels of x, got {levels}")
         contexts += level
     if contexts < 2:
-        raise ValueError(f"levels need at least 2 contexts in all (one alone normalizes to zero), got {tuple(levels)}")
-    return contexts
+        raise ValueError(f"levels need at least 2 contexts in all (one alone normalizes to zero), got {levels}")
+    return contexts, levels if plain else tuple(map(int, levels))
 
 
-def check_eps(eps: float) -> None:
-    if not isinstance(eps, (float, int)) or isinstance(eps, bool):
-        raise TypeError(f"eps must be a float, got {eps!r}")
+def check_eps(eps: float) -> float:
+    if type(eps) is not float:
+        if not is_number(eps):
+            raise TypeError(f"eps must be a float, got {eps!r}")
+        eps = float(eps)
     if not 0 < eps < math.inf:  # false for NaN
         raise ValueError(f"eps must be positive and finite, got {eps}")
+    return eps
 
 
 def check_backend(backend: str | None) -> None:
@@ -127,38 +150,60 @@ def check_backend(backend: str | None) -> None:
         raise ValueError(f"backend must be one of {NAMES} or None, got {backend!r}")
 
 
-def check_arguments(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float, backend: str | None) -> int:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a Tensor, got {type(x).__name__}")
-    if x.dtype not in _DTYPES:
-        raise TypeError(f"x must be float32, float16, bfloat16 or float64, got {x.dtype}")
+def check_arguments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float, backend: str | None
+) -> tuple[int, tuple[int, ...], float]:
+    """L, and the levels and eps as Python's own numbers; raises TypeError or ValueError."""
+    if type(x) is not Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a Tensor, got {type(x).__name__}")
+        _sharding.register()
+    if x.is_nested or x.layout is not _DENSE:
+        raise _not_dense("x", x)
+    dtype, device = x.dtype, x.device  # each look costs as much as ten comparisons
+    if dtype not in _DTYPES:
+        raise TypeError(f"x must be float32, float16, bfloat16 or float64, got {dtype}")
     if x.dim() < 2:
         raise ValueError(f"x must have shape [N, C, *spatial], got {list(x.shape)}")
-    contexts = check_levels(levels, x.shape[1])
-    _check_parameter("weight", weight, contexts, x)
+    contexts, levels = check_levels(levels, x.shape[1])
+    _check_parameter("weight", weight, contexts, dtype, device)
     if bias is not None:
-        _check_parameter("bias", bias, 1, x)
-    check_eps(eps)
+        _check_parameter("bias", bias, 1, dtype, device)
     check_backend(backend)
-    return contexts
+    return contexts, levels, check_eps(eps)
 
 
-def _check_parameter(name: str, value: Tensor, count: int, x: Tensor) -> None:
+def _not_dense(name: str, value: Tensor) -> TypeError:
+    if value.is_nested:
+        return TypeError(f"{name} must not be a nested tensor: pass its parts one by one, or padded to one shape")
+    return TypeError(f"{name} must be dense, got the layout {value.layout}; convert it with {name}.to_dense()")
+
+
+def _check_parameter(name: str, value: Tensor, count: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Whether weight or bias fits an x of a dtype on a device."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a Tensor{' or None' if name == 'bias' else ''}, got {type(value).__name__}")
-    if value.dtype != x.dtype and (value.dtype != torch.float32 or x.dtype == torch.float64):
-        allowed = "float64" if x.dtype == torch.float64 else f"float32 or x's dtype {x.dtype}"
-        raise TypeError(f"{name} must be {allowed}, got {value.dtype}")
-    if value.dim() != 1 or value.shape[0] != count:
+    if value.is_nested or value.layout is not _DENSE:
+        raise _not_dense(name, value)
+    own = value.dtype
+    if own != dtype and (own != torch.float32 or dtype == torch.float64):
+        allowed = str(dtype) if dtype in (torch.float32, torch.float64) else f"torch.float32 or {dtype}"
+        convert_x = f"x with x.to({own}), or " if own in _DTYPES else ""
+        raise TypeError(
+            f"{name} must be {allowed} where x is {dtype}, got {own}; convert {convert_x}{name} (a layer as a whole) with .to({dtype})"
+        )
+    if value.shape != (count,):
         why = " (one per context: the sum of levels)" if name == "weight" else ""
         raise ValueError(f"{name} must have shape [{count}]{why}, got {list(value.shape)}")
-    if value.device != x.device:
-        raise ValueError(f"{name} must be on x's device {x.device}, got {value.device}")
+    if value.device != device:
+        raise ValueError(f"{name} must be on x's device {device}, got {value.device}")
 
 
 def _check_residual(residual: Tensor, x: Tensor) -> Tensor:
     if not isinstance(residual, Tensor):
         raise TypeError(f"residual must be a Tensor, got {type(residual).__name__}")
+    if residual.is_nested or residual.layout is not _DENSE:
+        raise _not_dense("residual", residual)
     if residual.shape != x.shape:
         raise ValueError(f"residual must have x's shape {list(x.shape)}, got {list(residual.shape)}")
     if residual.device != x.device:
@@ -181,6 +226,7 @@ class _Operator:
 
     def __init__(self, name: str, composite: Callable[..., Tensor], has_residual: bool = False) -> None:
         self.name = name
+        self.function: type[_Fused] = type(name, (_Fused,), {})  # autograd names its node after the class
         self._composite = composite
         self.has_residual = has_residual
 
@@ -240,18 +286,9 @@ class _TritonOperator(_Operator):
 
 def _plain(*tensors: Tensor | None) -> bool:
     """Tensors in memory: no subclass, no compiler, no mode that traces or counts operators."""
-    if torch.compiler.is_compiling() or _dispatch_modes():
+    if is_tracing() or _dispatch_modes():
         return False
     return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
-
-
-def _by_backend(name: str, composite: Callable[..., Tensor], has_residual: bool = False) -> dict[str, _Operator]:
-    return {backend: kind(name, composite, has_residual) for backend, kind in (("native", _Operator), ("triton", _TritonOperator))}
-
-
-_PPCR = _by_backend("ppcr", reference.ppcr)
-_GATE = _by_backend("ppcr_gate", reference.ppcr_gate)
-_ADD_RELU = _by_backend("ppcr_add_relu", reference.ppcr_add_relu, has_residual=True)
 
 
 class _Fused(torch.autograd.Function):
@@ -259,7 +296,14 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, operator: _Operator, levels: Levels, eps: float, x: Tensor, weight: Tensor, bias: Tensor | None, *residual: Tensor
+        ctx: Any,
+        operator: _Operator,
+        levels: tuple[int, ...],
+        eps: float,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *residual: Tensor,
     ) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
             y = operator.forward(x, weight, bias, *residual, levels=levels, eps=eps)
@@ -273,10 +317,21 @@ class _Fused(torch.autograd.Function):
         saved = ctx.saved_tensors  # may run the network again, with autograd, where activations are checkpointed
         if torch.is_grad_enabled():  # create_graph=True
             grads = operator.differentiable_backward(grad, *saved, levels=ctx.levels, eps=ctx.eps)
+        elif torch.compiler.is_compiling():  # compiled autograd, which cannot trace the guard
+            grads = operator.backward(grad, *saved, levels=ctx.levels, eps=ctx.eps)
         else:
             with torch._C._AutoDispatchBelowAutograd():
                 grads = operator.backward(grad, *saved, levels=ctx.levels, eps=ctx.eps)
         return None, None, None, *grads
+
+
+def _by_backend(name: str, composite: Callable[..., Tensor], has_residual: bool = False) -> dict[str, _Operator]:
+    return {backend: kind(name, composite, has_residual) for backend, kind in (("native", _Operator), ("triton", _TritonOperator))}
+
+
+_PPCR = _by_backend("ppcr", reference.ppcr)
+_GATE = _by_backend("ppcr_gate", reference.ppcr_gate)
+_ADD_RELU = _by_backend("ppcr_add_relu", reference.ppcr_add_relu, has_residual=True)
 
 
 def _run(
@@ -284,28 +339,35 @@ def _run(
 ) -> Tensor:
     backend = choose(backend, tensors[0], contexts)
     # The order matters: transforms and dual tensors are only right through the composite, even while compiling.
-    if backend == "reference" or _needs_composite():
+    tracing = is_tracing()
+    if backend == "reference" or _needs_composite(tracing):
         return operators["native"].composite(*tensors, levels=levels, eps=eps)
     operator = operators[backend]
-    if torch.compiler.is_compiling():
+    if tracing:
         return operator.forward(*tensors, levels=levels, eps=eps)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        y: Tensor = _Fused.apply(operator, levels, eps, *tensors)
-        return y
+    if torch.is_grad_enabled():
+        for t in tensors:  # any() takes twice as long
+            if t is not None and t.requires_grad:
+                y: Tensor = operator.function.apply(operator, levels, eps, *tensors)
+                return y
     with torch._C._AutoDispatchBelowAutograd():
         return operator.forward(*tensors, levels=levels, eps=eps)
 
 
-def _needs_composite() -> bool:
+def _needs_composite(tracing: bool) -> bool:
     """torch.func transforms, forward-mode AD and ONNX export see plain PyTorch, which they differentiate, batch and translate."""
-    if _transforms_active() or getattr(forward_ad, "_current_level", -1) >= 0:
+    if transforms_active() or getattr(forward_ad, "_current_level", -1) >= 0:
         return True
-    # Export traces in one of these two ways; asking it directly costs 2 us a call.
-    return (torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None) and torch.onnx.is_in_onnx_export()
+    return tracing and torch.onnx.is_in_onnx_export()  # which alone costs 2 us a call
+
+
+def is_tracing() -> bool:
+    """Whether torch.compile, torch.export or torch.jit.trace records the call: they take the registered operator."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def register_derivatives(backend: str) -> None:
-    """Gives a backend's operators their autograd formula for torch.compile and for direct calls; called once they exist."""
+    """Gives a backend's operators their autograd formula for torch.compile and for direct calls, once they exist."""
     for operators in (_PPCR, _GATE, _ADD_RELU):
         _register_derivative(operators[backend])
 

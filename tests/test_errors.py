@@ -11,6 +11,8 @@ from ppcr_ext import PPCR, ppcr, ppcr_add_relu, ppcr_gate
 X = torch.randn(2, 8, 3)
 W = torch.randn(7)
 B = torch.randn(1)
+NESTED = torch.nested.nested_tensor([torch.randn(8, 3), torch.randn(8, 5)])
+JAGGED = torch.nested.nested_tensor([torch.randn(8, 3), torch.randn(5, 3)], layout=torch.jagged)
 META = torch.empty(7, device="meta")
 
 
@@ -24,14 +26,27 @@ META = torch.empty(7, device="meta")
         ((X, [1.0] * 7, B), {}, TypeError, r"weight must be a Tensor, got list"),
         ((X, W[:6], B), {}, ValueError, r"weight must have shape \[7\] \(one per context: the sum of levels\), got \[6\]"),
         ((X, W[None], B), {}, ValueError, r"weight must have shape \[7\].*got \[1, 7\]"),
-        ((X, W.double(), B), {}, TypeError, r"weight must be float32 or x's dtype torch.float32, got torch.float64"),
-        ((X.double(), W, B.double()), {}, TypeError, r"weight must be float64, got torch.float32"),
-        ((X.half(), W.bfloat16(), B), {}, TypeError, r"weight must be float32 or x's dtype torch.float16, got torch.bfloat16"),
+        ((X, W.double(), B), {}, TypeError, r"weight must be torch.float32 where x is torch.float32, got torch.float64"),
+        ((X.double(), W, B.double()), {}, TypeError, r"weight must be torch.float64 where x is torch.float64, got torch.float32"),
+        (
+            (X.half(), W.bfloat16(), B),
+            {},
+            TypeError,
+            r"weight must be torch.float32 or torch.float16 where x is .*got torch.bfloat16",
+        ),
+        ((X, W.bfloat16(), B), {}, TypeError, r"convert x with x.to\(torch.bfloat16\), or weight .* with .to\(torch.float32\)"),
+        ((X, W, B.int()), {}, TypeError, r"got torch.int32; convert bias \(a layer as a whole\) with .to\(torch.float32\)"),
+        ((NESTED, W, B), {}, TypeError, r"x must not be a nested tensor: pass its parts one by one, or padded to one shape"),
+        ((JAGGED, W, B), {}, TypeError, r"x must not be a nested tensor"),
+        ((X.to_sparse(), W, B), {}, TypeError, r"x must be dense, got the layout torch.sparse_coo; convert it with x.to_dense\(\)"),
+        ((X, W.to_sparse(), B), {}, TypeError, r"weight must be dense, got the layout torch.sparse_coo"),
+        ((X, NESTED, B), {}, TypeError, r"weight must not be a nested tensor"),
+        ((X, W, NESTED), {}, TypeError, r"bias must not be a nested tensor"),
         ((X, META, B), {}, ValueError, r"weight must be on x's device cpu, got meta"),
         ((X, W, 0.5), {}, TypeError, r"bias must be a Tensor or None, got float"),
         ((X, W, torch.ones(2)), {}, ValueError, r"bias must have shape \[1\], got \[2\]"),
         ((X, W, torch.tensor(0.5)), {}, ValueError, r"bias must have shape \[1\], got \[\]"),
-        ((X, W, B.int()), {}, TypeError, r"bias must be float32 .*got torch.int32"),
+        ((X, W, B.int()), {}, TypeError, r"bias must be torch.float32 .*got torch.int32"),
         ((X, W, torch.ones(1, device="meta")), {}, ValueError, r"bias must be on x's device cpu, got meta"),
         ((X, W, B), {"levels": ()}, ValueError, r"levels must not be empty"),
         ((X, W, B), {"levels": (1, 2.0, 4)}, TypeError, r"levels must be ints, got \(1, 2.0, 4\)"),
@@ -64,6 +79,8 @@ def test_functions(name, arguments, options, error, words):
     [
         (None, TypeError, r"residual must be a Tensor, got NoneType"),
         (X[:1], ValueError, r"residual must have x's shape \[2, 8, 3\], got \[1, 8, 3\]"),
+        (NESTED, TypeError, r"residual must not be a nested tensor"),
+        (X.to_sparse(), TypeError, r"residual must be dense"),
         (X.half(), TypeError, r"residual must have x's dtype torch.float32, got torch.float16"),
         (X.to("meta"), ValueError, r"residual must be on x's device cpu, got meta"),
     ],
@@ -71,6 +88,8 @@ def test_functions(name, arguments, options, error, words):
 def test_residual(residual, error, words):
     with pytest.raises(error, match=words):
         ppcr_add_relu(X, residual, W, B)
+    with pytest.raises(error, match=words):
+        PPCR(8).add_relu(X, residual)
 
 
 def test_autocast_casts_the_residual():
@@ -101,6 +120,20 @@ def test_module(arguments, options, error, words):
 def test_module_with_other_channels():
     with pytest.raises(ValueError, match=r"x must have 8 channels, got \[2, 16, 3\]"):
         PPCR(8)(torch.randn(2, 16, 3))
+
+
+def test_a_layer_of_another_dtype_says_what_to_do():
+    with pytest.raises(
+        TypeError, match=r"weight must be torch.float32 where x is torch.float32, got torch.bfloat16; convert x with"
+    ):
+        PPCR(8).bfloat16()(X)
+
+
+@pytest.mark.parametrize("call", [PPCR(8), PPCR(8).gate, lambda x: PPCR(8)(x, x)])
+@pytest.mark.parametrize("x", [NESTED, JAGGED], ids=["strided", "jagged"])
+def test_nested_tensors_are_refused_in_words(call, x):
+    with pytest.raises(TypeError, match="x must not be a nested tensor"):
+        call(x)
 
 
 class TestNamedBackends:
