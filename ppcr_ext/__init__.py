@@ -5,7 +5,7 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
-import torch.jit
+from torch.jit._trace import TracerWarning
 
 from . import native, triton_ops
 from .backends import available_backends, backends
@@ -30,6 +30,6 @@ def _version() -> str:
 
 __version__ = _version()
 # torch.jit.trace need not follow the checks of shapes; PyTorch silences its own modules in the same way.
-warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"ppcr_ext\.")
+warnings.filterwarnings("ignore", category=TracerWarning, module=r"ppcr_ext\.")
 native.load()
 triton_ops.register()

@@ -7,15 +7,16 @@ from typing import Any
 from monai.networks.nets.resnet import ResNetBlock, ResNetBottleneck
 from torch import Tensor
 
-from .module import PPCR
+from .module import PPCR, can_fuse
 
 
-class PPCRResNetBlock(ResNetBlock):  # type: ignore[misc]
+class PPCRResNetBlock(ResNetBlock):
     """MONAI's ``ResNetBlock`` whose end is ``relu(ppcr(bn2(..)) + residual)``; takes the same arguments.
 
     Attributes:
         ppcr: the :class:`ppcr_ext.PPCR` layer, or any other in its place; all other parameters keep their state-dict keys.
-        fuse: recalibration, addition and ReLU in one pass (the default), else three steps with the same result.
+        fuse: recalibration, addition and ReLU in one pass (the default), else three steps with the same result, as where hooks
+            look at the layer's own output or gradients.
     """
 
     fuse = True
@@ -30,7 +31,7 @@ class PPCRResNetBlock(ResNetBlock):  # type: ignore[misc]
         return _end(self, self.bn2(self.conv2(x)), residual)
 
 
-class PPCRResNetBottleneck(ResNetBottleneck):  # type: ignore[misc]
+class PPCRResNetBottleneck(ResNetBottleneck):
     """MONAI's ``ResNetBottleneck`` whose end is ``relu(ppcr(bn3(..)) + residual)``.
 
     Arguments and attributes as for :class:`PPCRResNetBlock`.
@@ -50,9 +51,6 @@ class PPCRResNetBottleneck(ResNetBottleneck):  # type: ignore[misc]
 
 
 def _end(block: PPCRResNetBlock | PPCRResNetBottleneck, x: Tensor, residual: Tensor) -> Tensor:
-    y: Tensor
-    if block.fuse and isinstance(block.ppcr, PPCR):
-        y = block.ppcr(x, residual)
-    else:
-        y = block.act(block.ppcr(x) + residual)
+    fused = block.fuse and can_fuse(block.ppcr)
+    y: Tensor = block.ppcr(x, residual=residual) if fused else block.act(block.ppcr(x) + residual)
     return y

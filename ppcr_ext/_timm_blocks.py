@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from .module import PPCR
+from .module import can_fuse
 
 
 class PPCRBasicBlock(BasicBlock):
@@ -13,7 +13,8 @@ class PPCRBasicBlock(BasicBlock):
 
     Attributes:
         se: the :class:`ppcr_ext.PPCR` layer, or any other in its place.
-        fuse: recalibration, addition and ReLU in one pass, which leaves out stochastic depth and other activations.
+        fuse: recalibration, addition and ReLU in one pass, which leaves out stochastic depth and other activations; three steps where
+            hooks look at the layer's own output or gradients.
     """
 
     fuse = True
@@ -37,8 +38,8 @@ class PPCRBottleneck(Bottleneck):
 
 
 def _end(block: PPCRBasicBlock | PPCRBottleneck, x: Tensor, shortcut: Tensor, activation: nn.Module) -> Tensor:
-    if block.fuse and isinstance(block.se, PPCR):
-        y: Tensor = block.se(x, shortcut)
+    if block.fuse and can_fuse(block.se):
+        y: Tensor = block.se(x, residual=shortcut)
         return y
     x = x if block.se is None else block.se(x)
     x = x if block.drop_path is None else block.drop_path(x)

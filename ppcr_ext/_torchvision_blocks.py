@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from .module import PPCR
+from .module import PPCR, can_fuse
 
 
 class PPCRBasicBlock(BasicBlock):  # type: ignore[misc]
@@ -15,7 +15,8 @@ class PPCRBasicBlock(BasicBlock):  # type: ignore[misc]
 
     Attributes:
         ppcr: the :class:`ppcr_ext.PPCR` layer, or any other in its place; all other parameters keep their state-dict keys.
-        fuse: recalibration, addition and ReLU in one pass (the default), else three steps with the same result.
+        fuse: recalibration, addition and ReLU in one pass (the default), else three steps with the same result, as where hooks
+            look at the layer's own output or gradients.
     """
 
     fuse = True
@@ -50,9 +51,6 @@ class PPCRBottleneck(Bottleneck):  # type: ignore[misc]
 
 
 def _end(block: PPCRBasicBlock | PPCRBottleneck, x: Tensor, identity: Tensor) -> Tensor:
-    y: Tensor
-    if block.fuse and isinstance(block.ppcr, PPCR):
-        y = block.ppcr(x, identity)
-    else:
-        y = block.relu(block.ppcr(x) + identity)
+    fused = block.fuse and can_fuse(block.ppcr)
+    y: Tensor = block.ppcr(x, residual=identity) if fused else block.relu(block.ppcr(x) + identity)
     return y

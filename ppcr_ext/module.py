@@ -130,3 +130,8 @@ class PPCR(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}, levels={self.levels}, eps={self.eps}, bias={self.bias is not None}, backend={self.backend!r}"
+
+
+def can_fuse(layer: nn.Module | None) -> bool:
+    """Whether a residual block may leave its addition and ReLU to the layer: to a PPCR, unless hooks look at what it puts out."""
+    return isinstance(layer, PPCR) and not (layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks)

@@ -327,7 +327,7 @@ def _renamed_keys(model: nn.Module, hosts: set[nn.Module]) -> dict[str, str]:
 
 def _channels(name: str, module: nn.Module) -> int:
     for attribute in ("num_features", "num_channels", "out_channels"):
-        found = getattr(module, attribute, None)
+        found: Any = getattr(module, attribute, None)
         if is_integer(found):
             return int(found)
     raise ValueError(f"{name} ({type(module).__name__}) does not say how many channels it has; pass modules={{{name!r}: channels}}")
