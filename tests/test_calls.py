@@ -199,14 +199,14 @@ def test_per_sample_gradients_by_hooks(networks):
         for name, found in expected.items():
             found.append(unfused.get_parameter(name).grad.clone())
     for model in networks:
-        kept = {}
-        for name, layer in model.named_modules():
-            if isinstance(layer, PPCR):
-                layer.register_forward_hook(lambda m, a, y, name=name: kept.__setitem__(name, [a[0].detach()]))
-                layer.register_full_backward_hook(lambda m, gx, gy, name=name: kept[name].append(gy[0]))
+        named = {name: layer for name, layer in model.named_modules() if isinstance(layer, PPCR)}
+        inputs, gradients = {}, {}
+        for layer in named.values():
+            layer.register_forward_hook(lambda m, a, y, inputs=inputs: inputs.update({m: a[0].detach()}))
+            layer.register_full_backward_hook(lambda m, gx, gy, gradients=gradients: gradients.update({m: gy[0]}))
         model(X).square().sum().backward()
-        for name, (x, gy) in kept.items():
-            layer = copy.deepcopy(model.get_submodule(name))
+        for name, hooked in named.items():
+            layer = copy.deepcopy(hooked)
             layer._forward_hooks.clear()
             layer._backward_hooks.clear()
             parameters = {key: p.detach() for key, p in layer.named_parameters()}
@@ -214,7 +214,7 @@ def test_per_sample_gradients_by_hooks(networks):
             def loss(parameters, x, gy, layer=layer):
                 return (functional_call(layer, parameters, (x[None],)) * gy[None]).sum()
 
-            for key, got in vmap(grad(loss), in_dims=(None, 0, 0))(parameters, x, gy).items():
+            for key, got in vmap(grad(loss), in_dims=(None, 0, 0))(parameters, inputs[hooked], gradients[hooked]).items():
                 wanted = torch.stack(expected[f"{name}.{key}"])
                 torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-9 * float(wanted.abs().max()))
 
