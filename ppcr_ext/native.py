@@ -12,6 +12,7 @@ import struct
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -315,6 +316,9 @@ def register_for_tracing(backend: str) -> None:
     """Fake kernels and autograd formulas of a backend's operators: once a process, for they outlive a reload of the package."""
     prefix = "triton_" if backend == "triton" else ""
     if f"ppcr_ext::{prefix}ppcr" in torch._C._dispatch_get_registrations_for_dispatch_key("Autograd"):
+        compiler: Any = sys.modules.get("torch._dynamo.symbolic_convert")
+        if hasattr(compiler, "_import_module"):
+            compiler._import_module.cache_clear()  # torch.compile keeps modules by name, those of before a purge of sys.modules too
         return
     register_fakes(prefix)
     from . import functional

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -218,3 +219,37 @@ def test_nothing_is_lost_after_an_error():
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
     assert module(X).shape == X.shape
     assert ppcr_gate(X, W, B).shape == (2, 1, 3)
+
+
+@pytest.mark.parametrize("number", [np.int8, np.int64, np.uint8, np.float16, np.float32, np.float64])
+def test_numpy_numbers_are_numbers(number):
+    """They come out as Python's own, so that representations, pickles and graphs hold nothing of NumPy."""
+    if issubclass(number, np.integer):
+        layer = PPCR(number(8), [number(1), 2, number(4)], eps=number(1))
+        assert repr(layer.levels) == "(1, 2, 4)"
+        assert (type(layer.channels), type(layer.eps)) == (int, float)
+        for name in ("ppcr", "ppcr_gate"):
+            function = getattr(ppcr_ext, name)
+            assert torch.equal(function(X, W, B, levels=[number(1), number(2), number(4)]), function(X, W, B))
+        with pytest.raises(ValueError, match="levels must lie between 1 and the 8 channels"):
+            ppcr(X, W, B, levels=(number(9), 1))
+        assert PPCR(300, [number(100)] * 3).weight.shape == (300,)  # no overflow of small types
+    else:
+        layer = PPCR(8, eps=number(0.25), init_gate=number(0.75))
+        assert repr((layer.eps, layer.init_gate)) == "(0.25, 0.75)"
+        assert torch.equal(ppcr(X, W, B, eps=number(0.25)), ppcr(X, W, B, eps=0.25))
+        with pytest.raises(ValueError, match="eps must be positive and finite"):
+            ppcr(X, W, B, eps=number("nan"))
+        with pytest.raises(TypeError, match="channels must be an int"):
+            PPCR(number(8))
+        with pytest.raises(TypeError, match="levels must be ints"):
+            ppcr(X, W, B, levels=(number(1), 2, 4))
+
+
+@pytest.mark.parametrize("number", [np.bool_(True), True, torch.tensor(1), "1", None, 1j])
+def test_what_is_no_number(number):
+    for call in (lambda: PPCR(number), lambda: ppcr(X, W, B, levels=(number, 2, 4)), lambda: ppcr(X, W, B, eps=number)):
+        with pytest.raises(TypeError, match=r"(channels|levels|eps) must be"):
+            call()
+    with pytest.raises(ValueError, match="init_gate must lie between 0 and 1"):
+        PPCR(8, init_gate=number)
