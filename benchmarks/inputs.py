@@ -80,7 +80,8 @@ def retina_cases() -> list[Case]:
     def listen(stage: str, layer: ppcr_ext.PPCR) -> None:
         def keep(layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
             y.retain_grad()
-            seen[stage] = (inputs[0], y)  # of the layer alone: where a hook looks, the block adds by itself
+            # Of the layer alone: where a hook looks, the block adds by itself.
+            seen[stage] = (inputs[0], y)
 
         layer.register_forward_hook(keep)
 

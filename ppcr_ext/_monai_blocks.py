@@ -1,4 +1,7 @@
-"""MONAI's residual blocks, of any number of spatial dimensions, with PPCR. Imported only where MONAI is, by ``networks``."""
+"""MONAI's residual blocks, of any number of spatial dimensions, with PPCR.
+
+Imported only where MONAI is, by ``networks``.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ from .module import PPCR, can_fuse
 
 
 class PPCRResNetBlock(ResNetBlock):
-    """MONAI's ``ResNetBlock`` whose end is ``relu(ppcr(bn2(..)) + residual)``; takes the same arguments.
+    """MONAI's ``ResNetBlock``, ending in ``relu(ppcr(bn2(..)) + residual)``; takes its arguments.
 
     Attributes:
-        ppcr: the :class:`ppcr_ext.PPCR` layer, or any other in its place; all other parameters keep their state-dict keys.
-        fuse: recalibration, addition and ReLU in one pass (the default), else three steps with the same result, as where hooks
-            look at the layer's own output or gradients.
+        ppcr: the :class:`ppcr_ext.PPCR` layer, or any other in its place; all other parameters
+            keep their state-dict keys.
+        fuse: recalibration, addition and ReLU in one pass (the default). Else, and where hooks
+            look at the layer's own output or gradients, three steps with the same result.
     """
 
     fuse = True

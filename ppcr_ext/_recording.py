@@ -82,5 +82,5 @@ def record(layer: PPCR, x: Tensor) -> None:
 
 
 def _is_traced(x: Tensor) -> bool:
-    """Whether what is computed from x becomes part of a graph: of torch.fx, make_fx, torch.export or torch.jit.trace."""
+    """Whether a graph is made of what is computed from x: by torch.fx, make_fx, export or jit."""
     return isinstance(x, torch.fx.Proxy) or functional.is_tracing() or get_proxy_mode() is not None

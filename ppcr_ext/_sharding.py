@@ -1,6 +1,7 @@
-"""How the operators run on DTensors: split along the batch or a spatial dimension; anything else is gathered first.
+"""How the operators run on DTensors: split along the batch or a spatial dimension, else gathered.
 
-PyTorch's interface for this is experimental. Where it is missing, DTensor itself says that it knows no strategy.
+PyTorch's interface for this is experimental. Where it is missing, DTensor says that it knows no
+strategy.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ _registered: set[Any] = set()
 
 @torch.compiler.assume_constant_result  # the compiler need not look into it
 def register() -> None:
-    """Called for every tensor that is of a subclass: tells DTensor about the operators, where the program has imported it."""
+    """Tells DTensor about the operators, where the program has imported it.
+
+    Called at import, and for every x of a subclass of Tensor.
+    """
     if "torch.distributed.tensor" not in sys.modules:
         return
     for prefix in ("", "triton_"):
@@ -36,7 +40,10 @@ def _register(operator: Any, strategy: Any) -> None:
 
 
 def _forward(x: Any, *others: Any) -> list[tuple[list[Any], list[Any]]]:
-    """(x[, residual], weight, bias, levels, eps) -> y: of each choice the placements of the results, then of the arguments."""
+    """(x[, residual], weight, bias, levels, eps) -> y.
+
+    Of each choice the placements of the results, then those of the arguments.
+    """
     maps, bias = 1 + (len(others) == 5), others[-3]
     from torch.distributed.tensor import Replicate
 
@@ -46,16 +53,20 @@ def _forward(x: Any, *others: Any) -> list[tuple[list[Any], list[Any]]]:
 
 
 def _backward(grad: Any, *others: Any) -> list[tuple[list[Any], list[Any]]]:
-    """(grad, x[, y], weight, bias, levels, eps) -> dx[, dresidual], dweight, dbias: the last two are sums over all pixels."""
+    """(grad, x[, y], weight, bias, levels, eps) -> dx[, dresidual], dweight, dbias.
+
+    The last two are sums over all pixels.
+    """
     from torch.distributed.tensor import Partial, Replicate
 
     maps, bias = 1 + (len(others) == 6), others[-3]
     whole = Replicate()
     parameters = [whole, None if bias is None else whole, None, None]
-    return [
-        ([where] * maps + [whole if where == whole else Partial()] * 2, [where] * (maps + 1) + parameters)
-        for where in _places(grad)
-    ]
+    choices = []
+    for where in _places(grad):
+        total = whole if where == whole else Partial()
+        choices.append(([where] * maps + [total] * 2, [where] * (maps + 1) + parameters))
+    return choices
 
 
 def _places(x: Any) -> list[Any]:

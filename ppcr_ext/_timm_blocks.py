@@ -1,4 +1,4 @@
-"""timm's residual blocks with PPCR in their ``se`` slot. Imported only where timm is, by ``networks``."""
+"""timm's residual blocks with PPCR in their ``se`` slot, for ``networks``, where timm is."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ class PPCRBasicBlock(BasicBlock):
 
     Attributes:
         se: the :class:`ppcr_ext.PPCR` layer, or any other in its place.
-        fuse: recalibration, addition and ReLU in one pass, which leaves out stochastic depth and other activations; three steps where
-            hooks look at the layer's own output or gradients.
+        fuse: recalibration, addition and ReLU in one pass, without stochastic depth or another
+            activation. Else, and where hooks look at the layer's own output or gradients, in
+            three steps.
     """
 
     fuse = True
@@ -26,7 +27,10 @@ class PPCRBasicBlock(BasicBlock):
 
 
 class PPCRBottleneck(Bottleneck):
-    """timm's ``Bottleneck`` whose end is ``relu(ppcr(bn3(..)) + shortcut)``. Attributes as for :class:`PPCRBasicBlock`."""
+    """timm's ``Bottleneck`` whose end is ``relu(ppcr(bn3(..)) + shortcut)``.
+
+    Attributes as for :class:`PPCRBasicBlock`.
+    """
 
     fuse = True
 
@@ -37,7 +41,12 @@ class PPCRBottleneck(Bottleneck):
         return _end(self, self.bn3(self.conv3(x)), shortcut, self.act3)
 
 
-def _end(block: PPCRBasicBlock | PPCRBottleneck, x: Tensor, shortcut: Tensor, activation: nn.Module) -> Tensor:
+def _end(
+    block: PPCRBasicBlock | PPCRBottleneck,
+    x: Tensor,
+    shortcut: Tensor,
+    activation: nn.Module,
+) -> Tensor:
     if block.fuse and can_fuse(block.se):
         y: Tensor = block.se(x, residual=shortcut)
         return y

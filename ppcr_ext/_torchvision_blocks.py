@@ -14,9 +14,10 @@ class PPCRBasicBlock(BasicBlock):  # type: ignore[misc]
     """torchvision's ``BasicBlock`` whose end is ``relu(ppcr(bn2(..)) + identity)``; takes the same arguments.
 
     Attributes:
-        ppcr: the :class:`ppcr_ext.PPCR` layer, or any other in its place; all other parameters keep their state-dict keys.
-        fuse: recalibration, addition and ReLU in one pass (the default), else three steps with the same result, as where hooks
-            look at the layer's own output or gradients.
+        ppcr: the :class:`ppcr_ext.PPCR` layer, or any other in its place; all other parameters
+            keep their state-dict keys.
+        fuse: recalibration, addition and ReLU in one pass (the default). Else, and where hooks
+            look at the layer's own output or gradients, three steps with the same result.
     """
 
     fuse = True

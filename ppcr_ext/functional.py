@@ -17,7 +17,11 @@ from .backends import NAMES, choose
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _DENSE = torch.strided
-transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+transforms_active: Callable[[], bool] = getattr(
+    torch._C,
+    "_are_functorch_transforms_active",
+    lambda: False,
+)
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
 # torch.fx records these functions as single calls instead of tracing their checks.
@@ -96,9 +100,17 @@ def ppcr_add_relu(
     return _run(_ADD_RELU, (x, weight, bias, residual), contexts, levels, eps, backend)
 
 
-def ppcr_or_add_relu(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
+def ppcr_or_add_relu(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    **options: Any,
+) -> Tensor:
     """What torch.fx records where only a run of the graph tells whether there is a residual."""
-    return ppcr(x, weight, bias, **options) if residual is None else ppcr_add_relu(x, residual, weight, bias, **options)
+    if residual is None:
+        return ppcr(x, weight, bias, **options)
+    return ppcr_add_relu(x, residual, weight, bias, **options)
 
 
 # ---- checks -------------------------------------------------------------------------------------------------------------------------
@@ -115,7 +127,10 @@ def is_number(value: Any) -> bool:
 
 
 def check_levels(levels: Levels, channels: int) -> tuple[int, tuple[int, ...]]:
-    """L, the number of contexts, and a copy of the levels as ints; raises TypeError or ValueError where they do not fit C channels."""
+    """L, the number of contexts, and a copy of the levels as ints.
+
+    Raises TypeError or ValueError where they do not fit C channels.
+    """
     if not isinstance(levels, (tuple, list)) and (not isinstance(levels, Sequence) or isinstance(levels, str)):
         raise TypeError(f"levels must be a sequence of ints such as (1, 2, 4), got {levels!r}")
     if len(levels) == 0:
@@ -128,10 +143,12 @@ def check_levels(levels: Levels, channels: int) -> tuple[int, tuple[int, ...]]:
                 raise TypeError(f"levels must be ints, got {levels!r}")
             level, plain = int(level), False
         if level < 1 or level > channels:
-            raise ValueError(f"levels must lie between 1 and the {channels} channels of x, got {levels}")
+            between = f"between 1 and the {channels} channels of x"
+            raise ValueError(f"levels must lie {between}, got {levels}")
         contexts += level
     if contexts < 2:
-        raise ValueError(f"levels need at least 2 contexts in all (one alone normalizes to zero), got {levels}")
+        why = "one alone normalizes to zero"
+        raise ValueError(f"levels need at least 2 contexts in all ({why}), got {levels}")
     return contexts, levels if plain else tuple(map(int, levels))
 
 
@@ -175,11 +192,19 @@ def check_arguments(
 
 def _not_dense(name: str, value: Tensor) -> TypeError:
     if value.is_nested:
-        return TypeError(f"{name} must not be a nested tensor: pass its parts one by one, or padded to one shape")
-    return TypeError(f"{name} must be dense, got the layout {value.layout}; convert it with {name}.to_dense()")
+        remedy = "pass its parts one by one, or padded to one shape"
+        return TypeError(f"{name} must not be a nested tensor: {remedy}")
+    remedy = f"convert it with {name}.to_dense()"
+    return TypeError(f"{name} must be dense, got the layout {value.layout}; {remedy}")
 
 
-def _check_parameter(name: str, value: Tensor, count: int, dtype: torch.dtype, device: torch.device) -> None:
+def _check_parameter(
+    name: str,
+    value: Tensor,
+    count: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
     """Whether weight or bias fits an x of a dtype on a device."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a Tensor{' or None' if name == 'bias' else ''}, got {type(value).__name__}")
@@ -187,11 +212,10 @@ def _check_parameter(name: str, value: Tensor, count: int, dtype: torch.dtype, d
         raise _not_dense(name, value)
     own = value.dtype
     if own != dtype and (own != torch.float32 or dtype == torch.float64):
-        allowed = str(dtype) if dtype in (torch.float32, torch.float64) else f"torch.float32 or {dtype}"
+        allowed = str(dtype) if dtype.itemsize > 2 else f"torch.float32 or {dtype}"
         convert_x = f"x with x.to({own}), or " if own in _DTYPES else ""
-        raise TypeError(
-            f"{name} must be {allowed} where x is {dtype}, got {own}; convert {convert_x}{name} (a layer as a whole) with .to({dtype})"
-        )
+        remedy = f"convert {convert_x}{name} (a layer as a whole) with .to({dtype})"
+        raise TypeError(f"{name} must be {allowed} where x is {dtype}, got {own}; {remedy}")
     if value.shape != (count,):
         why = " (one per context: the sum of levels)" if name == "weight" else ""
         raise ValueError(f"{name} must have shape [{count}]{why}, got {list(value.shape)}")
@@ -226,7 +250,7 @@ class _Operator:
 
     def __init__(self, name: str, composite: Callable[..., Tensor], has_residual: bool = False) -> None:
         self.name = name
-        self.function: type[_Fused] = type(name, (_Fused,), {})  # autograd names its node after the class
+        self.function: type[_Fused] = type(name, (_Fused,), {})  # names the node of autograd
         self._composite = composite
         self.has_residual = has_residual
 
@@ -325,8 +349,13 @@ class _Fused(torch.autograd.Function):
         return None, None, None, *grads
 
 
-def _by_backend(name: str, composite: Callable[..., Tensor], has_residual: bool = False) -> dict[str, _Operator]:
-    return {backend: kind(name, composite, has_residual) for backend, kind in (("native", _Operator), ("triton", _TritonOperator))}
+def _by_backend(
+    name: str,
+    composite: Callable[..., Tensor],
+    has_residual: bool = False,
+) -> dict[str, _Operator]:
+    kinds = {"native": _Operator, "triton": _TritonOperator}
+    return {backend: kind(name, composite, has_residual) for backend, kind in kinds.items()}
 
 
 _PPCR = _by_backend("ppcr", reference.ppcr)
@@ -362,12 +391,12 @@ def _needs_composite(tracing: bool) -> bool:
 
 
 def is_tracing() -> bool:
-    """Whether torch.compile, torch.export or torch.jit.trace records the call: they take the registered operator."""
+    """Whether torch.compile, export or jit records the call, with the registered operator."""
     return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def register_derivatives(backend: str) -> None:
-    """Gives a backend's operators their autograd formula for torch.compile and for direct calls, once they exist."""
+    """Gives a backend's operators their autograd formula: for torch.compile and direct calls."""
     for operators in (_PPCR, _GATE, _ADD_RELU):
         _register_derivative(operators[backend])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.fx
@@ -74,31 +75,34 @@ class PPCR(nn.Module):
             nn.init.constant_(self.bias, math.log(self.init_gate / (1 - self.init_gate)))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Recalibrates x; with a residual the end of a residual block, ``relu(x * g + residual)``, in the same single pass.
+        """Recalibrates x; with a residual also adds it and applies ReLU, in the same single pass.
 
-        Call the layer itself, ``layer(x)`` or ``layer(x, residual)``, so that whatever PyTorch hangs onto a call runs.
+        Call the layer itself, ``layer(x)`` or ``layer(x, residual)``: whatever PyTorch hangs onto
+        a call then runs.
 
         Args:
-            x: ``[N, C, *spatial]``, float32, float16, bfloat16 or float64; see :func:`ppcr_ext.ppcr`.
-            residual: None, or of x's shape, dtype (under autocast it is cast to it) and device; see :func:`ppcr_ext.ppcr_add_relu`.
+            x: ``[N, C, *spatial]``, float32, float16, bfloat16 or float64.
+            residual: None, or of x's shape, dtype (under autocast it is cast to it) and device.
 
         Returns:
-            y: shape, dtype and memory format of x.
+            ``x * g`` or ``relu(x * g + residual)``: shape, dtype and memory format of x. See
+            :func:`ppcr_ext.ppcr` and :func:`ppcr_ext.ppcr_add_relu`.
 
         Raises:
             TypeError, ValueError: an argument is not as above; the message names it.
         """
         if _recording.enabled:
             _recording.record(self, x)
+        parameters = self.weight, self.bias
+        options: dict[str, Any] = {"levels": self.levels, "eps": self.eps, "backend": self.backend}
         if isinstance(x, Tensor):
             self._check_channels(x)
-        elif isinstance(residual, torch.fx.Proxy) and residual.node.args == (None,):  # of a layer that is traced by itself
-            return functional.ppcr_or_add_relu(
-                x, residual, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend
-            )
+        elif isinstance(residual, torch.fx.Proxy) and residual.node.args == (None,):
+            # The layer is traced by itself: only a run of the graph tells whether there is one.
+            return functional.ppcr_or_add_relu(x, residual, *parameters, **options)
         if residual is None:
-            return functional.ppcr(x, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend)
-        return functional.ppcr_add_relu(x, residual, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend)
+            return functional.ppcr(x, *parameters, **options)
+        return functional.ppcr_add_relu(x, residual, *parameters, **options)
 
     def add_relu(self, x: Tensor, residual: Tensor) -> Tensor:
         """A name for ``layer(x, residual)``."""
@@ -110,19 +114,18 @@ class PPCR(nn.Module):
     def gate(self, x: Tensor) -> Tensor:
         """The gate map ``[N, 1, *spatial]``; see :func:`ppcr_ext.ppcr_gate`.
 
-        No call of the layer: its hooks do not run, so that parameters that a hook prepares (pruned, offloaded, sharded) are read as
-        they are. :func:`ppcr_ext.record_gates` gives the map of a call.
+        No call of the layer: its hooks do not run, so that parameters that a hook prepares
+        (pruned, offloaded, sharded) are read as they are. The map of a call is what
+        :func:`ppcr_ext.record_gates` gives.
         """
         if isinstance(x, Tensor):
             self._check_channels(x)
         return functional.ppcr_gate(x, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend)
 
     def __prepare_scriptable__(self) -> None:
-        """What ``torch.jit.script`` asks first, of the layer and of every network that holds it."""
-        raise TypeError(
-            "PPCR cannot be compiled by torch.jit.script: record the network with torch.jit.trace(model, example), "
-            "or with torch.export.export"
-        )
+        """What ``torch.jit.script`` asks first, of the layer and of all networks that hold it."""
+        remedy = "record the network with torch.jit.trace(model, example) or torch.export.export"
+        raise TypeError(f"PPCR cannot be compiled by torch.jit.script: {remedy}")
 
     def _check_channels(self, x: Tensor) -> None:
         if not x.is_nested and x.dim() >= 2 and x.shape[1] != self.channels:
@@ -133,5 +136,10 @@ class PPCR(nn.Module):
 
 
 def can_fuse(layer: nn.Module | None) -> bool:
-    """Whether a residual block may leave its addition and ReLU to the layer: to a PPCR, unless hooks look at what it puts out."""
-    return isinstance(layer, PPCR) and not (layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+    """Whether a residual block may leave its addition and ReLU to the layer.
+
+    To a PPCR it may, unless hooks look at what the layer itself puts out, or at its gradient.
+    """
+    if not isinstance(layer, PPCR):
+        return False
+    return not (layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks)

@@ -212,7 +212,7 @@ def _visible_architectures() -> str | None:
 
 
 def load() -> None:
-    """Called when the package is imported: loads the built library, or the JIT-built one, or keeps the reason."""
+    """Called when the package is imported: loads the built library, or keeps why it cannot."""
     global _reason
     if _library is not None:  # the package is reloaded, its modules are not
         return
@@ -313,12 +313,17 @@ def parameter_gradients(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Te
 
 
 def register_for_tracing(backend: str) -> None:
-    """Fake kernels and autograd formulas of a backend's operators: once a process, for they outlive a reload of the package."""
+    """Fake kernels and autograd formulas of a backend's operators.
+
+    Once a process: they outlive a reload of the package.
+    """
     prefix = "triton_" if backend == "triton" else ""
-    if f"ppcr_ext::{prefix}ppcr" in torch._C._dispatch_get_registrations_for_dispatch_key("Autograd"):
+    registered = torch._C._dispatch_get_registrations_for_dispatch_key("Autograd")
+    if f"ppcr_ext::{prefix}ppcr" in registered:
         compiler: Any = sys.modules.get("torch._dynamo.symbolic_convert")
         if hasattr(compiler, "_import_module"):
-            compiler._import_module.cache_clear()  # torch.compile keeps modules by name, those of before a purge of sys.modules too
+            # torch.compile keeps modules by name, also those of before a purge of sys.modules.
+            compiler._import_module.cache_clear()
         return
     register_fakes(prefix)
     from . import functional

@@ -1,6 +1,8 @@
-"""Puts PPCR into networks that exist: the ResNets of torchvision, timm and MONAI by themselves, any other network by module names.
+"""Puts PPCR into networks that exist: the ResNets of torchvision, timm and MONAI by themselves,
+any other network by module names.
 
-These libraries are optional: their blocks are known by name, and those of ours that stand in their place imported when needed.
+These libraries are optional: their blocks are known by name, and those of ours that stand in their
+place imported when needed.
 """
 
 from __future__ import annotations
@@ -59,13 +61,16 @@ def insert_ppcr(
 ) -> Inserted:
     """Inserts PPCR layers into a network, in place. Where it raises, the network is as it was.
 
-    Without ``modules``, into the residual blocks of the ResNets (ResNeXt and Wide ResNet too) of torchvision, timm and MONAI, wherever
-    in ``model`` they are, as in the encoders of segmentation_models_pytorch: after the block's last normalization, before the addition.
-    The keys of the state dict stay, so that checkpoints of the host still load (with ``strict=False``: the new parameters are not in
-    them). A block or module that is reached by several names gets one layer, which all of them see.
+    Without ``modules``, into the residual blocks of the ResNets (ResNeXt and Wide ResNet too) of
+    torchvision, timm and MONAI, wherever in ``model`` they are, as in the encoders of
+    segmentation_models_pytorch: after the block's last normalization, before the addition. The
+    keys of the state dict stay, so that checkpoints of the host still load (with ``strict=False``:
+    the new parameters are not in them). A block or module that several names reach gets one layer,
+    which all of them see.
 
-    Insert before the optimizer is made and before the network is wrapped (DistributedDataParallel, FSDP, DataParallel) or compiled:
-    they would not know of the new parameters. The network inside such a wrapper cannot always be told from a plain one.
+    Insert before the optimizer is made and before the network is wrapped (DistributedDataParallel,
+    FSDP, DataParallel) or compiled: they would not know of the new parameters. The network inside
+    such a wrapper cannot always be told from a plain one.
 
     Args:
         model: the network. New parameters take the device and dtype of those of the block or module that they join (where it has
@@ -74,8 +79,8 @@ def insert_ppcr(
             pretrained network.
         stages: which residual stages get it, 4 for ``layer4``; None for all.
         fuse: recalibration, addition and ReLU of a residual block in one pass. The block no longer calls its last activation,
-            so hooks on it do not run. ``False`` computes the same in three steps; blocks whose activation is not ReLU, timm's with
-            stochastic depth and Res2Net's allow no other.
+            so hooks on it do not run. ``False`` computes the same in three steps; blocks whose
+            activation is not ReLU, timm's with stochastic depth and Res2Net's allow no other.
         modules: the names (as in ``model.named_modules()``) of modules after whose output ``[N, C, *spatial]`` a layer is put, for any
             other network. C is the module's ``num_features``, ``num_channels`` or ``out_channels``; for a module with none of these
             give a mapping of names to C. Each such module is wrapped into an ``nn.Sequential``, which changes its state-dict keys.
@@ -95,7 +100,8 @@ def insert_ppcr(
     places = _residual_places(model, stages, fuse) if modules is None else _named_places(model, modules)
     layers = []
     for place in places:
-        parameter = next((p for m in (place.host, *place.changed, model) for p in m.parameters() if p.is_floating_point()), None)
+        near = (p for m in (place.host, *place.changed, model) for p in m.parameters())
+        parameter = next((p for p in near if p.is_floating_point()), None)
         try:
             layer = PPCR(
                 place.channels,
@@ -112,12 +118,14 @@ def insert_ppcr(
         layers.append(layer.train(place.host.training))
 
     renamed = {} if modules is None else _renamed_keys(model, {place.host for place in places})
-    before = [(m, type(m), dict(vars(m)), dict(m._modules)) for place in places for m in place.changed]
+    changed = [module for place in places for module in place.changed]
+    before = [(m, type(m), dict(vars(m)), dict(m._modules)) for m in changed]
     try:
         for place, layer in zip(places, layers, strict=True):
             place.insert(layer)
         inserted = set(layers)
-        return Inserted([name for name, module in model.named_modules() if module in inserted], renamed)
+        names = [name for name, module in model.named_modules() if module in inserted]
+        return Inserted(names, renamed)
     except BaseException:
         for module, kind, attributes, children in before:
             module.__class__ = kind
@@ -130,8 +138,10 @@ def insert_ppcr(
 
 @dataclass
 class _Place:
-    """Where a layer goes: behind ``host`` (in it, for a residual block). ``insert`` puts it there, ``changed`` are the modules whose
-    class or children that changes."""
+    """Where a layer goes: behind ``host`` (in it, for a residual block).
+
+    ``insert`` puts it there; ``changed`` are the modules whose class or children that changes.
+    """
 
     name: str
     host: nn.Module
@@ -141,23 +151,27 @@ class _Place:
 
 
 def _check_bare(model: nn.Module) -> None:
-    """Raises ValueError where something holds a list of the network's parameters already, or its code."""
+    """Raises ValueError where something holds the network's parameters, or its code, already."""
     for name, module in model.named_modules():
         holder = _holder(module)
         if holder:
-            raise ValueError(
-                f"{name or 'model'} is held by {holder} already, which would not know of the new parameters: "
-                "call insert_ppcr on the plain network, and wrap, shard, offload or compile it afterwards"
-            )
+            why = f"is held by {holder} already, which would not know of the new parameters"
+            remedy = "call insert_ppcr on the plain network, and wrap, shard, offload or compile it"
+            raise ValueError(f"{name or 'model'} {why}: {remedy} afterwards")
 
 
 def _holder(module: nn.Module) -> str | None:
-    distributed = _loaded("torch.distributed.fsdp", "FullyShardedDataParallel", "FSDPModule")
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel, torch.jit.ScriptModule, *distributed)
-    for wrapper in wrappers:
+    for wrapper in (
+        nn.parallel.DistributedDataParallel,
+        nn.DataParallel,
+        torch.jit.ScriptModule,
+        *_loaded("torch.distributed.fsdp", "FullyShardedDataParallel", "FSDPModule"),
+    ):
         if isinstance(module, wrapper):
             return "fully_shard" if wrapper.__name__ == "FSDPModule" else wrapper.__name__
-    if isinstance(module, _loaded("torch._dynamo", "OptimizedModule")) or module._compiled_call_impl is not None:
+    if isinstance(module, _loaded("torch._dynamo", "OptimizedModule")):
+        return "torch.compile"
+    if module._compiled_call_impl is not None:  # module.compile()
         return "torch.compile"
     for parameter in module.parameters(recurse=False):
         if isinstance(parameter, _loaded("torch.distributed.tensor", "DTensor")):
@@ -170,7 +184,7 @@ def _holder(module: nn.Module) -> str | None:
 
 
 def _loaded(module: str, *names: str) -> tuple[Any, ...]:
-    """Classes of a module where the program has imported it: a model cannot hold instances of any other."""
+    """Classes of a module where the program has imported it: no other can be met."""
     found = sys.modules.get(module)
     return tuple(getattr(found, name) for name in names if hasattr(found, name))
 
@@ -188,26 +202,34 @@ def _all_names(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 @dataclass(frozen=True)
 class _Host:
-    """A kind of residual block: the block of ours that takes its place, the layer's slot, the last convolution and activation."""
+    """A kind of residual block: the library whose block of ours takes its place (None: there is
+    none), that block's name, the layer's slot, and the last convolution and activation."""
 
-    module: str | None
+    library: str | None
     block: str
     slot: str
     convolution: str
     activation: str
 
+    @property
+    def blocks(self) -> str:
+        return f"_{self.library}_blocks"
 
-# By module and name: a subclass has a forward of its own, so that only these classes themselves can be exchanged.
+
+# By module and name: a subclass has a forward of its own, so that only these classes themselves
+# can be exchanged.
+_TORCHVISION, _TIMM = "torchvision.models.resnet", "timm.models.resnet"
+_RES2NET, _MONAI = "timm.models.res2net", "monai.networks.nets.resnet"
 _HOSTS = {
-    ("torchvision.models.resnet", "BasicBlock"): _Host("_torchvision_blocks", "PPCRBasicBlock", "ppcr", "conv2", "relu"),
-    ("torchvision.models.resnet", "Bottleneck"): _Host("_torchvision_blocks", "PPCRBottleneck", "ppcr", "conv3", "relu"),
-    ("timm.models.resnet", "BasicBlock"): _Host("_timm_blocks", "PPCRBasicBlock", "se", "conv2", "act2"),
-    ("timm.models.resnet", "Bottleneck"): _Host("_timm_blocks", "PPCRBottleneck", "se", "conv3", "act3"),
-    ("timm.models.res2net", "Bottle2neck"): _Host(None, "Bottle2neck", "se", "conv3", "relu"),
-    ("monai.networks.nets.resnet", "ResNetBlock"): _Host("_monai_blocks", "PPCRResNetBlock", "ppcr", "conv2", "act"),
-    ("monai.networks.nets.resnet", "ResNetBottleneck"): _Host("_monai_blocks", "PPCRResNetBottleneck", "ppcr", "conv3", "act"),
+    (_TORCHVISION, "BasicBlock"): _Host("torchvision", "PPCRBasicBlock", "ppcr", "conv2", "relu"),
+    (_TORCHVISION, "Bottleneck"): _Host("torchvision", "PPCRBottleneck", "ppcr", "conv3", "relu"),
+    (_TIMM, "BasicBlock"): _Host("timm", "PPCRBasicBlock", "se", "conv2", "act2"),
+    (_TIMM, "Bottleneck"): _Host("timm", "PPCRBottleneck", "se", "conv3", "act3"),
+    (_RES2NET, "Bottle2neck"): _Host(None, "Bottle2neck", "se", "conv3", "relu"),
+    (_MONAI, "ResNetBlock"): _Host("monai", "PPCRResNetBlock", "ppcr", "conv2", "act"),
+    (_MONAI, "ResNetBottleneck"): _Host("monai", "PPCRResNetBottleneck", "ppcr", "conv3", "act"),
 }
-_HOSTS |= {(f"{__package__}.{host.module}", host.block): host for host in _HOSTS.values() if host.module}
+_HOSTS |= {(f"{__package__}.{h.blocks}", h.block): h for h in _HOSTS.values() if h.library}
 
 
 def _residual_places(model: nn.Module, stages: Sequence[int] | None, fuse: bool) -> list[_Place]:
@@ -219,25 +241,25 @@ def _residual_places(model: nn.Module, stages: Sequence[int] | None, fuse: bool)
         host = _HOSTS.get((type(block).__module__, type(block).__name__))
         if host is None:
             continue
-        found = [match for name in names if (match := re.search(r"(?:^|\.)layer(\d+)(?:\.|$)", name))]
-        stage = int(found[0][1]) if found else None
+        found = re.search(r"(?:^|[.\n])layer(\d+)(?:[.\n]|$)", "\n".join(names))
+        stage = int(found[1]) if found else None
         seen.add(stage)
         if wanted is not None and stage not in wanted:
             continue
         name = names[0]
-        occupant = next((o for o in (getattr(block, "se", None), getattr(block, "ppcr", None)) if o is not None), None)
-        if occupant is not None:
-            raise ValueError(f"{name} has an attention layer already ({type(occupant).__name__})")
+        for occupant in (getattr(block, "se", None), getattr(block, "ppcr", None)):
+            if occupant is not None:
+                kind = type(occupant).__name__
+                raise ValueError(f"{name} has an attention layer already ({kind})")
         reason = _why_not_fused(block, host) if fuse else None
         if reason:
             raise ValueError(f"{name} cannot be fused: {reason}; pass fuse=False")
         channels = _channels(f"{name}.{host.convolution}", getattr(block, host.convolution))
         places.append(_Place(name, block, [block], channels, _exchange(block, host, fuse)))
     if not seen:
-        raise ValueError(
-            f"{type(model).__name__} has no residual block of the ResNets of torchvision, timm or MONAI; say with modules=[...] after which of "
-            "its modules PPCR stands"
-        )
+        remedy = "say with modules=[...] after which of its modules PPCR stands"
+        libraries = "of the ResNets of torchvision, timm or MONAI"
+        raise ValueError(f"{type(model).__name__} has no residual block {libraries}; {remedy}")
     missing = sorted((wanted or set()) - seen)
     if missing:
         raise ValueError(
@@ -247,7 +269,8 @@ def _residual_places(model: nn.Module, stages: Sequence[int] | None, fuse: bool)
 
 
 def _check_stages(stages: Sequence[int]) -> set[int]:
-    if not isinstance(stages, Sequence) or isinstance(stages, str) or not all(map(is_integer, stages)):
+    listed = isinstance(stages, Sequence) and not isinstance(stages, str)
+    if not listed or not all(map(is_integer, stages)):
         raise TypeError(f"stages must be a sequence of ints such as (3, 4), got {stages!r}")
     if not stages:
         raise ValueError("stages must not be empty")
@@ -255,18 +278,18 @@ def _check_stages(stages: Sequence[int]) -> set[int]:
 
 
 def _why_not_fused(block: nn.Module, host: _Host) -> str | None:
-    if host.module is None:
+    if host.library is None:
         return f"there is no fused {host.block}"
     if getattr(block, "drop_path", None) is not None:
         return "stochastic depth stands between the recalibration and the addition"
-    activation = getattr(block, host.activation)
-    return None if type(activation) is nn.ReLU else f"its activation is {type(activation).__name__}, not ReLU"
+    activation = type(getattr(block, host.activation))
+    return None if activation is nn.ReLU else f"its activation is {activation.__name__}, not ReLU"
 
 
 def _exchange(block: nn.Module, host: _Host, fuse: bool) -> Callable[[PPCR], None]:
     def insert(layer: PPCR) -> None:
-        if host.module is not None:
-            block.__class__ = getattr(import_module(f".{host.module}", __package__), host.block)
+        if host.library is not None:
+            block.__class__ = getattr(import_module(f".{host.blocks}", __package__), host.block)
             block.fuse = fuse  # type: ignore[assignment]
         setattr(block, host.slot, layer)
 
@@ -292,16 +315,19 @@ def _named_places(model: nn.Module, modules: Sequence[str] | Mapping[str, int]) 
         host = known[name]
         channels = modules[name] if isinstance(modules, Mapping) else _channels(name, host)
         if host in places and places[host].channels != channels:
-            raise ValueError(f"modules gives {places[host].name} and {name}, which are one module, different channels")
-        parents = [(known[parent], attribute) for parent, _, attribute in (n.rpartition(".") for n in names[host])]
-        places.setdefault(host, _Place(name, host, [parent for parent, _ in parents], channels, _wrapping(parents, host)))
+            both = f"{places[host].name} and {name}"
+            raise ValueError(f"modules gives {both}, which are one module, different channels")
+        split = [name.rpartition(".") for name in names[host]]
+        parents = [(known[parent], attribute) for parent, _, attribute in split]
+        changed = [parent for parent, _ in parents]
+        places.setdefault(host, _Place(name, host, changed, channels, _wrapping(parents, host)))
     return list(places.values())
 
 
 def _wrapping(parents: list[tuple[nn.Module, str]], host: nn.Module) -> Callable[[PPCR], None]:
     def insert(layer: PPCR) -> None:
         both = nn.Sequential(host, layer)
-        both.training = host.training  # train() would unfreeze what is in evaluation mode within the host
+        both.training = host.training  # train() would also set what is frozen within the host
         for parent, attribute in parents:
             setattr(parent, attribute, both)
 
@@ -309,7 +335,7 @@ def _wrapping(parents: list[tuple[nn.Module, str]], host: nn.Module) -> Callable
 
 
 def _renamed_keys(model: nn.Module, hosts: set[nn.Module]) -> dict[str, str]:
-    """State-dict keys that change, old to new, where each host becomes the first of two in a Sequential."""
+    """State-dict keys that change, old to new: each host becomes the first in a Sequential."""
     renamed = {}
     for key in model.state_dict(keep_vars=True):
         parts: list[str] = []

@@ -289,10 +289,14 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
 
 
 def register() -> None:
-    """Called when the package is imported, whether or not Triton and the native library, which shares the namespace, are there."""
+    """Called when the package is imported.
+
+    Whether or not Triton and the native library, which shares the namespace, are there.
+    """
     for schema, function in _OPERATORS.items():
         name, _, rest = schema.partition("(")
         if not hasattr(torch.ops.ppcr_ext, name):  # operators outlive a reload of the package
-            torch.library.define(f"ppcr_ext::{name}", f"({rest}", tags=(torch.Tag.pt2_compliant_tag,))
+            tags = (torch.Tag.pt2_compliant_tag,)
+            torch.library.define(f"ppcr_ext::{name}", f"({rest}", tags=tags)
             torch.library.impl(f"ppcr_ext::{name}", ("cpu", "cuda"), function)
     native.register_for_tracing("triton")
