@@ -156,7 +156,7 @@ def _check_bare(model: nn.Module) -> None:
         holder = _holder(module)
         if holder:
             why = f"is held by {holder} already, which would not know of the new parameters"
-            remedy = "call insert_ppcr on the plain network, and wrap, shard, offload or compile it"
+            remedy = "call insert_ppcr on the plain network, and wrap, shard or compile it"
             raise ValueError(f"{name or 'model'} {why}: {remedy} afterwards")
 
 

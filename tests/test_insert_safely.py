@@ -15,7 +15,7 @@ X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def state(model):
-    """All that an insertion may change: classes, attributes and children of every module, by every name."""
+    """All that an insertion may change: class, attributes and children of every module, by name."""
     return [
         (name, type(module), module.training, sorted(vars(module)), list(module._modules.items()))
         for name, module in model.named_modules(remove_duplicate=False)
@@ -43,7 +43,8 @@ class TestShared:
         plain = copy.deepcopy(model)
         names = insert_ppcr(model, stages=stages, init_gate=0.9)
         first = {"r": "layer{}.0.ppcr", "f": "{}.0.ppcr"}[order[0]]
-        assert names == [f"{order[0]}." + first.format(i if order[0] == "r" else i + 3) for i in (stages or (1, 2, 3, 4))]
+        stages, offset = stages or (1, 2, 3, 4), 0 if order[0] == "r" else 3
+        assert names == [f"{order[0]}." + first.format(stage + offset) for stage in stages]
         assert names.renamed_keys == {}
         assert set(plain.state_dict()) < set(model.state_dict())
         for i in range(1, 5):
@@ -67,7 +68,8 @@ class TestSharedNamed:
     def network(self):
         torch.manual_seed(0)
         shared = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
-        return nn.ModuleDict({"one": shared, "two": shared, "three": nn.Sequential(shared[0], nn.ReLU())})
+        other = nn.Sequential(shared[0], nn.ReLU())
+        return nn.ModuleDict({"one": shared, "two": shared, "three": other})
 
     @pytest.mark.parametrize("modules", [["one.1"], ["two.1"], ["one.1", "two.1"]])
     def test_a_named_module_in_a_shared_parent(self, modules):
@@ -97,7 +99,7 @@ class TestSharedNamed:
     def test_different_channels_for_one_module(self):
         model = self.network()
         before = state(model)
-        with pytest.raises(ValueError, match=r"modules gives one.1 and two.1, which are one module, different channels"):
+        with pytest.raises(ValueError, match=r"gives one.1 and two.1, .* one module, different channels"):
             insert_ppcr(model, modules={"one.1": 8, "two.1": 4})
         assert state(model) == before
 
@@ -121,7 +123,11 @@ class TestAtomic:
 
     def test_a_state_dict_that_fails(self):
         model = Network()
-        model.body.register_state_dict_post_hook(lambda *a: (_ for _ in ()).throw(OSError("no state")))
+
+        def fail(*arguments):
+            raise OSError("no state")
+
+        model.body.register_state_dict_post_hook(fail)
         before = state(model)
         with pytest.raises(OSError, match="no state"):
             insert_ppcr(model, modules=["stem"])
@@ -136,7 +142,8 @@ class TestAtomic:
         pytest.importorskip("monai")
         from hosts import HOSTS
 
-        model = HOSTS[{"torchvision": "torchvision resnext", "timm": "timm resnext", "monai": "monai basic 3d"}[library]].build()
+        kind = "basic 3d" if library == "monai" else "resnext"
+        model = HOSTS[f"{library} {kind}"].build()
         before, seen = state(model), []
 
         def refuse(module, name, submodule):
@@ -158,8 +165,13 @@ class TestAtomic:
     def test_a_state_dict_hook_that_drops_keys(self):
         """Keys that no module answers for stay as they are."""
         model = Network()
-        model.register_state_dict_post_hook(lambda m, state, prefix, meta: state.__delitem__("groups.weight"))
-        assert insert_ppcr(model, modules=["stem"]).renamed_keys == {"stem.weight": "stem.0.weight", "stem.bias": "stem.0.bias"}
+
+        def drop(module, state, prefix, metadata):
+            del state["groups.weight"]
+
+        model.register_state_dict_post_hook(drop)
+        renamed = insert_ppcr(model, modules=["stem"]).renamed_keys
+        assert renamed == {f"stem.{p}": f"stem.0.{p}" for p in ("weight", "bias")}
 
 
 def test_what_is_frozen_stays_frozen():
@@ -175,7 +187,7 @@ def test_a_block_with_another_activation_is_not_fused():
     model = resnet()
     model.layer2[0].relu = nn.SiLU()
     before = state(model)
-    with pytest.raises(ValueError, match=r"layer2.0 cannot be fused: its activation is SiLU, not ReLU; pass fuse=False"):
+    with pytest.raises(ValueError, match=r"layer2.0 cannot be fused: its activation is SiLU"):
         insert_ppcr(model)
     assert state(model) == before
     insert_ppcr(model, fuse=False)
@@ -238,7 +250,7 @@ HOLDERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_networks_that_are_held_already(holder, inside, process_group):
@@ -247,7 +259,7 @@ def test_networks_that_are_held_already(holder, inside, process_group):
     model = nn.ModuleDict({"part": held}) if inside else held
     before = state(model)
     name = holder.rstrip()
-    with pytest.raises(ValueError, match=rf"is held by {name} already, .* call insert_ppcr on the plain network, and wrap"):
+    with pytest.raises(ValueError, match=rf"is held by {name} already, .* call insert_ppcr on the"):
         insert_ppcr(model, modules=["part.stem" if inside else "stem"])
     assert state(model) == before
     plain = Network()
