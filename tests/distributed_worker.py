@@ -1,5 +1,5 @@
-"""One of the processes that torchrun starts for test_distributed.py: trains two steps and saves gradients and parameters, and runs the
-operators on DTensors."""
+"""One of the processes that torchrun starts for test_distributed.py: trains two steps and saves
+gradients and parameters, and runs the operators on DTensors."""
 
 import sys
 
@@ -8,7 +8,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
+from torch.distributed.tensor import (
+    DTensor,
+    Replicate,
+    Shard,
+    distribute_module,
+    distribute_tensor,
+)
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 
@@ -55,9 +61,10 @@ def train(model, rank, world, full):
 
 
 def inputs():
-    """x and residual [5, 8, 6, 3], weight and bias: the batch and the width do not divide by two."""
+    """x and residual, weight and bias: the batch and the width do not divide by two."""
     generator = torch.Generator().manual_seed(2)
-    return [torch.randn(size, generator=generator, dtype=torch.float64) for size in ((5, 8, 6, 3), (5, 8, 6, 3), (7,), (1,))]
+    sizes = (5, 8, 6, 3), (5, 8, 6, 3), (7,), (1,)
+    return [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
 
 
 def evaluate(name, x, residual, weight, bias):
@@ -73,11 +80,18 @@ def placed(t):
     return f"split {place.dim}" if place.is_shard() else "sum" if place.is_partial() else "whole"
 
 
-PLACES = {"batch": Shard(0), "height": Shard(2), "width": Shard(3), "channels": Shard(1), "whole": Replicate()}
+PLACES = {
+    "batch": Shard(0),
+    "height": Shard(2),
+    "width": Shard(3),
+    "channels": Shard(1),
+    "whole": Replicate(),
+}
 
 
 def on_dtensors(mesh):
-    """For every operator and way to split x: results put together, their placements, and the communication that forward took."""
+    """For every operator and way to split x: results put together, their placements, and the
+    communication that forward took."""
     found = {}
     for name in ("ppcr", "ppcr_gate", "ppcr_add_relu"):
         for bias in (True, False):
@@ -88,7 +102,8 @@ def on_dtensors(mesh):
                 arguments = [t.requires_grad_() for t in tensors[: 3 + bias]] + [None] * (not bias)
                 results = evaluate(name, *arguments)
                 with CommDebugMode() as communication, torch.no_grad():
-                    getattr(ppcr_ext, name)(*([arguments[0]] if name != "ppcr_add_relu" else arguments[:2]), *arguments[2:])
+                    maps = arguments[: 1 + (name == "ppcr_add_relu")]
+                    getattr(ppcr_ext, name)(*maps, *arguments[2:])
                 found[name, bias, where] = {
                     "values": [t.full_tensor() for t in results],
                     "places": [placed(t) for t in results],
@@ -117,7 +132,8 @@ def main(out):
         "ddp": train(DistributedDataParallel(network()), rank, world, lambda t: t),
         "fsdp": train(sharded, rank, world, lambda t: t.full_tensor()),
     }
-    found["layers_sharded"] = [type(p).__name__ for layer in (sharded[1], sharded[2].ppcr) for p in layer.parameters(recurse=False)]
+    parameters = [*sharded[1].parameters(), *sharded[2].ppcr.parameters()]
+    found["layers_sharded"] = [type(p).__name__ for p in parameters]
     found["dtensor"] = on_dtensors(mesh)
     torch.save(found, f"{out}/rank{rank}.pt")
     dist.destroy_process_group()

@@ -22,7 +22,7 @@ WIDTHS = [16, 32, 48, 64]
 
 @dataclass(frozen=True)
 class Host:
-    """How to build a network, the slot that the layer takes in a block, and the shape of an input."""
+    """How to build a network, the slot that the layer takes in a block, and an input's shape."""
 
     build: Callable[[], nn.Module]
     slot: str = "ppcr"
@@ -32,31 +32,52 @@ class Host:
 HOSTS = {
     "torchvision resnet18": Host(lambda: torchvision.models.resnet18()),
     "torchvision resnet50": Host(lambda: torchvision.models.resnet50()),
-    "torchvision resnext": Host(lambda: resnet.ResNet(resnet.Bottleneck, SHALLOW, groups=32, width_per_group=4)),
-    "torchvision wide resnet": Host(lambda: resnet.ResNet(resnet.Bottleneck, SHALLOW, width_per_group=128)),
-    "timm resnet18": Host(lambda: timm.create_model("resnet18", zero_init_last=False), "se"),
-    "timm resnet50": Host(lambda: timm.create_model("resnet50", zero_init_last=False), "se"),
-    "timm resnetblur": Host(lambda: timm.create_model("resnetblur50", zero_init_last=False, layers=SHALLOW), "se"),
-    "timm resnext": Host(lambda: timm.create_model("resnext50_32x4d", zero_init_last=False, layers=SHALLOW), "se"),
-    "monai resnet18 2d": Host(lambda: monai.resnet18(spatial_dims=2, n_input_channels=1, num_classes=4), shape=(4, 1, 64, 64)),
-    "monai basic 3d": Host(
-        lambda: monai.ResNet("basic", SHALLOW, WIDTHS, spatial_dims=3, n_input_channels=1), shape=(2, 1, 32, 32, 32)
+    "torchvision resnext": Host(lambda: bottlenecks(groups=32, width_per_group=4)),
+    "torchvision wide resnet": Host(lambda: bottlenecks(width_per_group=128)),
+    "timm resnet18": Host(lambda: of_timm("resnet18"), "se"),
+    "timm resnet50": Host(lambda: of_timm("resnet50"), "se"),
+    "timm resnetblur": Host(lambda: of_timm("resnetblur50", layers=SHALLOW), "se"),
+    "timm resnext": Host(lambda: of_timm("resnext50_32x4d", layers=SHALLOW), "se"),
+    "monai resnet18 2d": Host(
+        lambda: monai.resnet18(spatial_dims=2, n_input_channels=1, num_classes=4),
+        shape=(4, 1, 64, 64),
     ),
-    "monai bottleneck 3d": Host(
-        lambda: monai.ResNet("bottleneck", SHALLOW, WIDTHS, spatial_dims=3, n_input_channels=1), shape=(2, 1, 32, 32, 32)
-    ),
+    "monai basic 3d": Host(lambda: of_monai("basic", 3), shape=(2, 1, 32, 32, 32)),
+    "monai bottleneck 3d": Host(lambda: of_monai("bottleneck", 3), shape=(2, 1, 32, 32, 32)),
     "monai shortcut A": Host(
-        lambda: monai.ResNet("basic", SHALLOW, WIDTHS, spatial_dims=2, shortcut_type="A", bias_downsample=False)
+        lambda: of_monai("basic", 2, shortcut_type="A", bias_downsample=False),
+        shape=(4, 1, 64, 64),
     ),
     "monai flexible unet": Host(
-        lambda: monai.FlexibleUNet(3, 2, "resnet18", decoder_channels=(32, 16, 16, 8, 8)), shape=(2, 3, 64, 64)
+        lambda: monai.FlexibleUNet(3, 2, "resnet18", decoder_channels=(32, 16, 16, 8, 8)),
+        shape=(2, 3, 64, 64),
     ),
     "smp resnet encoder": Host(lambda: smp.encoders.get_encoder("resnet18", weights=None)),
-    "smp resnext encoder": Host(lambda: smp.encoders.get_encoder("resnext50_32x4d", weights=None), shape=(2, 3, 64, 64)),
+    "smp resnext encoder": Host(
+        lambda: smp.encoders.get_encoder("resnext50_32x4d", weights=None),
+        shape=(2, 3, 64, 64),
+    ),
     "smp unet": Host(lambda: smp.Unet("resnet34", encoder_weights=None), shape=(2, 3, 64, 64)),
-    "smp deeplab": Host(lambda: smp.DeepLabV3Plus("resnet18", encoder_weights=None, decoder_aspp_dropout=0)),
-    "smp unet, timm encoder": Host(lambda: smp.Unet("tu-resnet18", encoder_weights=None, zero_init_last=False), "se"),
+    "smp deeplab": Host(
+        lambda: smp.DeepLabV3Plus("resnet18", encoder_weights=None, decoder_aspp_dropout=0),
+    ),
+    "smp unet, timm encoder": Host(
+        lambda: smp.Unet("tu-resnet18", encoder_weights=None, zero_init_last=False),
+        "se",
+    ),
 }
+
+
+def bottlenecks(**options) -> nn.Module:
+    return resnet.ResNet(resnet.Bottleneck, SHALLOW, **options)
+
+
+def of_timm(name: str, **options) -> nn.Module:
+    return timm.create_model(name, zero_init_last=False, **options)
+
+
+def of_monai(block: str, dims: int, **options) -> nn.Module:
+    return monai.ResNet(block, SHALLOW, WIDTHS, spatial_dims=dims, n_input_channels=1, **options)
 
 
 def batch(shape: tuple[int, ...] = (4, 3, 64, 64)) -> Tensor:
@@ -71,10 +92,11 @@ def draw_weights(model: nn.Module) -> None:
 
 
 def hooked(host, names, model, inserted):
-    """The host with the layers of ``model`` behind the named modules as hooks: an insertion that needs no block of ours."""
+    """The host with the layers of ``model`` behind the named modules as hooks: an insertion that
+    needs no block of ours."""
     layers = nn.ModuleList(copy.deepcopy(model.get_submodule(name)) for name in inserted)
     for name, layer in zip(names, layers, strict=True):
-        host.get_submodule(name).register_forward_hook(lambda module, inputs, y, layer=layer: layer(y))
+        host.get_submodule(name).register_forward_hook(lambda m, inputs, y, layer=layer: layer(y))
     return host, layers
 
 
@@ -86,9 +108,10 @@ def step(model: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
+BLOCKS = ("BasicBlock", "Bottleneck", "Bottle2neck", "ResNetBlock", "ResNetBottleneck")
+
+
 def last_norms(model: nn.Module) -> list[str]:
-    """The names of the last normalization of every residual block, in the order of ``named_modules()``."""
-    return [
-        f"{name}.bn{3 if hasattr(block, 'bn3') else 2}" for name, block in model.named_modules()
-        if type(block).__name__ in ("BasicBlock", "Bottleneck", "Bottle2neck", "ResNetBlock", "ResNetBottleneck")
-    ]  # fmt: skip
+    """The last normalization of every residual block, in the order of ``named_modules()``."""
+    blocks = [(n, block) for n, block in model.named_modules() if type(block).__name__ in BLOCKS]
+    return [f"{name}.bn{3 if hasattr(block, 'bn3') else 2}" for name, block in blocks]

@@ -166,7 +166,7 @@ def test_hooks_of_all_modules_run(networks):
 
 
 def test_hooks_that_change_what_they_see(networks):
-    """What a hook returns takes the place of the layer's own input or output; the block goes on."""
+    """What a hook returns takes the place of the layer's own input or output in the block."""
     for register in (
         lambda layer: layer.register_forward_pre_hook(lambda m, a: (2 * a[0],)),
         lambda layer: layer.register_forward_hook(lambda m, a, y: 0 * y),
@@ -198,7 +198,7 @@ def weight_norm(layer):
     ids=["pruned", "pruned at random", "old weight_norm", "weight_norm"],
 )
 def test_reparametrized_weights(networks, reparametrize, stored):
-    """Two steps in a row, and in evaluation the weight stored last, not that of an earlier call."""
+    """Two steps in a row, and in evaluation the weight stored last, not that of a call before."""
     results = []
     for model in networks:
         torch.manual_seed(2)
@@ -297,7 +297,8 @@ def test_any_other_module_in_the_place_of_the_layer(networks):
                 if isinstance(layer, PPCR):
                     model.set_submodule(name, replace(layer))
             y, gradients = step(model)
-            results.append((y, {re.sub(r"_orig_mod\.|(?<=\.)layer\.", "", n): g for n, g in gradients.items()}))
+            wrappers = re.compile(r"_orig_mod\.|(?<=\.)layer\.")
+            results.append((y, {wrappers.sub("", name): g for name, g in gradients.items()}))
         assert_same_step(*results)
         if len(results[0][1]) == len(expected[1]):
             assert_same_step(results[0], expected)
@@ -312,7 +313,7 @@ def test_add_relu_is_a_call():
 
 
 def test_in_place_blocks_of_timm_with_backward_hooks():
-    """timm adds in place, which autograd forbids behind a backward hook; the block of ours does not."""
+    """timm adds in place, which autograd forbids behind a backward hook; our block does not."""
     options = {"layers": [1, 1, 1, 1], "act_layer": nn.SiLU, "drop_path_rate": 0.1}
     model = timm.create_model("resnet18", **options)
     insert_ppcr(model, fuse=False)

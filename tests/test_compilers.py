@@ -145,7 +145,8 @@ JIT = pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated:FutureWarnin
 @JIT
 @pytest.mark.parametrize("with_grad", [False, True])
 def test_jit_trace(network, with_grad, tmp_path):
-    """The trace holds the registered operators, is the same twice over, and after saving still takes other batches and has gradients."""
+    """The trace holds the registered operators, is the same twice over, and after saving still
+    takes other batches and has gradients."""
     with torch.set_grad_enabled(with_grad):
         traced = torch.jit.trace(network, batch())
     for name in ("ppcr", "ppcr_add_relu", "ppcr_gate"):
@@ -171,16 +172,14 @@ print([str(w.message) for w in said if issubclass(w.category, torch.jit.TracerWa
 
 def test_jit_trace_does_not_warn_of_checks_of_shapes():
     """In a process of its own: pytest has filters of its own."""
-    done = subprocess.run([sys.executable, "-c", JIT_WARNINGS], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    said = subprocess.check_output([sys.executable, "-c", JIT_WARNINGS], text=True)
+    assert said.strip() == "[]"
 
 
 @JIT
 def test_jit_script_says_to_trace(network):
     for module in (PPCR(8), network, torch.nn.Sequential(PPCR(8))):
-        with pytest.raises(
-            TypeError, match=r"PPCR cannot be compiled by torch.jit.script: record .* torch.jit.trace.* torch.export"
-        ):
+        with pytest.raises(TypeError, match=r"script: record .*torch.jit.trace.* or torch.export"):
             torch.jit.script(module)
     assert network(batch()).shape == (2, 4)
 
@@ -192,7 +191,8 @@ def test_compiled_autograd_in_one_graph(name):
     expected = case.run(None)[1:]
     for t in case.inputs:
         t.grad = None
-    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+    compiler = torch.compile(backend="aot_eager", fullgraph=True)
+    with torch._dynamo.compiled_autograd._enable(compiler):
         run(name, case.x, case.residual, case.weight, case.bias).backward(case.grad)
     assert all(torch.equal(t.grad, e) for t, e in zip(case.inputs, expected, strict=True))
 

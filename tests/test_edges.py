@@ -6,7 +6,17 @@ import sys
 
 import pytest
 import torch
-from conftest import BACKENDS, DTYPES, LAYOUTS, OPERATORS, make_case, relative_error, run, to_layout, tolerance
+from conftest import (
+    BACKENDS,
+    DTYPES,
+    LAYOUTS,
+    OPERATORS,
+    make_case,
+    relative_error,
+    run,
+    to_layout,
+    tolerance,
+)
 
 import ppcr_ext
 
@@ -200,12 +210,13 @@ else:
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_channels_beyond_the_range_of_the_variance(name, dtype, backend):
-    """What the README's Limits say: right up to 5e18; from 1e20 to 1e36 the gate is sigmoid(bias), with finite gradients."""
+    """The README's Limits: right up to 5e18; from 1e21 to 1e36 sigmoid(bias), finite gradients."""
     for scale in (1e15, 1e18):
         case = make_case(name, (2, 8, 3, 3), (1, 2, 4), dtype)
         case.x, case.residual = (t * scale for t in (case.x, case.residual))
-        expected = run(name, *(t.double() for t in (case.x, case.residual, case.weight, case.bias)))
-        got = run(name, case.x, case.residual, case.weight, case.bias, backend=backend)
+        tensors = case.x, case.residual, case.weight, case.bias
+        expected = run(name, *(t.double() for t in tensors))
+        got = run(name, *tensors, backend=backend)
         assert relative_error(got, expected) < tolerance(dtype, (1, 2, 4))["y"]
     case = make_case("ppcr_gate", (2, 8, 3, 3), (2, 4), dtype)
     for scale in (1e21, 1e36):

@@ -14,6 +14,7 @@ W = torch.randn(7)
 B = torch.randn(1)
 NESTED = torch.nested.nested_tensor([torch.randn(8, 3), torch.randn(8, 5)])
 JAGGED = torch.nested.nested_tensor([torch.randn(8, 3), torch.randn(5, 3)], layout=torch.jagged)
+NUMPY = [np.int8, np.int64, np.uint8, np.float16, np.float32, np.float64]
 META = torch.empty(7, device="meta")
 
 
@@ -27,20 +28,20 @@ META = torch.empty(7, device="meta")
         ((X, [1.0] * 7, B), {}, TypeError, r"weight must be a Tensor, got list"),
         ((X, W[:6], B), {}, ValueError, r"weight must have shape \[7\] \(one per context: the sum of levels\), got \[6\]"),
         ((X, W[None], B), {}, ValueError, r"weight must have shape \[7\].*got \[1, 7\]"),
-        ((X, W.double(), B), {}, TypeError, r"weight must be torch.float32 where x is torch.float32, got torch.float64"),
-        ((X.double(), W, B.double()), {}, TypeError, r"weight must be torch.float64 where x is torch.float64, got torch.float32"),
+        ((X, W.double(), B), {}, TypeError, r"weight must be torch.float32 .*got torch.float64"),
+        ((X.double(), W, B.double()), {}, TypeError, r"must be torch.float64 .*got torch.float32"),
         (
             (X.half(), W.bfloat16(), B),
             {},
             TypeError,
             r"weight must be torch.float32 or torch.float16 where x is .*got torch.bfloat16",
         ),
-        ((X, W.bfloat16(), B), {}, TypeError, r"convert x with x.to\(torch.bfloat16\), or weight .* with .to\(torch.float32\)"),
-        ((X, W, B.int()), {}, TypeError, r"got torch.int32; convert bias \(a layer as a whole\) with .to\(torch.float32\)"),
-        ((NESTED, W, B), {}, TypeError, r"x must not be a nested tensor: pass its parts one by one, or padded to one shape"),
+        ((X, W.bfloat16(), B), {}, TypeError, r"x.to\(torch.bfloat16\), or weight .*torch.float32\)"),
+        ((X, W, B.int()), {}, TypeError, r"convert bias \(.*\) with .to\(torch.float32\)"),
+        ((NESTED, W, B), {}, TypeError, r"x must not be a nested tensor: pass its parts"),
         ((JAGGED, W, B), {}, TypeError, r"x must not be a nested tensor"),
-        ((X.to_sparse(), W, B), {}, TypeError, r"x must be dense, got the layout torch.sparse_coo; convert it with x.to_dense\(\)"),
-        ((X, W.to_sparse(), B), {}, TypeError, r"weight must be dense, got the layout torch.sparse_coo"),
+        ((X.to_sparse(), W, B), {}, TypeError, r"x must be dense, got .* x.to_dense\(\)"),
+        ((X, W.to_sparse(), B), {}, TypeError, r"weight must be dense, got the layout"),
         ((X, NESTED, B), {}, TypeError, r"weight must not be a nested tensor"),
         ((X, W, NESTED), {}, TypeError, r"bias must not be a nested tensor"),
         ((X, META, B), {}, ValueError, r"weight must be on x's device cpu, got meta"),
@@ -124,9 +125,7 @@ def test_module_with_other_channels():
 
 
 def test_a_layer_of_another_dtype_says_what_to_do():
-    with pytest.raises(
-        TypeError, match=r"weight must be torch.float32 where x is torch.float32, got torch.bfloat16; convert x with"
-    ):
+    with pytest.raises(TypeError, match=r"weight must be .*bfloat16; convert x with x.to"):
         PPCR(8).bfloat16()(X)
 
 
@@ -221,16 +220,17 @@ def test_nothing_is_lost_after_an_error():
     assert ppcr_gate(X, W, B).shape == (2, 1, 3)
 
 
-@pytest.mark.parametrize("number", [np.int8, np.int64, np.uint8, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("number", NUMPY)
 def test_numpy_numbers_are_numbers(number):
-    """They come out as Python's own, so that representations, pickles and graphs hold nothing of NumPy."""
+    """They come out as Python's own: pickles and graphs hold nothing of NumPy."""
     if issubclass(number, np.integer):
         layer = PPCR(number(8), [number(1), 2, number(4)], eps=number(1))
         assert repr(layer.levels) == "(1, 2, 4)"
         assert (type(layer.channels), type(layer.eps)) == (int, float)
         for name in ("ppcr", "ppcr_gate"):
             function = getattr(ppcr_ext, name)
-            assert torch.equal(function(X, W, B, levels=[number(1), number(2), number(4)]), function(X, W, B))
+            levels = [number(1), number(2), number(4)]
+            assert torch.equal(function(X, W, B, levels=levels), function(X, W, B))
         with pytest.raises(ValueError, match="levels must lie between 1 and the 8 channels"):
             ppcr(X, W, B, levels=(number(9), 1))
         assert PPCR(300, [number(100)] * 3).weight.shape == (300,)  # no overflow of small types
@@ -248,8 +248,11 @@ def test_numpy_numbers_are_numbers(number):
 
 @pytest.mark.parametrize("number", [np.bool_(True), True, torch.tensor(1), "1", None, 1j])
 def test_what_is_no_number(number):
-    for call in (lambda: PPCR(number), lambda: ppcr(X, W, B, levels=(number, 2, 4)), lambda: ppcr(X, W, B, eps=number)):
-        with pytest.raises(TypeError, match=r"(channels|levels|eps) must be"):
-            call()
+    with pytest.raises(TypeError, match="channels must be an int"):
+        PPCR(number)
+    with pytest.raises(TypeError, match="levels must be ints"):
+        ppcr(X, W, B, levels=(number, 2, 4))
+    with pytest.raises(TypeError, match="eps must be a float"):
+        ppcr(X, W, B, eps=number)
     with pytest.raises(ValueError, match="init_gate must lie between 0 and 1"):
         PPCR(8, init_gate=number)

@@ -226,8 +226,9 @@ def use():
     y = layer(x, x)
     y.sum().backward()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(x, x)
-    torch.library.opcheck(torch.ops.ppcr_ext.ppcr.default, (x, layer.weight, layer.bias, [1, 2, 4], 1e-5))
-    fake = torch.ops.ppcr_ext.triton_ppcr(x.to("meta"), layer.weight.to("meta"), None, [1, 2, 4], 1e-5)
+    options = [1, 2, 4], 1e-5
+    torch.library.opcheck(torch.ops.ppcr_ext.ppcr.default, (x, layer.weight, layer.bias, *options))
+    fake = torch.ops.ppcr_ext.triton_ppcr(x.to("meta"), layer.weight.to("meta"), None, *options)
     assert torch.equal(y, compiled) and fake.shape == x.shape
     return y.detach(), x.grad, ppcr_ext.available_backends(), ppcr_ext.backends()
 
@@ -253,5 +254,5 @@ assert old(torch.ones(1, 8)).tolist() == [[0.5] * 8]  # a layer of before goes o
 
 
 def test_reloaded_and_purged():
-    """As notebooks do: importlib.reload of the package, of its modules, and a fresh import after all were forgotten."""
+    """As notebooks do: importlib.reload of the package and its modules, and a fresh import."""
     call(RELOAD)

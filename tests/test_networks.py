@@ -44,17 +44,19 @@ def test_residual_networks(network):
         model.load_state_dict(copy.deepcopy(plain.state_dict()), strict=False)
         loaded = model.state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in plain.state_dict().items())
-        assert all(torch.equal(model.get_submodule(name).weight, w) for name, w in zip(names, weights, strict=True))
+        for name, weight in zip(names, weights, strict=True):
+            assert torch.equal(model.get_submodule(name).weight, weight)
 
     host, layers = hooked(plain, last_norms(plain), models[True], names)
     expected = step(host, x)
-    # the bias of a convolution before a batch norm has no influence: its gradient is nothing but rounding
-    rounding = 1e-14 * max(float(p.grad.abs().max()) for p in host.parameters() if p.grad is not None)
+    # A convolution's bias before a batch norm has no influence: its gradient is only rounding.
+    gradients = [p.grad for p in host.parameters() if p.grad is not None]
+    rounding = 1e-14 * max(float(g.abs().max()) for g in gradients)
     for model in models.values():
         torch.testing.assert_close(step(model, x), expected, rtol=1e-9, atol=1e-9)
         gradients = {name: p.grad for name, p in model.named_parameters()}
         for name, parameter in host.named_parameters():
-            if parameter.grad is None:  # the last stage of an encoder that its decoder does not use
+            if parameter.grad is None:  # what the network builds but does not use
                 assert gradients[name] is None
                 continue
             allowed = 1e-7 * float(parameter.grad.abs().max()) + rounding
@@ -248,7 +250,8 @@ def test_other_networks_by_module_names(network):
     assert unexpected == []
     assert set(missing) == {f"{name}.{p}" for name in names for p in ("weight", "bias")}
     host, layers = hooked(host, list(modules), model, modules_of(names, modules))
-    torch.testing.assert_close(step(model, batch((4, 3, 32, 32))), step(host, batch((4, 3, 32, 32))), rtol=1e-9, atol=1e-9)
+    x = batch((4, 3, 32, 32))
+    torch.testing.assert_close(step(model, x), step(host, x), rtol=1e-9, atol=1e-9)
     for name, layer in zip(modules_of(names, modules), layers, strict=True):
         torch.testing.assert_close(model.get_submodule(name).weight.grad, layer.weight.grad, rtol=1e-7, atol=1e-9)
         assert layer.weight.grad.abs().max() > 0

@@ -175,10 +175,8 @@ TRACERS = {
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("tracer", TRACERS)
 def test_tracing_raises_and_records_nothing(model, tracer):
-    with (
-        record_gates(model) as gates,
-        pytest.raises(RuntimeError, match=r"record_gates cannot record .* while a network is traced"),
-    ):
+    refused = pytest.raises(RuntimeError, match="while a network is traced")
+    with record_gates(model) as gates, refused:
         TRACERS[tracer](model)
     assert gates == {}
     traced = TRACERS[tracer](model)  # and outside the block there is no call too many
