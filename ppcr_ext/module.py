@@ -10,7 +10,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from . import _recording, functional
+from . import _arguments, _recording, functional
 
 
 class PPCR(nn.Module):
@@ -50,14 +50,14 @@ class PPCR(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not functional.is_integer(channels):
+        if not _arguments.is_integer(channels):
             raise TypeError(f"channels must be an int, got {channels!r}")
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
-        contexts, self.levels = functional.check_levels(levels, channels)
-        self.eps = functional.check_eps(eps)
-        functional.check_backend(backend)
-        if not (functional.is_number(init_gate) and 0 < init_gate < 1):
+        contexts, self.levels = _arguments.check_levels(levels, channels)
+        self.eps = _arguments.check_eps(eps)
+        _arguments.check_backend(backend)
+        if not (_arguments.is_number(init_gate) and 0 < init_gate < 1):
             raise ValueError(f"init_gate must lie between 0 and 1, got {init_gate!r}")
         if init_gate != 0.5 and not bias:
             raise ValueError(f"init_gate={init_gate} needs bias=True: without a bias every gate starts at 0.5")

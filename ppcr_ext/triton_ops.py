@@ -221,8 +221,8 @@ def _in_layout_of(t: Tensor, x: Tensor) -> Tensor:
 
 def _checked(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float) -> None:
     """What keeps a direct call from reading out of bounds."""
+    from ._arguments import check_arguments
     from .backends import choose
-    from .functional import check_arguments
 
     choose("triton", x, check_arguments(x, weight, bias, levels, eps, "triton")[0])
 

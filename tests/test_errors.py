@@ -36,7 +36,7 @@ META = torch.empty(7, device="meta")
             TypeError,
             r"weight must be torch.float32 or torch.float16 where x is .*got torch.bfloat16",
         ),
-        ((X, W.bfloat16(), B), {}, TypeError, r"x.to\(torch.bfloat16\), or weight .*torch.float32\)"),
+        ((X, W.bfloat16(), B), {}, TypeError, r"x.to\(torch.bfloat16\), or weight .*float32\)"),
         ((X, W, B.int()), {}, TypeError, r"convert bias \(.*\) with .to\(torch.float32\)"),
         ((NESTED, W, B), {}, TypeError, r"x must not be a nested tensor: pass its parts"),
         ((JAGGED, W, B), {}, TypeError, r"x must not be a nested tensor"),
