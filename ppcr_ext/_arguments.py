@@ -33,7 +33,7 @@ def check_levels(levels: Levels, channels: int) -> tuple[int, tuple[int, ...]]:
 
     Raises TypeError or ValueError where they do not fit C channels.
     """
-    listed = isinstance(levels, (tuple, list)) or isinstance(levels, Sequence)
+    listed = isinstance(levels, (tuple, list, Sequence))
     if not listed or isinstance(levels, str):
         raise TypeError(f"levels must be a sequence of ints such as (1, 2, 4), got {levels!r}")
     if len(levels) == 0:
