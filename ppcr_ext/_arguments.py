@@ -78,18 +78,23 @@ def check_arguments(
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a Tensor, got {type(x).__name__}")
         _sharding.register()
-    if x.is_nested or x.layout is not _DENSE:
+    if x.layout is not _DENSE:
         raise _not_dense("x", x)
     dtype, device = x.dtype, x.device  # each look costs as much as ten comparisons
     if dtype not in _DTYPES:
         raise TypeError(f"x must be float32, float16, bfloat16 or float64, got {dtype}")
     if x.dim() < 2:
         raise ValueError(f"x must have shape [N, C, *spatial], got {list(x.shape)}")
-    contexts, levels = check_levels(levels, x.shape[1])
+    try:
+        channels = x.shape[1]
+    except RuntimeError:  # a nested tensor has none; asking it each time would cost more
+        raise _not_dense("x", x) from None
+    contexts, levels = check_levels(levels, channels)
     _check_parameter("weight", weight, contexts, dtype, device)
     if bias is not None:
         _check_parameter("bias", bias, 1, dtype, device)
-    check_backend(backend)
+    if backend is not None:
+        check_backend(backend)
     return contexts, levels, check_eps(eps)
 
 
@@ -112,7 +117,7 @@ def _check_parameter(
     if not isinstance(value, Tensor):
         wanted = "a Tensor or None" if name == "bias" else "a Tensor"
         raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
-    if value.is_nested or value.layout is not _DENSE:
+    if value.layout is not _DENSE:
         raise _not_dense(name, value)
     own = value.dtype
     if own != dtype and (own != torch.float32 or dtype == torch.float64):
@@ -120,9 +125,13 @@ def _check_parameter(
         convert_x = f"x with x.to({own}), or " if own in _DTYPES else ""
         remedy = f"convert {convert_x}{name} (a layer as a whole) with .to({dtype})"
         raise TypeError(f"{name} must be {allowed} where x is {dtype}, got {own}; {remedy}")
-    if value.shape != (count,):
+    try:
+        shape = value.shape
+    except RuntimeError:
+        raise _not_dense(name, value) from None
+    if shape != (count,):
         why = " (one per context: the sum of levels)" if name == "weight" else ""
-        raise ValueError(f"{name} must have shape [{count}]{why}, got {list(value.shape)}")
+        raise ValueError(f"{name} must have shape [{count}]{why}, got {list(shape)}")
     if value.device != device:
         raise ValueError(f"{name} must be on x's device {device}, got {value.device}")
 
@@ -130,11 +139,14 @@ def _check_parameter(
 def check_residual(residual: Tensor, x: Tensor) -> Tensor:
     if not isinstance(residual, Tensor):
         raise TypeError(f"residual must be a Tensor, got {type(residual).__name__}")
-    if residual.is_nested or residual.layout is not _DENSE:
+    if residual.layout is not _DENSE:
         raise _not_dense("residual", residual)
-    if residual.shape != x.shape:
-        shapes = f"{list(x.shape)}, got {list(residual.shape)}"
-        raise ValueError(f"residual must have x's shape {shapes}")
+    try:
+        shape = residual.shape
+    except RuntimeError:
+        raise _not_dense("residual", residual) from None
+    if shape != x.shape:
+        raise ValueError(f"residual must have x's shape {list(x.shape)}, got {list(shape)}")
     if residual.device != x.device:
         raise ValueError(f"residual must be on x's device {x.device}, got {residual.device}")
     if residual.dtype != x.dtype:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.fx
@@ -93,16 +92,37 @@ class PPCR(nn.Module):
         """
         if _recording.enabled:
             _recording.record(self, x)
-        parameters = self.weight, self.bias
-        options: dict[str, Any] = {"levels": self.levels, "eps": self.eps, "backend": self.backend}
         if isinstance(x, Tensor):
             self._check_channels(x)
         elif isinstance(residual, torch.fx.Proxy) and residual.node.args == (None,):
             # The layer is traced by itself: only a run of the graph tells whether there is one.
-            return functional.ppcr_or_add_relu(x, residual, *parameters, **options)
+            return functional.ppcr_or_add_relu(
+                x,
+                residual,
+                self.weight,
+                self.bias,
+                levels=self.levels,
+                eps=self.eps,
+                backend=self.backend,
+            )
         if residual is None:
-            return functional.ppcr(x, *parameters, **options)
-        return functional.ppcr_add_relu(x, residual, *parameters, **options)
+            return functional.ppcr(
+                x,
+                self.weight,
+                self.bias,
+                levels=self.levels,
+                eps=self.eps,
+                backend=self.backend,
+            )
+        return functional.ppcr_add_relu(
+            x,
+            residual,
+            self.weight,
+            self.bias,
+            levels=self.levels,
+            eps=self.eps,
+            backend=self.backend,
+        )
 
     def add_relu(self, x: Tensor, residual: Tensor) -> Tensor:
         """A name for ``layer(x, residual)``."""
@@ -128,7 +148,12 @@ class PPCR(nn.Module):
         raise TypeError(f"PPCR cannot be compiled by torch.jit.script: {remedy}")
 
     def _check_channels(self, x: Tensor) -> None:
-        if not x.is_nested and x.dim() >= 2 and x.shape[1] != self.channels:
+        try:
+            if x.dim() < 2 or x.shape[1] == self.channels:
+                return
+        except RuntimeError:  # a nested tensor has no shape
+            return
+        if not x.is_nested:
             raise ValueError(f"x must have {self.channels} channels, got {list(x.shape)}")
 
     def extra_repr(self) -> str:
