@@ -1,10 +1,13 @@
 """Pyramid Pixel Context Recalibration (PPCR) as one fused PyTorch layer."""
 
 import re
+import warnings
 from importlib import metadata
 from pathlib import Path
 
-from . import native, triton_ops
+from torch.jit._trace import TracerWarning
+
+from . import _sharding, native, triton_ops
 from .backends import available_backends, backends
 from .functional import ppcr, ppcr_add_relu, ppcr_gate
 from .interpret import record_gates
@@ -26,5 +29,8 @@ def _version() -> str:
 
 
 __version__ = _version()
+# torch.jit.trace need not follow the checks of shapes; PyTorch silences its own modules as well.
+warnings.filterwarnings("ignore", category=TracerWarning, module=r"ppcr_ext\.")
 native.load()
 triton_ops.register()
+_sharding.register()
