@@ -92,6 +92,7 @@ struct UnitsOf<StandardBins<S>> {
 constexpr int channel_major_blocks(int vector, int held_bytes, Mode mode, bool backward) {
   if (mode == Mode::kGate) return backward ? 3 : 4;
   const bool few = held_bytes <= 128, added = mode == Mode::kAddRelu;
+  if (backward && added && !few) return 1;  // as many as the slots in shared memory leave room for
   return backward ? (few && !(added && vector > 4) ? 3 : 2) : (few ? 4 : 3) - added;
 }
 
