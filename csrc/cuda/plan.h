@@ -125,9 +125,9 @@ inline int greatest_common_divisor(int a, int b) {
 // tiles as many clusters as the device holds at once take all tiles in turn. Measured on an H200.
 inline int tiles_of_cluster(Mode mode, bool backward, bool whole_image, int q, int cluster) {
   constexpr int kAsManyAsNeeded = 0;
-  if (!backward && mode != Mode::kAddRelu) return 1;
   if (whole_image || (backward && q > 128)) return kAsManyAsNeeded;
-  return backward && mode == Mode::kScale && cluster > 2 ? 4 : 2;
+  if (!backward) return mode == Mode::kAddRelu ? 2 : 1;
+  return mode == Mode::kScale && cluster > 2 ? 4 : 2;
 }
 
 inline void set_clusters(Plan& plan, int64_t resident) {

@@ -71,6 +71,7 @@ py::dict describe(const Request& request, const Plan& plan) {
   result["blocks"] = plan.blocks;
   result["partial_count"] = plan.partial_count;
   result["tiles"] = plan.tile.tiles;
+  result["cluster_tiles"] = plan.cluster_tiles;
   result["shared_bytes"] = plan.shared_bytes;
   result["score"] = plan.score;
   result["warp_pixels"] = plan.warp_pixels;
