@@ -70,6 +70,13 @@ def _text(library: Path, function: str) -> str:
     return str(query().decode())
 
 
+def of_its_type(error: RuntimeError, x: Tensor) -> RuntimeError:
+    """An error of the compiled operators, which all come as RuntimeError, with the type that PyTorch has for it."""
+    if x.is_cuda and "out of memory" in str(error):
+        return torch.OutOfMemoryError(*error.args)
+    return error
+
+
 def library() -> Path | None:
     """The loaded CPU library."""
     return _library
