@@ -5,7 +5,7 @@ from importlib import metadata
 from pathlib import Path
 
 from . import native, triton_ops
-from .backends import available_backends, backends
+from .backends import available_backends, backends, warn_once
 from .functional import ppcr, ppcr_add_relu, ppcr_gate
 from .interpret import record_gates
 from .module import PPCR
@@ -28,3 +28,5 @@ def _version() -> str:
 __version__ = _version()
 native.load()
 triton_ops.register()
+if native.is_pure_build():  # pip shows nothing of what an installation says
+    warn_once("cpu", "reference", stacklevel=3)
