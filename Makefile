@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH ?=
 BENCH_ARGS ?=
 CUDA_ARGS ?=
-# the CUDA library takes minutes for all architectures: make cuda builds it, or make setup PPCR_BUILD_CUDA=auto
+# the CUDA library takes minutes: make cuda builds it, or make setup PPCR_BUILD_CUDA=auto
 export PPCR_BUILD_CUDA ?= 0
 PYTEST_ARGS ?=
 # of make test-versions: --cells oldest,middle,newest, and more
@@ -92,11 +92,11 @@ $(PACKAGED): $(BUILT) $(MINIMAL)/.installed $(PACKAGE) tools/check_package.py
 
 # The package is installed, from a copy, into a venv of its own: two versions of PyTorch never share a build folder,
 # and the tests run where the source tree cannot be imported by accident.
-test-minimal: $(MINIMAL)/.package  ## the core tests with the oldest tested PyTorch, CPU only
+test-minimal: $(MINIMAL)/.package  ## the core tests with a CPU-only PyTorch, without Triton and torchvision
 	cd tests && ../$(MINIMAL)/bin/python -c "import ppcr_ext; assert '$(MINIMAL)' in ppcr_ext.__file__, ppcr_ext.__file__"
 	cd tests && ../$(MINIMAL)/bin/python -m pytest --import-mode=importlib -m "not full and not gpu and not slow" $(PYTEST_ARGS)
 
-test-abi: $(PACKAGED)  ## the wheel built against the pinned PyTorch, in the oldest tested one
+test-abi: $(PACKAGED)  ## the wheel built against the pinned PyTorch, with the CPU-only one of another version
 	rm -rf $(ABI)
 	$(MINIMAL)/bin/python $(PIP_INSTALL) --no-deps --no-index --target $(ABI) dist/*.whl
 	cd tests && PYTHONPATH=../$(ABI) ../$(MINIMAL)/bin/python -c "import ppcr_ext; assert '$(ABI)' in ppcr_ext.__file__, ppcr_ext.__file__"

@@ -80,6 +80,7 @@ class Build(build_ext if NO_TORCH else BuildExtension):
             record(folder, None, cuda)
         if self.editable_mode:  # setuptools takes a fresh folder every time; here only what changed is compiled
             self.build_temp = str(ROOT / "build" / f"editable-{torch.__version__}")
+        os.environ.setdefault("CXX", "c++")  # else what Python itself was built with would link
         recipe.announce(f"ppcr_ext: compiling the CPU kernels, {len(recipe.CPU_SOURCES)} files: a minute or two")
         super().run()
         folder.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ def compiler_flags() -> list[str]:
 def why_no_compiler() -> str | None:
     """Why no C++ file can be compiled here, or None."""
     command = (os.environ.get("CXX") or "c++").split() or ["c++"]
-    remedy = "install g++ 10 or newer, or name a compiler in CXX"
+    remedy = "install g++ 11, clang 14 or newer, or name a compiler in CXX"
     if shutil.which(command[0]) is None:
         return f"no C++ compiler: {command[0]!r} is not on PATH; {remedy}"
     trial = [*command, "-std=c++17", "-x", "c++", "-fsyntax-only", "-"]

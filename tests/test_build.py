@@ -104,7 +104,9 @@ def test_compiler_that_is_too_old(says, words, tmp_path, monkeypatch):
     (tmp_path / "g++-4").write_text(f"#!/bin/sh\n{says}\n")
     (tmp_path / "g++-4").chmod(0o755)
     monkeypatch.setenv("CXX", str(tmp_path / "g++-4"))
-    reason = f"no C++17 compiler: '{tmp_path}/g++-4' cannot compile a line of it ({words}); install g++ 10 or newer, or name"
+    reason = (
+        f"no C++17 compiler: '{tmp_path}/g++-4' cannot compile a line of it ({words}); install g++ 11, clang 14 or newer, or name"
+    )
     assert _build.why_no_compiler().startswith(reason)
 
 
