@@ -63,8 +63,6 @@ def expect(what: str, found: object, wanted: object) -> None:
 
 
 def tracked(*folders: str) -> set[str]:
-    if not (ROOT / ".git").exists():
-        raise SystemExit("make package compares with what git tracks: run it in a clone")
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", *folders],
         cwd=ROOT,
@@ -120,6 +118,8 @@ def install(python: str, what: Path, site: Path, **environment: str | None) -> s
 
 
 def main() -> None:
+    if not (ROOT / ".git").exists():
+        raise SystemExit("make package compares with what git tracks: run it in a clone")
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
     sdist, wheel = build()
