@@ -16,8 +16,9 @@ from setuptools import setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-if int(setuptools.__version__.split(".")[0]) < 77:  # older ones cannot read pyproject.toml, and say so on a page
-    sys.exit(f"ppcr_ext: setuptools is {setuptools.__version__}, and 77 or newer is needed: pip install 'setuptools>=77'")
+if int(setuptools.__version__.split(".")[0]) < 77:  # it would say on a page what it cannot read
+    needed = "77 or newer is needed: pip install 'setuptools>=77'"
+    sys.exit(f"ppcr_ext: setuptools is {setuptools.__version__}, and {needed}")
 
 try:
     import torch
@@ -37,7 +38,8 @@ sys.modules[recipes.__name__] = recipes
 recipe = importlib.import_module("ppcr_ext_recipes._build")
 cuda_recipe = importlib.import_module("ppcr_ext_recipes._cuda_build")
 
-# Then the package is pure Python, and so is the tag of its wheel: asked before setuptools, which takes the tag from the extensions.
+# Then the package is pure Python, and so is the tag of its wheel, which setuptools takes from the
+# list of extensions.
 PURE = NO_TORCH or recipe.why_no_compiler()
 
 
@@ -48,14 +50,15 @@ def cpu_extension():
 
 def record(folder, cpu, cuda):
     """Keeps what was built, and for each part that was not why, beside the library, and says it."""
-    if cuda:
+    if cuda:  # then one from an earlier build does not go with this CPU library
         if recipe.cuda_wanted() == "1":
             sys.exit(f"ppcr_ext: PPCR_BUILD_CUDA=1, but the CUDA library cannot be built: {cuda}")
-        (folder / "_cuda.abi3.so").unlink(missing_ok=True)  # one from an earlier build does not go with this CPU library
+        (folder / "_cuda.abi3.so").unlink(missing_ok=True)
     parts = {"cpu": cpu, "cuda": cuda}
     (folder / "_build.json").write_text(json.dumps(parts, indent=1) + "\n")
     for part, why_not in parts.items():
-        recipe.announce(f"ppcr_ext: {part.upper()} kernels: " + (f"not built: {why_not}" if why_not else "built"))
+        state = f"not built: {why_not}" if why_not else "built"
+        recipe.announce(f"ppcr_ext: {part.upper()} kernels: {state}")
 
 
 class BuildPython(build_py):
@@ -64,7 +67,7 @@ class BuildPython(build_py):
     def run(self):
         super().run()
         if PURE:
-            record(ROOT / "ppcr_ext" if self.editable_mode else Path(self.build_lib) / "ppcr_ext", PURE, PURE)
+            record((ROOT if self.editable_mode else Path(self.build_lib)) / "ppcr_ext", PURE, PURE)
 
 
 class Build(build_ext if NO_TORCH else BuildExtension):
@@ -75,21 +78,22 @@ class Build(build_ext if NO_TORCH else BuildExtension):
         if PURE:
             record(folder, PURE, PURE)
             return
-        cuda = "PPCR_BUILD_CUDA=0" if recipe.cuda_wanted() == "0" else cuda_recipe.why_not(torch.version.cuda)
-        if cuda and recipe.cuda_wanted() == "1":
+        wanted = recipe.cuda_wanted()
+        cuda = "PPCR_BUILD_CUDA=0" if wanted == "0" else cuda_recipe.why_not(torch.version.cuda)
+        if cuda and wanted == "1":
             record(folder, None, cuda)
-        if self.editable_mode:  # setuptools takes a fresh folder every time; here only what changed is compiled
+        if self.editable_mode:  # not a fresh folder every time: only what changed is compiled
             self.build_temp = str(ROOT / "build" / f"editable-{torch.__version__}")
         os.environ.setdefault("CXX", "c++")  # else what Python itself was built with would link
-        recipe.announce(f"ppcr_ext: compiling the CPU kernels, {len(recipe.CPU_SOURCES)} files: a minute or two")
+        files = len(recipe.CPU_SOURCES)
+        recipe.announce(f"ppcr_ext: compiling the CPU kernels, {files} files: a minute or two")
         super().run()
         folder.mkdir(parents=True, exist_ok=True)
         if cuda is None:
             try:
-                work = Path(self.build_temp) / "cuda"
-                torch_folder = Path(torch.__file__).parent
-                library, say = folder / "_cuda.abi3.so", recipe.announce
-                cuda_recipe.build(library, ROOT / "csrc", work, torch_folder, torch.version.cuda, say=say)
+                library, work = folder / "_cuda.abi3.so", Path(self.build_temp) / "cuda"
+                of_torch, version = Path(torch.__file__).parent, torch.version.cuda
+                cuda_recipe.build(library, ROOT / "csrc", work, of_torch, version)
             except cuda_recipe.CannotBuild as error:
                 cuda = str(error)
         record(folder, None, cuda)

@@ -98,10 +98,12 @@ inline bool is_pixel_major(const Tensor& x) {
   return dense(0);
 }
 
-// Uninitialized, on the device of `like` and with its dtype, unless another is named. Straight from the C interface: a call through
-// the dispatcher by name, as torch::stable::empty_like makes it, takes 2 us, and a small backward pass makes three.
+// Uninitialized, on the device of `like` and with its dtype, unless another is named. Straight from
+// the C interface: a call through the dispatcher by name, as torch::stable::empty_like makes it,
+// takes 2 us, and a small backward pass makes three.
+using MaybeType = std::optional<ScalarType>;
 inline Tensor new_strided(const Tensor& like, int64_t dim, const int64_t* sizes, const int64_t* strides,
-                          std::optional<ScalarType> of_type = std::nullopt) {
+                          MaybeType of_type = std::nullopt) {
   int32_t dtype = 0, device_type = 0, device_index = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
@@ -111,30 +113,34 @@ inline Tensor new_strided(const Tensor& like, int64_t dim, const int64_t* sizes,
   try {
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type, device_index, &handle));
   } catch (const std::runtime_error& error) {
-    // Before 2.13 PyTorch keeps its words to itself, and only this call is named. With sizes of tensors that are there it is
-    // memory.
+    // Before 2.13 PyTorch keeps its words to itself, and only this call is named. With sizes of
+    // tensors that are there it is memory.
     if (std::string(error.what()).rfind("aoti_torch_empty_strided", 0) != 0) throw;
     std::string shape;
     for (int64_t d = 0; d < dim; ++d) shape += (d ? ", " : "") + std::to_string(sizes[d]);
-    throw std::runtime_error("ppcr_ext: out of memory: PyTorch cannot allocate a tensor of shape [" + shape + "]");
+    throw std::runtime_error("ppcr_ext: out of memory: no tensor of shape [" + shape + "] fits");
   }
   return Tensor(handle);
 }
 // Shape and strides of a dense x.
-inline Tensor new_like(const Tensor& x) { return new_strided(x, x.dim(), x.sizes().data(), x.strides().data()); }
+inline Tensor new_like(const Tensor& x) {
+  const auto sizes = x.sizes(), strides = x.strides();
+  return new_strided(x, x.dim(), sizes.data(), strides.data());
+}
 
-inline Tensor new_contiguous(const Tensor& like, const std::vector<int64_t>& sizes,
-                             std::optional<ScalarType> of_type = std::nullopt) {
-  std::vector<int64_t> strides(sizes.size());
+using Sizes = std::vector<int64_t>;
+inline Tensor new_contiguous(const Tensor& like, const Sizes& sizes, MaybeType of_type = std::nullopt) {
+  Sizes strides(sizes.size());
   int64_t stride = 1;
   for (size_t d = sizes.size(); d-- > 0;) {
     strides[d] = stride;
     stride *= sizes[d] > 0 ? sizes[d] : 1;
   }
-  return new_strided(like, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), of_type);
+  const auto dim = static_cast<int64_t>(sizes.size());
+  return new_strided(like, dim, sizes.data(), strides.data(), of_type);
 }
 
-inline Tensor new_vector(const Tensor& like, int64_t count) { return new_contiguous(like, {count}); }
+inline Tensor new_vector(const Tensor& like, int64_t n) { return new_contiguous(like, {n}); }
 
 inline Tensor new_gate(const Tensor& x) {
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());

@@ -65,9 +65,11 @@ def _from_arrays(parts: list[tuple[np.ndarray, np.ndarray]], augment: bool) -> D
     """Data of three pairs of uint8 images ``[N, H, W, C]`` and labels ``[N]``, normalized by the training images' statistics."""
     for split, (images, labels) in zip(("training", "validation", "test"), parts, strict=True):
         if not len(images) or len(images) != len(labels):
-            raise BadInput(f"--data: there are {len(images)} {split} images and {len(labels)} labels")
+            count = f"{len(images)} {split} images and {len(labels)} labels"
+            raise BadInput(f"--data: there are {count}")
         if labels.dtype.kind not in "iu" or labels.min() < 0:
-            raise BadInput(f"--data: the {split} labels must be whole numbers from 0 on, got {labels.dtype} from {labels.min()} on")
+            got = f"{labels.dtype} from {labels.min()} on"
+            raise BadInput(f"--data: the {split} labels must be whole numbers from 0 on, got {got}")
     classes = int(max(labels.max() for _, labels in parts)) + 1
     training = parts[0][0].astype(np.float32) / 255
     mean, std = training.mean((0, 1, 2)), training.std((0, 1, 2)) + 1e-6

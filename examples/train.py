@@ -35,9 +35,12 @@ from tqdm import tqdm
 # What a checkpoint must share with the run that goes on from it.
 IDENTITY = ("data", "model", "attention", "batch", "lr", "weight_decay", "epochs", "seed", "amp", "augment", "image_size")
 
+POSITIVE = ("epochs", "batch", "lr", "image_size", "stop_after")
+NOT_NEGATIVE = ("weight_decay", "workers", "seed")
+
 
 def arguments() -> Any:
-    parser = files.Parser(description="Trains a classifier with PPCR, or with another attention layer to compare it with.")
+    parser = files.Parser(description="Trains a classifier with PPCR or another attention layer.")
     parser.add_argument("--data", default="digits", help="digits, a MedMNIST .npz, a CIFAR-10 folder or an ImageFolder")
     parser.add_argument("--model", default="small", help="small, torchvision/NAME or timm/NAME (residual networks)")
     parser.add_argument("--attention", choices=ATTENTION, default="ppcr")
@@ -59,9 +62,9 @@ def arguments() -> Any:
     found = parser.parse_args()
     for name, value in vars(found).items():
         option = f"--{name.replace('_', '-')}"
-        if name in ("epochs", "batch", "lr", "image_size", "stop_after") and value is not None and not 0 < value < math.inf:
+        if name in POSITIVE and value is not None and not 0 < value < math.inf:
             raise BadInput(f"{option} must be positive and finite, got {value}")
-        if name in ("weight_decay", "workers", "seed") and not 0 <= value < math.inf:
+        if name in NOT_NEGATIVE and not 0 <= value < math.inf:
             raise BadInput(f"{option} must be 0 or more and finite, got {value}")
     if found.seed >= 2**32:
         raise BadInput(f"--seed must be below 2^32, got {found.seed}")
@@ -97,7 +100,8 @@ class Trainer:
         )
         self.batches = self._loader(data.train, self.sampler)
         if len(self.batches) == 0:  # it takes whole batches only
-            raise BadInput(f"--batch {options.batch} is more than the {len(data.train)} training images")
+            there = f"the {len(data.train)} training images"
+            raise BadInput(f"--batch {options.batch} is more than {there}")
         steps = options.epochs * len(self.batches)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, options.lr, total_steps=steps + 1, pct_start=0.2)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.amp == "float16")
@@ -130,10 +134,9 @@ class Trainer:
         for images, labels in bar:
             try:
                 logits = self._forward(images)
-            except ValueError as error:  # of normalization layers: one image of one pixel is a single value
-                raise BadInput(
-                    f"--batch: {len(images)} images a process are too few for --model {self.options.model}: {error}"
-                ) from None
+            except ValueError as error:  # of normalization layers: one pixel is a single value
+                few = f"--batch: {len(images)} images a process are too few"
+                raise BadInput(f"{few} for --model {self.options.model}: {error}") from None
             loss = nn.functional.cross_entropy(logits, labels.to(self.device))
             self.optimizer.zero_grad()
             self.scaler.scale(loss).backward()
@@ -202,7 +205,8 @@ def train(options: Any) -> None:
     checkpoint: Path = options.out / "checkpoint.pt"
     start = trainer.load(checkpoint) if options.resume else 0
     if options.stop_after is not None and options.stop_after <= start:
-        raise BadInput(f"--stop-after {options.stop_after}: {checkpoint} has {start} epochs behind it")
+        behind = f"{checkpoint} has {start} epochs behind it"
+        raise BadInput(f"--stop-after {options.stop_after}: {behind}")
     if not options.resume and checkpoint.exists():
         raise BadInput(f"{checkpoint} exists: pass --resume to go on from it, or another --out")
     if trainer.rank == 0:

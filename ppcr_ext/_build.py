@@ -33,8 +33,9 @@ def compiler_flags() -> list[str]:
     """Flags for every C++ file; ``DEBUG=1`` in the environment asks for -O0 and debug symbols."""
     debug = os.environ.get("DEBUG", "0") not in ("", "0")
     optimize = ["-O0", "-g"] if debug else ["-O3", "-g0"]
-    # C++17 is enough for the headers of the stable ABI, also where PyTorch compiles extensions as C++20 unless told otherwise.
-    return ["-std=c++17", *optimize, "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DTORCH_STABLE_ONLY"]
+    # Enough for the headers of the stable ABI, also where PyTorch compiles extensions as C++20.
+    standard = ["-std=c++17", "-fvisibility=hidden"]
+    return [*standard, *optimize, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DTORCH_STABLE_ONLY"]
 
 
 def why_no_compiler() -> str | None:
@@ -44,7 +45,8 @@ def why_no_compiler() -> str | None:
     if shutil.which(command[0]) is None:
         return f"no C++ compiler: {command[0]!r} is not on PATH; {remedy}"
     trial = [*command, "-std=c++17", "-x", "c++", "-fsyntax-only", "-"]
-    done = subprocess.run(trial, input="#include <optional>\nstd::optional<int> x;\n", capture_output=True, text=True)
+    line = "#include <optional>\nstd::optional<int> x;\n"
+    done = subprocess.run(trial, input=line, capture_output=True, text=True)
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
         return f"no C++17 compiler: {command[0]!r} cannot compile a line of it ({said}); {remedy}"
@@ -62,16 +64,18 @@ def cuda_wanted() -> str:
 def announce(line: str) -> None:
     """Says a line to whoever installs.
 
-    pip and uv keep to themselves what a build prints, unless it fails: there the line goes to where their own errors go, if that is a
-    terminal or a pipe.
+    pip and uv keep to themselves what a build prints, unless it fails: there the line goes to where
+    their own errors go, if that is a terminal or a pipe.
     """
     if "setuptools.build_meta" in sys.modules:  # they call it; `python setup.py` does not
         front_end = f"/proc/{os.getppid()}/fd/2"
         try:
             found = os.stat(front_end)
-            if not os.path.samestat(found, os.fstat(2)) and (stat.S_ISFIFO(found.st_mode) or stat.S_ISCHR(found.st_mode)):
+            shown = stat.S_ISFIFO(found.st_mode) or stat.S_ISCHR(found.st_mode)
+            if shown and not os.path.samestat(found, os.fstat(2)):
                 with open(front_end, "a") as stream:
-                    print(("\n" if stream.isatty() else "") + line, file=stream)  # it stands in the middle of a line
+                    begin = "\n" if stream.isatty() else ""  # a terminal is in the middle of a line
+                    print(begin + line, file=stream)
                 return
         except OSError:
             pass

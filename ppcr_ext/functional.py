@@ -188,8 +188,9 @@ class _Operator:
         return self._composite(x, *residual, weight, bias, levels, eps)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, *residual: Tensor, levels: Levels, eps: float) -> Tensor:
+        operator = getattr(torch.ops.ppcr_ext, self.name).default
         try:
-            result: Tensor = getattr(torch.ops.ppcr_ext, self.name).default(x, *residual, weight, bias, levels, eps)
+            result: Tensor = operator(x, *residual, weight, bias, levels, eps)
         except RuntimeError as error:
             raise native.of_its_type(error, x) from None
         return result

@@ -19,9 +19,9 @@ from torch import Tensor
 from . import _build, _cuda_build
 
 _CUDA_NAME = "_cuda.abi3.so"
-# pip keeps what it once built in its cache, and installs that again where more could be built by now.
+# pip keeps what it once built in its cache, and installs that again where more could be built.
 _CUDA_REMEDY = "build it with PPCR_BUILD_CUDA=1 (pip: and --no-cache-dir)"
-_REMEDY = "call ppcr_ext.build(), or set PPCR_JIT=1, or install ppcr_ext again (pip: with --no-cache-dir)"
+_REMEDY = "call ppcr_ext.build(), or set PPCR_JIT=1, or install again (pip: with --no-cache-dir)"
 
 OPERATORS = ("ppcr", "ppcr_backward", "ppcr_gate", "ppcr_gate_backward", "ppcr_add_relu", "ppcr_add_relu_backward")
 
@@ -72,7 +72,7 @@ def _text(library: Path, function: str) -> str:
 
 
 def of_its_type(error: RuntimeError, x: Tensor) -> RuntimeError:
-    """An error of the compiled operators, which all come as RuntimeError, with the type that PyTorch has for it."""
+    """An error of the compiled operators, all RuntimeError, in the type that PyTorch has for it."""
     if x.is_cuda and "out of memory" in str(error):
         return torch.OutOfMemoryError(*error.args)
     return error
@@ -113,7 +113,8 @@ def _jit_name() -> str:
 
 
 def _jit_folder(name: str) -> Path:
-    """In PyTorch's extension cache. Asked at every import without a library, and PyTorch's own module is slow and warns at its import."""
+    """In PyTorch's extension cache. Asked at every import without a library; PyTorch's own module,
+    which would tell it, is slow and warns at its import."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache / "torch_extensions") / name
 
@@ -196,7 +197,8 @@ def _build_in(folder: Path, name: str, verbose: bool) -> Path:
     if why_no_cuda is None and not cuda.exists():
         say = (lambda line: print(line, file=sys.stderr)) if verbose else (lambda line: None)
         torch_folder = Path(torch.__file__).parent
-        _cuda_build.build(work / _CUDA_NAME, _build.csrc(), work / "cuda", torch_folder, torch.version.cuda, say=say)
+        library, version = work / _CUDA_NAME, torch.version.cuda
+        _cuda_build.build(library, _build.csrc(), work / "cuda", torch_folder, version, say=say)
         (work / _CUDA_NAME).replace(cuda)
     elif verbose and why_no_cuda:
         print(f"ppcr_ext: CUDA kernels: not built: {why_no_cuda}", file=sys.stderr)

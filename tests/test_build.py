@@ -80,7 +80,7 @@ def test_install_without_a_compiler_is_pure_python_and_says_so(checkout, tmp_pat
     assert "('reference',) [[0.5, 0.5, 0.5, 0.5]]" in output
     report = call("-W", "ignore", "-m", "ppcr_ext", cwd=site, **environment)
     assert f"cpu: the extension is not built ({NO_COMPILER}" in report
-    assert "; call ppcr_ext.build(), or set PPCR_JIT=1, or install ppcr_ext again (pip: with --no-cache-dir)" in report
+    assert "; call ppcr_ext.build(), or set PPCR_JIT=1, or install again (pip: with --no-cache-dir)" in report
     assert "available        reference" in report
     assert "cpp_extension" not in report  # PyTorch's module would be imported, and warn, at every import
 

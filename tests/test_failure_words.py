@@ -15,7 +15,7 @@ from test_build import SMOKE, call
 from ppcr_ext import _build, native
 
 pytestmark = pytest.mark.full
-REMEDY = "call ppcr_ext.build(), or set PPCR_JIT=1, or install ppcr_ext again (pip: with --no-cache-dir)"
+REMEDY = "call ppcr_ext.build(), or set PPCR_JIT=1, or install again (pip: with --no-cache-dir)"
 
 
 def compile_library(path, source):

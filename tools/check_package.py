@@ -91,7 +91,8 @@ def check_contents(sdist: Path, wheel: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames() if not archive.getmember(name).isdir()}
     generated = {name for name in names if name == "PKG-INFO" or name == "setup.cfg" or name.startswith("ppcr_ext.egg-info/")}
     # everything that the commands of its README need
-    expect("the sdist", names - generated, {name for name in tracked() if not name.startswith((".ci/", ".git"))})
+    wanted = {name for name in tracked() if not name.startswith((".ci/", ".git"))}
+    expect("the sdist", names - generated, wanted)
 
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert version is not None
@@ -113,8 +114,9 @@ def check_types(site: Path) -> None:
 
 
 def install(python: str, what: Path, site: Path, **environment: str | None) -> str:
-    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-deps", "--no-index", "--no-cache-dir"]
-    return call(*pip, "--no-build-isolation", "--target", str(site), str(what), **environment)
+    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-deps"]
+    offline = ["--no-index", "--no-cache-dir", "--no-build-isolation"]
+    return call(*pip, *offline, "--target", str(site), str(what), **environment)
 
 
 def main() -> None:
@@ -145,11 +147,9 @@ def check_without_compiler(sdist: Path) -> None:
         raise SystemExit(f"the pure-Python package did not say why it is slow:\n{said}")
     if said.count("the extension is not built") != 1:
         raise SystemExit(f"the pure-Python package says more than once why it is slow:\n{said}")
-    expect(
-        "tag of the pure wheel",
-        re.findall("^Tag: (.+)$", next((WORK / "pure").glob("*.dist-info/WHEEL")).read_text(), re.M),
-        ["py3-none-any"],
-    )
+    (wheel,) = (WORK / "pure").glob("*.dist-info/WHEEL")
+    tags = re.findall("^Tag: (.+)$", wheel.read_text(), re.M)
+    expect("tag of the pure wheel", tags, ["py3-none-any"])
     print(said.splitlines()[0])
 
 

@@ -100,7 +100,8 @@ def pretend_gpu() -> None:
             if hasattr(target, name):
                 answer = lambda *_, value=value, **__: value  # noqa: E731
                 setattr(target, name, answer if target is torch.cuda else staticmethod(answer))
-    torch._subclasses.fake_tensor.init_gpu_context = lambda *_: None  # PyTorch 2.11 would allocate on the device
+    # PyTorch 2.11 would allocate on the device
+    torch._subclasses.fake_tensor.init_gpu_context = lambda *_: None
     for function in vars(torch.utils._triton).values():
         if hasattr(function, "cache_clear"):  # what it answered before
             function.cache_clear()

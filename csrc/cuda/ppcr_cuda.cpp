@@ -125,8 +125,8 @@ class Call {
     const Plan& plan = plan_for(problem_, levels_, device);
     Tensor partials;
     if (problem_.backward) {
-      partials =
-          new_contiguous(x, {pooling_.contexts + 1, plan.partial_count}, is_double() ? ScalarType::Double : ScalarType::Float);
+      const ScalarType wide = is_double() ? ScalarType::Double : ScalarType::Float;
+      partials = new_contiguous(x, {pooling_.contexts + 1, plan.partial_count}, wide);
       operands.partials = partials.mutable_data_ptr();
     }
     void* stream = nullptr;
