@@ -73,7 +73,8 @@ def announce(line: str) -> None:
             found = os.stat(front_end)
             shown = stat.S_ISFIFO(found.st_mode) or stat.S_ISCHR(found.st_mode)
             if shown and not os.path.samestat(found, os.fstat(2)):
-                with open(front_end, "a") as stream:
+                flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK  # nobody may be reading
+                with open(os.open(front_end, flags), "w") as stream:
                     begin = "\n" if stream.isatty() else ""  # a terminal is in the middle of a line
                     print(begin + line, file=stream)
                 return
