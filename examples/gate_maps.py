@@ -35,7 +35,7 @@ class Block(nn.Module):
         self.ppcr = ppcr_ext.PPCR(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ppcr.add_relu(self.body(x), x)
+        return self.ppcr(self.body(x), x)
 
 
 class Denoiser(nn.Module):

@@ -41,7 +41,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y, shortcut = self.body(x), self.shortcut(x)
         if isinstance(self.attention, ppcr_ext.PPCR):
-            return self.attention.add_relu(y, shortcut)
+            return self.attention(y, shortcut)
         return (self.attention(y) + shortcut).relu()
 
 

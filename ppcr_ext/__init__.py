@@ -1,10 +1,13 @@
 """Pyramid Pixel Context Recalibration (PPCR) as one fused PyTorch layer."""
 
 import re
+import warnings
 from importlib import metadata
 from pathlib import Path
 
-from . import native, triton_ops
+from torch.jit._trace import TracerWarning
+
+from . import _sharding, native, triton_ops
 from .backends import available_backends, backends, warn_once
 from .functional import ppcr, ppcr_add_relu, ppcr_gate
 from .interpret import record_gates
@@ -26,7 +29,10 @@ def _version() -> str:
 
 
 __version__ = _version()
+# torch.jit.trace need not follow the checks of shapes; PyTorch silences its own modules as well.
+warnings.filterwarnings("ignore", category=TracerWarning, module=r"ppcr_ext\.")
 native.load()
 triton_ops.register()
+_sharding.register()
 if native.is_pure_build():  # pip shows nothing of what an installation says
     warn_once("cpu", "reference", stacklevel=3)

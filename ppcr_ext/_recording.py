@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.fx
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from . import functional
 
@@ -68,7 +70,7 @@ def record(layer: PPCR, x: Tensor) -> None:
     names = [(collector, collector.names[layer]) for collector in _collectors.get() if layer in collector.names]
     if not names:
         return
-    if functional._transforms_active() or torch.compiler.is_compiling():
+    if functional.transforms_active() or _is_traced(x):
         raise RuntimeError("record_gates cannot record under torch.func transforms or while a network is traced")
     with torch.no_grad():
         gate = functional.ppcr_gate(
@@ -77,3 +79,8 @@ def record(layer: PPCR, x: Tensor) -> None:
         )  # fmt: skip
     for collector, name in names:
         collector.gates.setdefault(name, []).append(gate)
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Whether a graph is made of what is computed from x: by torch.fx, make_fx, export or jit."""
+    return isinstance(x, torch.fx.Proxy) or functional.is_tracing() or get_proxy_mode() is not None

@@ -7,15 +7,17 @@ from typing import Any
 from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from .module import PPCR
+from .module import PPCR, can_fuse
 
 
 class PPCRBasicBlock(BasicBlock):  # type: ignore[misc]
     """torchvision's ``BasicBlock`` whose end is ``relu(ppcr(bn2(..)) + identity)``; takes the same arguments.
 
     Attributes:
-        ppcr: the :class:`ppcr_ext.PPCR` layer; all other parameters keep their state-dict keys.
-        fuse: recalibration, addition and ReLU in one pass (the default), else three steps with the same result.
+        ppcr: the :class:`ppcr_ext.PPCR` layer, or any other in its place; all other parameters
+            keep their state-dict keys.
+        fuse: recalibration, addition and ReLU in one pass (the default). Else, and where hooks
+            look at the layer's own output or gradients, three steps with the same result.
     """
 
     fuse = True
@@ -27,8 +29,7 @@ class PPCRBasicBlock(BasicBlock):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
-        x = self.bn2(self.conv2(x))
-        return self.ppcr.add_relu(x, identity) if self.fuse else self.relu(self.ppcr(x) + identity)
+        return _end(self, self.bn2(self.conv2(x)), identity)
 
 
 class PPCRBottleneck(Bottleneck):  # type: ignore[misc]
@@ -47,5 +48,10 @@ class PPCRBottleneck(Bottleneck):  # type: ignore[misc]
         identity = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        x = self.bn3(self.conv3(x))
-        return self.ppcr.add_relu(x, identity) if self.fuse else self.relu(self.ppcr(x) + identity)
+        return _end(self, self.bn3(self.conv3(x)), identity)
+
+
+def _end(block: PPCRBasicBlock | PPCRBottleneck, x: Tensor, identity: Tensor) -> Tensor:
+    fused = block.fuse and can_fuse(block.ppcr)
+    y: Tensor = block.ppcr(x, residual=identity) if fused else block.relu(block.ppcr(x) + identity)
+    return y

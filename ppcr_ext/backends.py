@@ -27,13 +27,13 @@ def why_not(name: str, device_type: str, contexts: int) -> str | None:
 def choose(name: str | None, x: Tensor, contexts: int) -> str:
     """The backend to run: ``name`` if it can, else RuntimeError with the reason; for None the best one that can."""
     device_type = x.device.type
+    if name is None and contexts <= MAX_CONTEXTS and native.why_not(device_type) is None:
+        return "native"
     if name is not None:
         reason = why_not(name, device_type, contexts)
         if reason is not None:
             raise RuntimeError(f"backend {name!r} cannot run for {device_type} tensors: {reason}")
         return name
-    if why_not("native", device_type, contexts) is None:
-        return "native"
     best = "triton" if device_type == "cuda" and why_not("triton", device_type, contexts) is None else "reference"
     if contexts <= MAX_CONTEXTS and device_type in ("cpu", "cuda"):
         warn_once(device_type, best)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,17 +11,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import native, reference, triton_ops
-from .backends import NAMES, choose
+from ._arguments import Levels, check_arguments, check_residual
+from .backends import choose
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+transforms_active: Callable[[], bool] = getattr(
+    torch._C,
+    "_are_functorch_transforms_active",
+    lambda: False,
+)
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
-# torch.fx records the three functions as single calls instead of tracing their checks.
-for _name in ("ppcr", "ppcr_gate", "ppcr_add_relu"):
+# torch.fx records these functions as single calls instead of tracing their checks.
+for _name in ("ppcr", "ppcr_gate", "ppcr_add_relu", "ppcr_or_add_relu"):
     torch.fx.wrap(_name)
-
-Levels = Sequence[int]
 
 
 def ppcr(
@@ -54,7 +55,7 @@ def ppcr(
         TypeError, ValueError: an argument is not as above; the message names it.
         RuntimeError: the named backend cannot run; the message says why.
     """
-    contexts = check_arguments(x, weight, bias, levels, eps, backend)
+    contexts, levels, eps = check_arguments(x, weight, bias, levels, eps, backend)
     return _run(_PPCR, (x, weight, bias), contexts, levels, eps, backend)
 
 
@@ -68,7 +69,7 @@ def ppcr_gate(
     backend: str | None = None,
 ) -> Tensor:
     """The gate g of every pixel alone: ``[N, 1, *spatial]``, values in [0, 1], dtype of x. Arguments and errors as for :func:`ppcr`."""
-    contexts = check_arguments(x, weight, bias, levels, eps, backend)
+    contexts, levels, eps = check_arguments(x, weight, bias, levels, eps, backend)
     return _run(_GATE, (x, weight, bias), contexts, levels, eps, backend)
 
 
@@ -89,85 +90,22 @@ def ppcr_add_relu(
 
     The other arguments, the result and the errors are those of :func:`ppcr`; for backward x and y are kept.
     """
-    contexts = check_arguments(x, weight, bias, levels, eps, backend)
-    residual = _check_residual(residual, x)
+    contexts, levels, eps = check_arguments(x, weight, bias, levels, eps, backend)
+    residual = check_residual(residual, x)
     return _run(_ADD_RELU, (x, weight, bias, residual), contexts, levels, eps, backend)
 
 
-# ---- checks -------------------------------------------------------------------------------------------------------------------------
-
-
-def check_levels(levels: Levels, channels: int) -> int:
-    """L, the number of contexts; raises TypeError or ValueError where the levels do not fit C channels."""
-    if not isinstance(levels, (tuple, list)) and (not isinstance(levels, Sequence) or isinstance(levels, str)):
-        raise TypeError(f"levels must be a sequence of ints such as (1, 2, 4), got {levels!r}")
-    if len(levels) == 0:
-        raise ValueError("levels must not be empty")
-    contexts = 0
-    for level in levels:
-        if not isinstance(level, int) or isinstance(level, bool):
-            raise TypeError(f"levels must be ints, got {levels!r}")
-        if level < 1 or level > channels:
-            raise ValueError(f"levels must lie between 1 and the {channels} channels of x, got {tuple(levels)}")
-        contexts += level
-    if contexts < 2:
-        raise ValueError(f"levels need at least 2 contexts in all (one alone normalizes to zero), got {tuple(levels)}")
-    return contexts
-
-
-def check_eps(eps: float) -> None:
-    if not isinstance(eps, (float, int)) or isinstance(eps, bool):
-        raise TypeError(f"eps must be a float, got {eps!r}")
-    if not 0 < eps < math.inf:  # false for NaN
-        raise ValueError(f"eps must be positive and finite, got {eps}")
-
-
-def check_backend(backend: str | None) -> None:
-    if backend is not None and backend not in NAMES:
-        raise ValueError(f"backend must be one of {NAMES} or None, got {backend!r}")
-
-
-def check_arguments(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float, backend: str | None) -> int:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a Tensor, got {type(x).__name__}")
-    if x.dtype not in _DTYPES:
-        raise TypeError(f"x must be float32, float16, bfloat16 or float64, got {x.dtype}")
-    if x.dim() < 2:
-        raise ValueError(f"x must have shape [N, C, *spatial], got {list(x.shape)}")
-    contexts = check_levels(levels, x.shape[1])
-    _check_parameter("weight", weight, contexts, x)
-    if bias is not None:
-        _check_parameter("bias", bias, 1, x)
-    check_eps(eps)
-    check_backend(backend)
-    return contexts
-
-
-def _check_parameter(name: str, value: Tensor, count: int, x: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a Tensor{' or None' if name == 'bias' else ''}, got {type(value).__name__}")
-    if value.dtype != x.dtype and (value.dtype != torch.float32 or x.dtype == torch.float64):
-        allowed = "float64" if x.dtype == torch.float64 else f"float32 or x's dtype {x.dtype}"
-        raise TypeError(f"{name} must be {allowed}, got {value.dtype}")
-    if value.dim() != 1 or value.shape[0] != count:
-        why = " (one per context: the sum of levels)" if name == "weight" else ""
-        raise ValueError(f"{name} must have shape [{count}]{why}, got {list(value.shape)}")
-    if value.device != x.device:
-        raise ValueError(f"{name} must be on x's device {x.device}, got {value.device}")
-
-
-def _check_residual(residual: Tensor, x: Tensor) -> Tensor:
-    if not isinstance(residual, Tensor):
-        raise TypeError(f"residual must be a Tensor, got {type(residual).__name__}")
-    if residual.shape != x.shape:
-        raise ValueError(f"residual must have x's shape {list(x.shape)}, got {list(residual.shape)}")
-    if residual.device != x.device:
-        raise ValueError(f"residual must be on x's device {x.device}, got {residual.device}")
-    if residual.dtype != x.dtype:
-        if not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"residual must have x's dtype {x.dtype}, got {residual.dtype}")
-        residual = residual.to(x.dtype)
-    return residual
+def ppcr_or_add_relu(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    **options: Any,
+) -> Tensor:
+    """What torch.fx records where only a run of the graph tells whether there is a residual."""
+    if residual is None:
+        return ppcr(x, weight, bias, **options)
+    return ppcr_add_relu(x, residual, weight, bias, **options)
 
 
 # ---- operators ----------------------------------------------------------------------------------------------------------------------
@@ -181,6 +119,7 @@ class _Operator:
 
     def __init__(self, name: str, composite: Callable[..., Tensor], has_residual: bool = False) -> None:
         self.name = name
+        self.function: type[_Fused] = type(name, (_Fused,), {})  # names the node of autograd
         self._composite = composite
         self.has_residual = has_residual
 
@@ -247,18 +186,9 @@ class _TritonOperator(_Operator):
 
 def _plain(*tensors: Tensor | None) -> bool:
     """Tensors in memory: no subclass, no compiler, no mode that traces or counts operators."""
-    if torch.compiler.is_compiling() or _dispatch_modes():
+    if is_tracing() or _dispatch_modes():
         return False
     return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
-
-
-def _by_backend(name: str, composite: Callable[..., Tensor], has_residual: bool = False) -> dict[str, _Operator]:
-    return {backend: kind(name, composite, has_residual) for backend, kind in (("native", _Operator), ("triton", _TritonOperator))}
-
-
-_PPCR = _by_backend("ppcr", reference.ppcr)
-_GATE = _by_backend("ppcr_gate", reference.ppcr_gate)
-_ADD_RELU = _by_backend("ppcr_add_relu", reference.ppcr_add_relu, has_residual=True)
 
 
 class _Fused(torch.autograd.Function):
@@ -266,7 +196,14 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, operator: _Operator, levels: Levels, eps: float, x: Tensor, weight: Tensor, bias: Tensor | None, *residual: Tensor
+        ctx: Any,
+        operator: _Operator,
+        levels: tuple[int, ...],
+        eps: float,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *residual: Tensor,
     ) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
             y = operator.forward(x, weight, bias, *residual, levels=levels, eps=eps)
@@ -280,10 +217,26 @@ class _Fused(torch.autograd.Function):
         saved = ctx.saved_tensors  # may run the network again, with autograd, where activations are checkpointed
         if torch.is_grad_enabled():  # create_graph=True
             grads = operator.differentiable_backward(grad, *saved, levels=ctx.levels, eps=ctx.eps)
+        elif torch.compiler.is_compiling():  # compiled autograd, which cannot trace the guard
+            grads = operator.backward(grad, *saved, levels=ctx.levels, eps=ctx.eps)
         else:
             with torch._C._AutoDispatchBelowAutograd():
                 grads = operator.backward(grad, *saved, levels=ctx.levels, eps=ctx.eps)
         return None, None, None, *grads
+
+
+def _by_backend(
+    name: str,
+    composite: Callable[..., Tensor],
+    has_residual: bool = False,
+) -> dict[str, _Operator]:
+    kinds = {"native": _Operator, "triton": _TritonOperator}
+    return {backend: kind(name, composite, has_residual) for backend, kind in kinds.items()}
+
+
+_PPCR = _by_backend("ppcr", reference.ppcr)
+_GATE = _by_backend("ppcr_gate", reference.ppcr_gate)
+_ADD_RELU = _by_backend("ppcr_add_relu", reference.ppcr_add_relu, has_residual=True)
 
 
 def _run(
@@ -291,28 +244,35 @@ def _run(
 ) -> Tensor:
     backend = choose(backend, tensors[0], contexts)
     # The order matters: transforms and dual tensors are only right through the composite, even while compiling.
-    if backend == "reference" or _needs_composite():
+    tracing = is_tracing()
+    if backend == "reference" or _needs_composite(tracing):
         return operators["native"].composite(*tensors, levels=levels, eps=eps)
     operator = operators[backend]
-    if torch.compiler.is_compiling():
+    if tracing:
         return operator.forward(*tensors, levels=levels, eps=eps)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        y: Tensor = _Fused.apply(operator, levels, eps, *tensors)
-        return y
+    if torch.is_grad_enabled():
+        for t in tensors:  # any() takes twice as long
+            if t is not None and t.requires_grad:
+                y: Tensor = operator.function.apply(operator, levels, eps, *tensors)
+                return y
     with torch._C._AutoDispatchBelowAutograd():
         return operator.forward(*tensors, levels=levels, eps=eps)
 
 
-def _needs_composite() -> bool:
+def _needs_composite(tracing: bool) -> bool:
     """torch.func transforms, forward-mode AD and ONNX export see plain PyTorch, which they differentiate, batch and translate."""
-    if _transforms_active() or getattr(forward_ad, "_current_level", -1) >= 0:
+    if transforms_active() or getattr(forward_ad, "_current_level", -1) >= 0:
         return True
-    # Export traces in one of these two ways; asking it directly costs 2 us a call.
-    return (torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None) and torch.onnx.is_in_onnx_export()
+    return tracing and torch.onnx.is_in_onnx_export()  # which alone costs 2 us a call
+
+
+def is_tracing() -> bool:
+    """Whether torch.compile, export or jit records the call, with the registered operator."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def register_derivatives(backend: str) -> None:
-    """Gives a backend's operators their autograd formula for torch.compile and for direct calls; called once they exist."""
+    """Gives a backend's operators their autograd formula: for torch.compile and direct calls."""
     for operators in (_PPCR, _GATE, _ADD_RELU):
         _register_derivative(operators[backend])
 

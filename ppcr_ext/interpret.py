@@ -18,13 +18,15 @@ def record_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     Yields a dict that fills while the network runs: the layer's name (as in ``model.named_modules()``) to one gate map
     ``[N, 1, *spatial]`` per call of the layer, in the order of the calls, in the dtype and on the device of its input, detached.
     Layers that have not run are not in it. Outputs and gradients do not change; each map costs one more pass over the layer's
-    input, and nothing once the block is left, by an exception too. Fused layers (``PPCR.add_relu``) are recorded like all others.
+    input, and nothing once the block is left, by an exception too. Fused layers, called with a
+    residual, are recorded like all others.
 
     Only calls from the thread (the context of ``contextvars``) that entered the block are recorded, so threads can record the same
     network at the same time, each its own calls. Blocks may be nested. A recomputation by activation checkpointing within the
     block is a call. Within the block, whatever ``torch.compile`` has compiled runs eagerly, in all threads, and is compiled again
-    neither then nor afterwards. Exported programs and graphs of ``torch.fx`` have no PPCR layers any more; ``torch.export`` and
-    ``torch.func`` transforms within the block raise RuntimeError.
+    neither then nor afterwards. Exported programs and graphs of ``torch.fx`` have no PPCR layers
+    any more; within the block ``torch.export``, ``torch.fx``, ``make_fx``, ``torch.jit.trace`` and
+    ``torch.func`` transforms raise RuntimeError.
 
     Args:
         model: the network, or a compiled, DistributedDataParallel or other wrapper of it: names are those of ``model`` as given.

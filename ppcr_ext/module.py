@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
-from . import _recording, functional
+from . import _arguments, _recording, functional
 
 
 class PPCR(nn.Module):
@@ -48,21 +49,19 @@ class PPCR(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(channels, int) or isinstance(channels, bool):
+        if not _arguments.is_integer(channels):
             raise TypeError(f"channels must be an int, got {channels!r}")
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
-        contexts = functional.check_levels(levels, channels)
-        functional.check_eps(eps)
-        functional.check_backend(backend)
-        if not (isinstance(init_gate, (float, int)) and 0 < init_gate < 1):
+        contexts, self.levels = _arguments.check_levels(levels, channels)
+        self.eps = _arguments.check_eps(eps)
+        _arguments.check_backend(backend)
+        if not (_arguments.is_number(init_gate) and 0 < init_gate < 1):
             raise ValueError(f"init_gate must lie between 0 and 1, got {init_gate!r}")
         if init_gate != 0.5 and not bias:
             raise ValueError(f"init_gate={init_gate} needs bias=True: without a bias every gate starts at 0.5")
-        self.channels = channels
-        self.levels = tuple(levels)
-        self.eps = eps
-        self.init_gate = init_gate
+        self.channels = int(channels)
+        self.init_gate = float(init_gate)
         self.backend = backend
         self.weight = nn.Parameter(torch.empty(contexts, device=device, dtype=dtype))
         self.register_parameter("bias", nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if bias else None)
@@ -74,28 +73,98 @@ class PPCR(nn.Module):
         if self.bias is not None:
             nn.init.constant_(self.bias, math.log(self.init_gate / (1 - self.init_gate)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Recalibrates x ``[N, C, *spatial]``; see :func:`ppcr_ext.ppcr`."""
-        self._check_channels(x)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Recalibrates x; with a residual also adds it and applies ReLU, in the same single pass.
+
+        Call the layer itself, ``layer(x)`` or ``layer(x, residual)``: whatever PyTorch hangs onto
+        a call then runs.
+
+        Args:
+            x: ``[N, C, *spatial]``, float32, float16, bfloat16 or float64.
+            residual: None, or of x's shape, dtype (under autocast it is cast to it) and device.
+
+        Returns:
+            ``x * g`` or ``relu(x * g + residual)``: shape, dtype and memory format of x. See
+            :func:`ppcr_ext.ppcr` and :func:`ppcr_ext.ppcr_add_relu`.
+
+        Raises:
+            TypeError, ValueError: an argument is not as above; the message names it.
+        """
         if _recording.enabled:
             _recording.record(self, x)
-        return functional.ppcr(x, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend)
-
-    def gate(self, x: Tensor) -> Tensor:
-        """The gate map ``[N, 1, *spatial]``; see :func:`ppcr_ext.ppcr_gate`."""
-        self._check_channels(x)
-        return functional.ppcr_gate(x, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend)
+        if isinstance(x, Tensor):
+            self._check_channels(x)
+        elif isinstance(residual, torch.fx.Proxy) and residual.node.args == (None,):
+            # The layer is traced by itself: only a run of the graph tells whether there is one.
+            return functional.ppcr_or_add_relu(
+                x,
+                residual,
+                self.weight,
+                self.bias,
+                levels=self.levels,
+                eps=self.eps,
+                backend=self.backend,
+            )
+        if residual is None:
+            return functional.ppcr(
+                x,
+                self.weight,
+                self.bias,
+                levels=self.levels,
+                eps=self.eps,
+                backend=self.backend,
+            )
+        return functional.ppcr_add_relu(
+            x,
+            residual,
+            self.weight,
+            self.bias,
+            levels=self.levels,
+            eps=self.eps,
+            backend=self.backend,
+        )
 
     def add_relu(self, x: Tensor, residual: Tensor) -> Tensor:
-        """``relu(forward(x) + residual)`` in one pass; see :func:`ppcr_ext.ppcr_add_relu`."""
-        self._check_channels(x)
-        if _recording.enabled:
-            _recording.record(self, x)
-        return functional.ppcr_add_relu(x, residual, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend)
+        """A name for ``layer(x, residual)``."""
+        if residual is None:
+            raise TypeError("residual must be a Tensor, got NoneType")
+        y: Tensor = self(x, residual)
+        return y
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The gate map ``[N, 1, *spatial]``; see :func:`ppcr_ext.ppcr_gate`.
+
+        No call of the layer: its hooks do not run, so that parameters that a hook prepares
+        (pruned, offloaded, sharded) are read as they are. The map of a call is what
+        :func:`ppcr_ext.record_gates` gives.
+        """
+        if isinstance(x, Tensor):
+            self._check_channels(x)
+        return functional.ppcr_gate(x, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend)
+
+    def __prepare_scriptable__(self) -> None:
+        """What ``torch.jit.script`` asks first, of the layer and of all networks that hold it."""
+        remedy = "record the network with torch.jit.trace(model, example) or torch.export.export"
+        raise TypeError(f"PPCR cannot be compiled by torch.jit.script: {remedy}")
 
     def _check_channels(self, x: Tensor) -> None:
-        if isinstance(x, Tensor) and x.dim() >= 2 and x.shape[1] != self.channels:
+        try:
+            if x.dim() < 2 or x.shape[1] == self.channels:
+                return
+        except RuntimeError:  # a nested tensor has no shape
+            return
+        if not x.is_nested:
             raise ValueError(f"x must have {self.channels} channels, got {list(x.shape)}")
 
     def extra_repr(self) -> str:
         return f"{self.channels}, levels={self.levels}, eps={self.eps}, bias={self.bias is not None}, backend={self.backend!r}"
+
+
+def can_fuse(layer: nn.Module | None) -> bool:
+    """Whether a residual block may leave its addition and ReLU to the layer.
+
+    To a PPCR it may, unless hooks look at what the layer itself puts out, or at its gradient.
+    """
+    if not isinstance(layer, PPCR):
+        return False
+    return not (layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks)

@@ -12,6 +12,7 @@ import struct
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -219,8 +220,10 @@ def _why_not_jit_cuda() -> str | None:
 
 
 def load() -> None:
-    """Called once when the package is imported: loads the built library, or the JIT-built one, or keeps the reason."""
+    """Called when the package is imported: loads the built library, or keeps why it cannot."""
     global _reason
+    if _library is not None:  # the package is reloaded, its modules are not
+        return
     if os.environ.get("PPCR_JIT", "0") not in ("", "0"):
         build()
         return
@@ -274,10 +277,7 @@ def _adopt(path: Path, why_no_cuda: str | None) -> Path:
     global _library, _reason
     _library, _reason = path, None
     _load_cuda(path.parent / _CUDA_NAME, why_no_cuda)
-    register_fakes()
-    from . import functional
-
-    functional.register_derivatives("native")
+    register_for_tracing("native")
     return path
 
 
@@ -323,7 +323,26 @@ def parameter_gradients(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Te
     return weight.new_empty(weight.shape), weight.new_empty((0,)) if bias is None else bias.new_empty((1,))
 
 
-def register_fakes(prefix: str = "") -> None:
+def register_for_tracing(backend: str) -> None:
+    """Fake kernels and autograd formulas of a backend's operators.
+
+    Once a process: they outlive a reload of the package.
+    """
+    prefix = "triton_" if backend == "triton" else ""
+    registered = torch._C._dispatch_get_registrations_for_dispatch_key("Autograd")
+    if f"ppcr_ext::{prefix}ppcr" in registered:
+        compiler: Any = sys.modules.get("torch._dynamo.symbolic_convert")
+        if hasattr(compiler, "_import_module"):
+            # torch.compile keeps modules by name, also those of before a purge of sys.modules.
+            compiler._import_module.cache_clear()
+        return
+    register_fakes(prefix)
+    from . import functional
+
+    functional.register_derivatives(backend)
+
+
+def register_fakes(prefix: str) -> None:
     """Fake kernels, which torch.compile and torch.export run in place of the real ones. ``triton_`` has the same schemas."""
 
     @torch.library.register_fake(f"ppcr_ext::{prefix}ppcr")

@@ -1,6 +1,8 @@
-"""Puts PPCR into networks that exist: the ResNets of torchvision and timm by themselves, any other network by module names.
+"""Puts PPCR into networks that exist: the ResNets of torchvision, timm and MONAI by themselves,
+any other network by module names.
 
-torchvision and timm are optional: their blocks are looked for only where the program has imported them.
+These libraries are optional: their blocks are known by name, and those of ours that stand in their
+place imported when needed.
 """
 
 from __future__ import annotations
@@ -9,11 +11,13 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from ._arguments import is_integer
 from .module import PPCR
 
 if TYPE_CHECKING:
@@ -57,9 +61,16 @@ def insert_ppcr(
 ) -> Inserted:
     """Inserts PPCR layers into a network, in place. Where it raises, the network is as it was.
 
-    Without ``modules``, into the residual blocks of the ResNets (ResNeXt and Wide ResNet too) of torchvision and timm, wherever in
-    ``model`` they are: after the block's last normalization, before the addition. The keys of the state dict stay, so that
-    checkpoints of the host still load (with ``strict=False``: the new parameters are not in them).
+    Without ``modules``, into the residual blocks of the ResNets (ResNeXt and Wide ResNet too) of
+    torchvision, timm and MONAI, wherever in ``model`` they are, as in the encoders of
+    segmentation_models_pytorch: after the block's last normalization, before the addition. The
+    keys of the state dict stay, so that checkpoints of the host still load (with ``strict=False``:
+    the new parameters are not in them). A block or module that several names reach gets one layer,
+    which all of them see.
+
+    Insert before the optimizer is made and before the network is wrapped (DistributedDataParallel,
+    FSDP, DataParallel) or compiled: they would not know of the new parameters. The network inside
+    such a wrapper cannot always be told from a plain one.
 
     Args:
         model: the network. New parameters take the device and dtype of those of the block or module that they join (where it has
@@ -68,8 +79,8 @@ def insert_ppcr(
             pretrained network.
         stages: which residual stages get it, 4 for ``layer4``; None for all.
         fuse: recalibration, addition and ReLU of a residual block in one pass. The block no longer calls its last activation,
-            so hooks on it do not run. ``False`` computes the same in three steps; timm's blocks whose activation is not ReLU
-            or that use stochastic depth allow no other.
+            so hooks on it do not run. ``False`` computes the same in three steps; blocks whose
+            activation is not ReLU, timm's with stochastic depth and Res2Net's allow no other.
         modules: the names (as in ``model.named_modules()``) of modules after whose output ``[N, C, *spatial]`` a layer is put, for any
             other network. C is the module's ``num_features``, ``num_channels`` or ``out_channels``; for a module with none of these
             give a mapping of names to C. Each such module is wrapped into an ``nn.Sequential``, which changes its state-dict keys.
@@ -79,16 +90,18 @@ def insert_ppcr(
 
     Raises:
         TypeError, ValueError: nothing matched, a name or stage does not exist, a block has an attention layer already or cannot be
-            fused, or an argument is not as above.
+            fused, the network is wrapped or compiled already, or an argument is not as above.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if modules is not None and stages is not None:
         raise ValueError("stages chooses among residual blocks; with modules, name those that are wanted")
+    _check_bare(model)
     places = _residual_places(model, stages, fuse) if modules is None else _named_places(model, modules)
     layers = []
     for place in places:
-        parameter = next((p for m in (place.host, place.parent, model) for p in m.parameters() if p.is_floating_point()), None)
+        near = (p for m in (place.host, *place.changed, model) for p in m.parameters())
+        parameter = next((p for p in near if p.is_floating_point()), None)
         try:
             layer = PPCR(
                 place.channels,
@@ -104,28 +117,119 @@ def insert_ppcr(
             raise type(error)(f"{place.name}: {error}") from None
         layers.append(layer.train(place.host.training))
 
-    before = list(model.state_dict(keep_vars=True))
-    for place, layer in zip(places, layers, strict=True):
-        place.insert(layer)
-    inserted = set(layers)
-    names = [name for name, module in model.named_modules() if module in inserted]
-    of_ours = tuple(f"{name}." for name in names)
-    after = [key for key in model.state_dict(keep_vars=True) if not key.startswith(of_ours)]  # in the order of before
-    return Inserted(names, {old: new for old, new in zip(before, after, strict=True) if old != new})
+    renamed = {} if modules is None else _renamed_keys(model, {place.host for place in places})
+    changed = [module for place in places for module in place.changed]
+    before = [(m, type(m), dict(vars(m)), dict(m._modules)) for m in changed]
+    try:
+        for place, layer in zip(places, layers, strict=True):
+            place.insert(layer)
+        inserted = set(layers)
+        names = [name for name, module in model.named_modules() if module in inserted]
+        return Inserted(names, renamed)
+    except BaseException:
+        for module, kind, attributes, children in before:
+            module.__class__ = kind
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._modules.clear()
+            module._modules.update(children)
+        raise
 
 
 @dataclass
 class _Place:
-    """Where a layer goes: behind ``host`` (in it, for a residual block); ``insert`` puts it there."""
+    """Where a layer goes: behind ``host`` (in it, for a residual block).
+
+    ``insert`` puts it there; ``changed`` are the modules whose class or children that changes.
+    """
 
     name: str
     host: nn.Module
-    parent: nn.Module
+    changed: list[nn.Module]
     channels: int
     insert: Callable[[PPCR], None]
 
 
+def _check_bare(model: nn.Module) -> None:
+    """Raises ValueError where something holds the network's parameters, or its code, already."""
+    for name, module in model.named_modules():
+        holder = _holder(module)
+        if holder:
+            why = f"is held by {holder} already, which would not know of the new parameters"
+            remedy = "call insert_ppcr on the plain network, and wrap, shard or compile it"
+            raise ValueError(f"{name or 'model'} {why}: {remedy} afterwards")
+
+
+def _holder(module: nn.Module) -> str | None:
+    for wrapper in (
+        nn.parallel.DistributedDataParallel,
+        nn.DataParallel,
+        torch.jit.ScriptModule,
+        *_loaded("torch.distributed.fsdp", "FullyShardedDataParallel", "FSDPModule"),
+    ):
+        if isinstance(module, wrapper):
+            return "fully_shard" if wrapper.__name__ == "FSDPModule" else wrapper.__name__
+    if isinstance(module, _loaded("torch._dynamo", "OptimizedModule")):
+        return "torch.compile"
+    if module._compiled_call_impl is not None:  # module.compile()
+        return "torch.compile"
+    for parameter in module.parameters(recurse=False):
+        if isinstance(parameter, _loaded("torch.distributed.tensor", "DTensor")):
+            return "DTensor"
+        if getattr(parameter, "_fsdp_flattened", False):
+            return "FullyShardedDataParallel"
+        if parameter.is_meta and hasattr(module, "_hf_hook"):
+            return "accelerate's offloading"
+    return None
+
+
+def _loaded(module: str, *names: str) -> tuple[Any, ...]:
+    """Classes of a module where the program has imported it: no other can be met."""
+    found = sys.modules.get(module)
+    return tuple(getattr(found, name) for name in names if hasattr(found, name))
+
+
+def _all_names(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Every module with all names by which it is reached."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return names
+
+
 # ---- residual blocks ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Host:
+    """A kind of residual block: the library whose block of ours takes its place (None: there is
+    none), that block's name, the layer's slot, and the last convolution and activation."""
+
+    library: str | None
+    block: str
+    slot: str
+    convolution: str
+    activation: str
+
+    @property
+    def blocks(self) -> str:
+        return f"_{self.library}_blocks"
+
+
+# By module and name: a subclass has a forward of its own, so that only these classes themselves
+# can be exchanged.
+_TORCHVISION, _TIMM = "torchvision.models.resnet", "timm.models.resnet"
+_RES2NET, _MONAI = "timm.models.res2net", "monai.networks.nets.resnet"
+_HOSTS = {
+    (_TORCHVISION, "BasicBlock"): _Host("torchvision", "PPCRBasicBlock", "ppcr", "conv2", "relu"),
+    (_TORCHVISION, "Bottleneck"): _Host("torchvision", "PPCRBottleneck", "ppcr", "conv3", "relu"),
+    (_TIMM, "BasicBlock"): _Host("timm", "PPCRBasicBlock", "se", "conv2", "act2"),
+    (_TIMM, "Bottleneck"): _Host("timm", "PPCRBottleneck", "se", "conv3", "act3"),
+    (_RES2NET, "Bottle2neck"): _Host(None, "Bottle2neck", "se", "conv3", "relu"),
+    (_MONAI, "ResNetBlock"): _Host("monai", "PPCRResNetBlock", "ppcr", "conv2", "act"),
+    (_MONAI, "ResNetBottleneck"): _Host("monai", "PPCRResNetBottleneck", "ppcr", "conv3", "act"),
+}
+_HOSTS |= {(f"{__package__}.{h.blocks}", h.block): h for h in _HOSTS.values() if h.library}
 
 
 def _residual_places(model: nn.Module, stages: Sequence[int] | None, fuse: bool) -> list[_Place]:
@@ -133,25 +237,29 @@ def _residual_places(model: nn.Module, stages: Sequence[int] | None, fuse: bool)
         raise TypeError(f"fuse must be a bool, got {fuse!r}")
     wanted = None if stages is None else _check_stages(stages)
     places, seen = [], set()
-    for name, block in model.named_modules():
-        place = _torchvision_place(name, block, fuse) or _timm_place(name, block)
-        if place is None:
+    for block, names in _all_names(model).items():
+        host = _HOSTS.get((type(block).__module__, type(block).__name__))
+        if host is None:
             continue
-        found = re.search(r"(?:^|\.)layer(\d+)(?:\.|$)", name)
+        found = re.search(r"(?:^|[.\n])layer(\d+)(?:[.\n]|$)", "\n".join(names))
         stage = int(found[1]) if found else None
         seen.add(stage)
         if wanted is not None and stage not in wanted:
             continue
-        _check_free(name, block)
-        if fuse and _from_timm(block):
-            _check_fusible(name, block)
-            place.insert = _filling(block, _timm_fused(block))
-        places.append(place)
+        name = names[0]
+        for occupant in (getattr(block, "se", None), getattr(block, "ppcr", None)):
+            if occupant is not None:
+                kind = type(occupant).__name__
+                raise ValueError(f"{name} has an attention layer already ({kind})")
+        reason = _why_not_fused(block, host) if fuse else None
+        if reason:
+            raise ValueError(f"{name} cannot be fused: {reason}; pass fuse=False")
+        channels = _channels(f"{name}.{host.convolution}", getattr(block, host.convolution))
+        places.append(_Place(name, block, [block], channels, _exchange(block, host, fuse)))
     if not seen:
-        raise ValueError(
-            f"{type(model).__name__} has no residual block of torchvision's or timm's ResNets; say with modules=[...] after which of "
-            "its modules PPCR stands"
-        )
+        remedy = "say with modules=[...] after which of its modules PPCR stands"
+        libraries = "of the ResNets of torchvision, timm or MONAI"
+        raise ValueError(f"{type(model).__name__} has no residual block {libraries}; {remedy}")
     missing = sorted((wanted or set()) - seen)
     if missing:
         raise ValueError(
@@ -161,84 +269,31 @@ def _residual_places(model: nn.Module, stages: Sequence[int] | None, fuse: bool)
 
 
 def _check_stages(stages: Sequence[int]) -> set[int]:
-    if not isinstance(stages, Sequence) or isinstance(stages, str) or any(type(stage) is not int for stage in stages):
+    listed = isinstance(stages, Sequence) and not isinstance(stages, str)
+    if not listed or not all(map(is_integer, stages)):
         raise TypeError(f"stages must be a sequence of ints such as (3, 4), got {stages!r}")
     if not stages:
         raise ValueError("stages must not be empty")
     return set(stages)
 
 
-def _check_free(name: str, block: nn.Module) -> None:
-    occupant = getattr(block, "se", None) or getattr(block, "ppcr", None)
-    if occupant is not None:
-        raise ValueError(f"{name} has an attention layer already ({type(occupant).__name__})")
+def _why_not_fused(block: nn.Module, host: _Host) -> str | None:
+    if host.library is None:
+        return f"there is no fused {host.block}"
+    if getattr(block, "drop_path", None) is not None:
+        return "stochastic depth stands between the recalibration and the addition"
+    activation = type(getattr(block, host.activation))
+    return None if activation is nn.ReLU else f"its activation is {activation.__name__}, not ReLU"
 
 
-def _loaded(module: str, *names: str) -> tuple[Any, ...]:
-    """Classes of a module where the program has imported it: a model cannot hold blocks of any other."""
-    found = sys.modules.get(module)
-    return tuple(getattr(found, name) for name in names) if found else ()
-
-
-def _torchvision_place(name: str, block: nn.Module, fuse: bool) -> _Place | None:
-    # A subclass has a forward of its own: only the classes themselves can be exchanged.
-    if type(block) not in _loaded("torchvision.models.resnet", "BasicBlock", "Bottleneck") + _loaded(
-        "ppcr_ext._torchvision_blocks", "PPCRBasicBlock", "PPCRBottleneck"
-    ):
-        return None
-    from ._torchvision_blocks import PPCRBasicBlock, PPCRBottleneck
-
-    block_class, last = (PPCRBottleneck, "conv3") if hasattr(block, "conv3") else (PPCRBasicBlock, "conv2")
-
+def _exchange(block: nn.Module, host: _Host, fuse: bool) -> Callable[[PPCR], None]:
     def insert(layer: PPCR) -> None:
-        block.__class__ = block_class
-        block.ppcr = layer
-        block.fuse = fuse  # type: ignore[assignment]
-
-    return _Place(name, block, block, getattr(block, last).out_channels, insert)
-
-
-def _timm_place(name: str, block: nn.Module) -> _Place | None:
-    if not _from_timm(block):
-        return None
-    last = "conv3" if hasattr(block, "conv3") else "conv2"
-    return _Place(name, block, block, getattr(block, last).out_channels, _filling(block, type(block)))
-
-
-def _from_timm(block: nn.Module) -> bool:
-    return type(block) in (
-        *_loaded("timm.models.resnet", "BasicBlock", "Bottleneck"),
-        *_loaded("timm.models.res2net", "Bottle2neck"),
-        *_loaded("ppcr_ext._timm_blocks", "PPCRBasicBlock", "PPCRBottleneck"),
-    )
-
-
-def _filling(block: nn.Module, block_class: type[nn.Module]) -> Callable[[PPCR], None]:
-    def insert(layer: PPCR) -> None:
-        block.__class__ = block_class
-        block.se = layer
+        if host.library is not None:
+            block.__class__ = getattr(import_module(f".{host.blocks}", __package__), host.block)
+            block.fuse = fuse  # type: ignore[assignment]
+        setattr(block, host.slot, layer)
 
     return insert
-
-
-def _timm_fused(block: nn.Module) -> type[nn.Module]:
-    from . import _timm_blocks
-
-    return _timm_blocks.PPCRBottleneck if hasattr(block, "conv3") else _timm_blocks.PPCRBasicBlock
-
-
-def _check_fusible(name: str, block: nn.Module) -> None:
-    reason = None
-    if type(block) not in _loaded("timm.models.resnet", "BasicBlock", "Bottleneck"):
-        reason = f"there is no fused {type(block).__name__}"
-    elif block.drop_path is not None:
-        reason = "stochastic depth stands between the recalibration and the addition"
-    else:
-        activation = block.act3 if hasattr(block, "act3") else block.act2
-        if type(activation) is not nn.ReLU:
-            reason = f"its activation is {type(activation).__name__}, not ReLU"
-    if reason:
-        raise ValueError(f"{name} cannot be fused: {reason}; pass fuse=False")
 
 
 # ---- named modules ------------------------------------------------------------------------------------------------------------------
@@ -251,29 +306,54 @@ def _named_places(model: nn.Module, modules: Sequence[str] | Mapping[str, int]) 
         raise ValueError("modules must not be empty")
     if len(set(modules)) != len(modules):
         raise ValueError("modules names a module twice")
-    known = dict(model.named_modules(remove_duplicate=False))
-    places = []
+    names = _all_names(model)
+    known = {name: module for module, all_names in names.items() for name in all_names}
+    places: dict[nn.Module, _Place] = {}
     for name in modules:
         if name == "" or name not in known:
             raise ValueError(f"modules names {name!r}, which {type(model).__name__} does not have")
         host = known[name]
         channels = modules[name] if isinstance(modules, Mapping) else _channels(name, host)
-        parent_name, _, attribute = name.rpartition(".")
-        parent = known[parent_name]
-        places.append(_Place(name, host, parent, channels, _wrapping(parent, attribute, host)))
-    return places
+        if host in places and places[host].channels != channels:
+            both = f"{places[host].name} and {name}"
+            raise ValueError(f"modules gives {both}, which are one module, different channels")
+        split = [name.rpartition(".") for name in names[host]]
+        parents = [(known[parent], attribute) for parent, _, attribute in split]
+        changed = [parent for parent, _ in parents]
+        places.setdefault(host, _Place(name, host, changed, channels, _wrapping(parents, host)))
+    return list(places.values())
 
 
-def _wrapping(parent: nn.Module, attribute: str, host: nn.Module) -> Callable[[PPCR], None]:
+def _wrapping(parents: list[tuple[nn.Module, str]], host: nn.Module) -> Callable[[PPCR], None]:
     def insert(layer: PPCR) -> None:
-        setattr(parent, attribute, nn.Sequential(host, layer).train(host.training))
+        both = nn.Sequential(host, layer)
+        both.training = host.training  # train() would also set what is frozen within the host
+        for parent, attribute in parents:
+            setattr(parent, attribute, both)
 
     return insert
 
 
+def _renamed_keys(model: nn.Module, hosts: set[nn.Module]) -> dict[str, str]:
+    """State-dict keys that change, old to new: each host becomes the first in a Sequential."""
+    renamed = {}
+    for key in model.state_dict(keep_vars=True):
+        parts: list[str] = []
+        module: nn.Module | None = model
+        for part in key.split("."):
+            parts.append(part)
+            module = None if module is None else module._modules.get(part)
+            if module in hosts:
+                parts.append("0")
+        new = ".".join(parts)
+        if new != key:
+            renamed[key] = new
+    return renamed
+
+
 def _channels(name: str, module: nn.Module) -> int:
     for attribute in ("num_features", "num_channels", "out_channels"):
-        found = getattr(module, attribute, None)
-        if isinstance(found, int) and not isinstance(found, torch.Tensor):
-            return found
+        found: Any = getattr(module, attribute, None)
+        if is_integer(found):
+            return int(found)
     raise ValueError(f"{name} ({type(module).__name__}) does not say how many channels it has; pass modules={{{name!r}: channels}}")

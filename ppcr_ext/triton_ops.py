@@ -221,10 +221,10 @@ def _in_layout_of(t: Tensor, x: Tensor) -> Tensor:
 
 def _checked(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float) -> None:
     """What keeps a direct call from reading out of bounds."""
+    from ._arguments import check_arguments
     from .backends import choose
-    from .functional import check_arguments
 
-    choose("triton", x, check_arguments(x, weight, bias, levels, eps, "triton"))
+    choose("triton", x, check_arguments(x, weight, bias, levels, eps, "triton")[0])
 
 
 def _check_like(name: str, t: Tensor, x: Tensor, shape: Sequence[int]) -> None:
@@ -286,16 +286,17 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
         _ppcr_add_relu_backward
     ),
 }
-_library = torch.library.Library("ppcr_ext", "FRAGMENT")
 
 
 def register() -> None:
-    """Called once when the package is imported, whether or not Triton and the native library, which shares the namespace, are there."""
-    for schema, function in _OPERATORS.items():
-        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        for key in ("CPU", "CUDA"):
-            _library.impl(schema.split("(")[0], function, key)
-    from . import functional
+    """Called when the package is imported.
 
-    native.register_fakes("triton_")
-    functional.register_derivatives("triton")
+    Whether or not Triton and the native library, which shares the namespace, are there.
+    """
+    for schema, function in _OPERATORS.items():
+        name, _, rest = schema.partition("(")
+        if not hasattr(torch.ops.ppcr_ext, name):  # operators outlive a reload of the package
+            tags = (torch.Tag.pt2_compliant_tag,)
+            torch.library.define(f"ppcr_ext::{name}", f"({rest}", tags=tags)
+            torch.library.impl(f"ppcr_ext::{name}", ("cpu", "cuda"), function)
+    native.register_for_tracing("triton")

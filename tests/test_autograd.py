@@ -1,6 +1,7 @@
 """Derivatives: of first and second order, in both modes, through torch.func, deterministic, and with nothing kept but x."""
 
 import itertools
+from collections import UserList
 
 import pytest
 import torch
@@ -214,3 +215,31 @@ def test_expanded_and_differently_laid_out_gradients():
         for a, b in zip(case.run("native"), reference_case.run("reference"), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
         assert case.run("native")[1].stride() == case.x.stride()
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_node_is_named_after_the_operator(name):
+    """In messages of anomaly detection and in profiles."""
+    case = make_case(name, (2, 8, 3), (1, 2, 4), torch.float32)
+    y = run(name, case.x.requires_grad_(), case.residual, case.weight, case.bias)
+    assert y.grad_fn.name() == f"{name}Backward"
+    with torch.profiler.profile() as profile:
+        y.sum().backward()
+    events = {event.key for event in profile.key_averages()}
+    assert f"autograd::engine::evaluate_function: {name}Backward" in events
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("kind", [list, UserList])
+def test_levels_are_copied(name, kind):
+    """A caller's list that changes between forward and backward changes no gradient."""
+    case = make_case(name, (2, 8, 3), (1, 2, 4), torch.float64)
+    expected = case.run(None)[1:]
+    levels = kind([1, 2, 4])
+    y = run(name, case.x, case.residual, case.weight, case.bias, levels=levels)
+    levels[:] = [4, 2, 1]
+    got = torch.autograd.grad(y, case.inputs, case.grad)
+    assert all(torch.equal(g, e) for g, e in zip(got, expected, strict=True))
+    layer = ppcr_ext.PPCR(8, levels := [1, 2, 4])
+    levels.append(8)
+    assert layer.levels == (1, 2, 4)

@@ -1,5 +1,8 @@
 """Whole networks through PyTorch's compilers and exporters: Inductor, AOTInductor, ONNX; transforms inside compiled functions."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from conftest import make_case, run
@@ -23,7 +26,7 @@ class Network(torch.nn.Module):
 
     def forward(self, x):
         x = self.first(self.stem(x))
-        x = self.end.add_relu(self.body(x), x)
+        x = self.end(self.body(x), x)
         return self.head((x * self.pool.gate(x)).mean((2, 3)))
 
 
@@ -39,7 +42,7 @@ class Small(torch.nn.Module):
         torch.nn.init.normal_(self.ppcr.weight)
 
     def forward(self, x):
-        return self.ppcr.add_relu(self.scale * x.sin(), x)
+        return self.ppcr(self.scale * x.sin(), x)
 
 
 @pytest.fixture
@@ -134,3 +137,68 @@ def test_onnx_runs_in_onnxruntime(network, dtype, tmp_path):
         expected = network(x.to(dtype)).detach()
         tolerance = 16 * torch.finfo(dtype).eps
         torch.testing.assert_close(torch.from_numpy(got), expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+
+
+JIT = pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated:FutureWarning")
+
+
+@JIT
+@pytest.mark.parametrize("with_grad", [False, True])
+def test_jit_trace(network, with_grad, tmp_path):
+    """The trace holds the registered operators, is the same twice over, and after saving still
+    takes other batches and has gradients."""
+    with torch.set_grad_enabled(with_grad):
+        traced = torch.jit.trace(network, batch())
+    for name in ("ppcr", "ppcr_add_relu", "ppcr_gate"):
+        assert f"ppcr_ext::{name}(" in str(traced.inlined_graph)
+    torch.jit.save(traced, tmp_path / "network.pt")
+    loaded = torch.jit.load(tmp_path / "network.pt")
+    for x in (batch(), batch(5, 11)):
+        assert torch.equal(loaded(x), network(x))
+    parameters = dict(network.named_parameters())
+    expected = torch.autograd.grad(network(batch()).square().sum(), parameters.values())
+    found = dict(loaded.named_parameters())
+    got = torch.autograd.grad(loaded(batch()).square().sum(), [found[name] for name in parameters])
+    assert all(torch.equal(g, e) for g, e in zip(got, expected, strict=True))
+
+
+JIT_WARNINGS = """
+import torch, ppcr_ext, warnings
+with warnings.catch_warnings(record=True) as said:
+    torch.jit.trace(ppcr_ext.PPCR(8), (torch.randn(2, 8, 3), torch.randn(2, 8, 3)))
+print([str(w.message) for w in said if issubclass(w.category, torch.jit.TracerWarning)])
+"""
+
+
+def test_jit_trace_does_not_warn_of_checks_of_shapes():
+    """In a process of its own: pytest has filters of its own."""
+    said = subprocess.check_output([sys.executable, "-c", JIT_WARNINGS], text=True)
+    assert said.strip() == "[]"
+
+
+@JIT
+def test_jit_script_says_to_trace(network):
+    for module in (PPCR(8), network, torch.nn.Sequential(PPCR(8))):
+        with pytest.raises(TypeError, match=r"script: record .*torch.jit.trace.* or torch.export"):
+            torch.jit.script(module)
+    assert network(batch()).shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", ["ppcr", "ppcr_gate", "ppcr_add_relu"])
+def test_compiled_autograd_in_one_graph(name):
+    torch.compiler.reset()
+    case = make_case(name, (2, 8, 3, 5), (1, 2, 4), torch.float64)
+    expected = case.run(None)[1:]
+    for t in case.inputs:
+        t.grad = None
+    compiler = torch.compile(backend="aot_eager", fullgraph=True)
+    with torch._dynamo.compiled_autograd._enable(compiler):
+        run(name, case.x, case.residual, case.weight, case.bias).backward(case.grad)
+    assert all(torch.equal(t.grad, e) for t, e in zip(case.inputs, expected, strict=True))
+
+
+def test_fx_records_a_layer_by_itself_with_or_without_a_residual():
+    layer, x = PPCR(8), torch.randn(2, 8, 3)
+    traced = torch.fx.symbolic_trace(layer)
+    assert torch.equal(traced(x), layer(x))
+    assert torch.equal(traced(x, x), layer(x, x))

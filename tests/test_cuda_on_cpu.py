@@ -58,7 +58,9 @@ def sparse(count: int) -> torch.Tensor:
 def test_more_than_2_to_the_31_elements(images, pixels, levels, pixel_major):
     """The first and the last blocks of tensors whose offsets leave 32 bits: from image to image, and within one image."""
     channels, last = 64, 64
-    case = Case("float16", images, channels, pixels, pixel_major, levels=levels, only_blocks=16)
+    # A cluster for every tile, of which the first and the last run.
+    forced = "" if pixel_major else f"clusters={2**30}"
+    case = Case("float16", images, channels, pixels, pixel_major, levels=levels, only_blocks=16, forced=forced)
     small = Tensors(Case("float16", 1, channels, last, pixel_major, levels=levels))
     count = images * channels * pixels
     assert count > 2**31
@@ -74,10 +76,10 @@ def test_more_than_2_to_the_31_elements(images, pixels, levels, pixel_major):
     window(grad).copy_(small.grad[0])
     arrays = {"x": as_numpy(x), "weight": as_numpy(small.weight), "bias": as_numpy(small.bias)}
     parameters = {"dweight": as_numpy(torch.empty(sum(levels))), "dbias": as_numpy(torch.empty(1))}
-    kernels().run(case.fields(False), case.dtype, arrays | {"out": as_numpy(y)}, only_blocks=16)
-    kernels().run(
-        case.fields(True), case.dtype, arrays | parameters | {"grad": as_numpy(grad), "out": as_numpy(dx)}, only_blocks=16
-    )
+    only_ends = {"forced": forced, "only_blocks": 16}
+    kernels().run(case.fields(False), case.dtype, arrays | {"out": as_numpy(y)}, **only_ends)
+    arrays |= parameters | {"grad": as_numpy(grad), "out": as_numpy(dx)}
+    kernels().run(case.fields(True), case.dtype, arrays, **only_ends)
     expected = small.expected(None)
     for found, name in ((y, "y"), (dx, "dx")):
         reference, scale = expected[name]
@@ -158,12 +160,45 @@ def test_forced_plans(forced, dtype, mode):
     check(Case(dtype, 1, 64, 256, False, mode, forced=forced))
 
 
+# Several tiles a cluster, more for some clusters than for others: what is copied ahead, and both turns of the barriers.
+SEVERAL_TILES = {
+    "whole images": (7, 49, "q=49,groups=4,cluster=1,clusters=3"),
+    "whole images, cluster 4": (7, 49, "q=49,groups=1,cluster=4,clusters=2"),
+    "whole images, cluster 8": (5, 49, "q=49,groups=2,cluster=8,clusters=1"),
+    "tail tiles": (3, 112, "q=64,groups=4,cluster=1,clusters=2"),
+    "tail tiles, cluster 2": (3, 112, "q=64,groups=2,cluster=2,clusters=2"),
+    "single elements": (3, 30, "vector=1,q=13,groups=4,clusters=2"),
+}
+
+
+@every_mode
+@every_dtype
+@pytest.mark.parametrize("levels", [STANDARD, (1, 3, 7)], ids=["standard", "any"])
+@pytest.mark.parametrize("case", SEVERAL_TILES.values(), ids=[name.replace(" ", "_") for name in SEVERAL_TILES])
+def test_several_tiles(case, levels, dtype, mode):
+    images, pixels, forced = case
+    vector = 16 // DTYPES[dtype].itemsize
+    channels = 64 * vector  # every unit is whole vectors of straddling rows
+    forced += "" if "vector" in forced or levels != STANDARD else f",vector={vector}"
+    plan = check(Case(dtype, images, channels, pixels, False, mode, levels, forced=forced))
+    assert plan["tiles"] > 2 * plan["partial_count"]
+
+
+@pytest.mark.parametrize("mode", [SCALE, ADD_RELU], ids=["scale", "add_relu"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_several_tiles_of_thirteen_steps(dtype, mode):
+    vector = 16 // DTYPES[dtype].itemsize
+    forced = f"q=49,groups=1,cluster=4,clusters=2,steps=13,vector={vector}"
+    plan = check(Case(dtype, 5, 256 * vector, 49, False, mode, forced=forced))
+    assert plan["read_bytes"] + plan["written_bytes"] == (3 if mode == SCALE else 5) * plan["tensor_bytes"]
+
+
 @every_mode
 @every_dtype
 @pytest.mark.parametrize("levels", [STANDARD, (1, 3, 7)], ids=["standard", "any"])
 def test_channels_beyond_the_registers(levels, dtype, mode):
     """Steps that are not held, and (any levels) units beyond the first round, are read again."""
-    check(Case(dtype, 1, 1200, 16, False, mode, levels, forced="groups=4,cluster=1"))
+    check(Case(dtype, 3, 1200, 16, False, mode, levels, forced="groups=4,cluster=1,clusters=2"))
 
 
 @every_mode
@@ -257,8 +292,8 @@ def test_constant_pixels_have_finite_results():
 def test_finishing_sums_in_a_fixed_order():
     """Many tiles: the same bits whatever the order of blocks and threads."""
     check(Case("float32", 3, 8, 5000, True), seeds=(0, 3, 11))
-    check(Case("float32", 3, 8, 5000, False, forced="q=32"), seeds=(0, 3, 11))
-    plan = check(Case("float32", 1, 8, 8300, False, forced="q=4"))
+    check(Case("float32", 3, 8, 5000, False, forced=f"q=32,clusters={2**30}"), seeds=(0, 3, 11))
+    plan = check(Case("float32", 1, 8, 8300, False, forced=f"q=4,clusters={2**30}"))
     assert plan["partial_count"] > 4 * 512  # each thread adds several to each of its sums
 
 

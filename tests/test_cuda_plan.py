@@ -95,7 +95,9 @@ def test_every_size_has_a_plan(device):
         assert plan["blocks"] % plan["cluster"] == 0
         assert plan["vector"] * fields["element_size"] <= fields["alignment"]
         if plan["kind"] == "channel_major":
-            assert plan["partial_count"] == images * -(-pixels // plan["q"])
+            assert plan["tiles"] == images * -(-pixels // plan["q"])
+            assert 0 < plan["partial_count"] <= plan["tiles"]  # clusters
+            assert plan["blocks"] == plan["partial_count"] * plan["cluster"]
             assert plan["active"] * plan["vector"] == plan["rows"] * plan["q"]
             assert plan["active"] * plan["groups"] <= 256
         elif plan["kind"] == "pixel_tile":

@@ -1,4 +1,5 @@
-"""Two processes through torchrun, gloo on the CPU: DistributedDataParallel and FSDP2 train as one process does."""
+"""Two processes through torchrun, gloo on the CPU: DistributedDataParallel and FSDP2 train as one
+process does, DTensors are split."""
 
 import os
 import subprocess
@@ -39,4 +40,29 @@ def test_gradients_and_parameters_are_those_of_one_process(found, kind):
 
 
 def test_the_parameters_were_sharded(found):
-    assert found[0]["layers_sharded"] == ["DTensor", "DTensor"]
+    assert found[0]["layers_sharded"] == ["DTensor"] * 4
+
+
+@pytest.mark.parametrize("where", distributed_worker.PLACES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", ["ppcr", "ppcr_gate", "ppcr_add_relu"])
+def test_dtensors_stay_split_along_batch_and_space(found, name, bias, where):
+    """Each process computes its part and sends nothing; parameters' gradients are sums.
+
+    Split channels are gathered.
+    """
+    tensors = [t.requires_grad_() for t in distributed_worker.inputs()]
+    expected = distributed_worker.evaluate(name, *tensors[:3], tensors[3] if bias else None)
+    place = {"batch": "split 0", "height": "split 2", "width": "split 3"}.get(where, "whole")
+    maps = 3 if name == "ppcr_add_relu" else 2
+    for rank in found:
+        got = rank["dtensor"][name, bias, where]
+        for value, e in zip(got["values"], expected, strict=True):
+            torch.testing.assert_close(value, e.detach(), rtol=1e-11, atol=1e-12)
+        total = "whole" if place == "whole" else "sum"
+        assert got["places"] == [place] * maps + [total] * (1 + bias)
+        assert got["communication"] == (maps - 1 if where == "channels" else 0)
+
+
+def test_dtensors_in_a_compiled_layer(found):
+    assert torch.equal(*found[0]["dtensor"]["compiled"])

@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DTYPES, LAYOUTS, OPERATORS, make_case, run, to_layout
+from conftest import (
+    BACKENDS,
+    DTYPES,
+    LAYOUTS,
+    OPERATORS,
+    make_case,
+    relative_error,
+    run,
+    to_layout,
+    tolerance,
+)
 
 import ppcr_ext
 from ppcr_ext import functional
@@ -266,3 +276,23 @@ def test_out_of_memory_on_cuda(monkeypatch):
             with pytest.raises(RuntimeError) as raised:
                 call()
             assert (raised.type, str(raised.value)) == (kind, words)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_channels_beyond_the_range_of_the_variance(name, dtype, backend):
+    """The README's Limits: right up to 5e18; from 1e21 to 1e36 sigmoid(bias), finite gradients."""
+    for scale in (1e15, 1e18):
+        case = make_case(name, (2, 8, 3, 3), (1, 2, 4), dtype)
+        case.x, case.residual = (t * scale for t in (case.x, case.residual))
+        tensors = case.x, case.residual, case.weight, case.bias
+        expected = run(name, *(t.double() for t in tensors))
+        got = run(name, *tensors, backend=backend)
+        assert relative_error(got, expected) < tolerance(dtype, (1, 2, 4))["y"]
+    case = make_case("ppcr_gate", (2, 8, 3, 3), (2, 4), dtype)
+    for scale in (1e21, 1e36):
+        case.x = (torch.arange(8.0).reshape(1, 8, 1, 1).expand(2, 8, 3, 3) * scale).to(dtype)
+        gate, *gradients = case.run(backend)
+        assert torch.equal(gate, case.bias.sigmoid().to(dtype).expand_as(gate))
+        assert all(g.isfinite().all() for g in gradients)

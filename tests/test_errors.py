@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,9 @@ from ppcr_ext import PPCR, ppcr, ppcr_add_relu, ppcr_gate
 X = torch.randn(2, 8, 3)
 W = torch.randn(7)
 B = torch.randn(1)
+NESTED = torch.nested.nested_tensor([torch.randn(8, 3), torch.randn(8, 5)])
+JAGGED = torch.nested.nested_tensor([torch.randn(8, 3), torch.randn(5, 3)], layout=torch.jagged)
+NUMPY = [np.int8, np.int64, np.uint8, np.float16, np.float32, np.float64]
 META = torch.empty(7, device="meta")
 
 
@@ -24,14 +28,27 @@ META = torch.empty(7, device="meta")
         ((X, [1.0] * 7, B), {}, TypeError, r"weight must be a Tensor, got list"),
         ((X, W[:6], B), {}, ValueError, r"weight must have shape \[7\] \(one per context: the sum of levels\), got \[6\]"),
         ((X, W[None], B), {}, ValueError, r"weight must have shape \[7\].*got \[1, 7\]"),
-        ((X, W.double(), B), {}, TypeError, r"weight must be float32 or x's dtype torch.float32, got torch.float64"),
-        ((X.double(), W, B.double()), {}, TypeError, r"weight must be float64, got torch.float32"),
-        ((X.half(), W.bfloat16(), B), {}, TypeError, r"weight must be float32 or x's dtype torch.float16, got torch.bfloat16"),
+        ((X, W.double(), B), {}, TypeError, r"weight must be torch.float32 .*got torch.float64"),
+        ((X.double(), W, B.double()), {}, TypeError, r"must be torch.float64 .*got torch.float32"),
+        (
+            (X.half(), W.bfloat16(), B),
+            {},
+            TypeError,
+            r"weight must be torch.float32 or torch.float16 where x is .*got torch.bfloat16",
+        ),
+        ((X, W.bfloat16(), B), {}, TypeError, r"x.to\(torch.bfloat16\), or weight .*float32\)"),
+        ((X, W, B.int()), {}, TypeError, r"convert bias \(.*\) with .to\(torch.float32\)"),
+        ((NESTED, W, B), {}, TypeError, r"x must not be a nested tensor: pass its parts"),
+        ((JAGGED, W, B), {}, TypeError, r"x must not be a nested tensor"),
+        ((X.to_sparse(), W, B), {}, TypeError, r"x must be dense, got .* x.to_dense\(\)"),
+        ((X, W.to_sparse(), B), {}, TypeError, r"weight must be dense, got the layout"),
+        ((X, NESTED, B), {}, TypeError, r"weight must not be a nested tensor"),
+        ((X, W, NESTED), {}, TypeError, r"bias must not be a nested tensor"),
         ((X, META, B), {}, ValueError, r"weight must be on x's device cpu, got meta"),
         ((X, W, 0.5), {}, TypeError, r"bias must be a Tensor or None, got float"),
         ((X, W, torch.ones(2)), {}, ValueError, r"bias must have shape \[1\], got \[2\]"),
         ((X, W, torch.tensor(0.5)), {}, ValueError, r"bias must have shape \[1\], got \[\]"),
-        ((X, W, B.int()), {}, TypeError, r"bias must be float32 .*got torch.int32"),
+        ((X, W, B.int()), {}, TypeError, r"bias must be torch.float32 .*got torch.int32"),
         ((X, W, torch.ones(1, device="meta")), {}, ValueError, r"bias must be on x's device cpu, got meta"),
         ((X, W, B), {"levels": ()}, ValueError, r"levels must not be empty"),
         ((X, W, B), {"levels": (1, 2.0, 4)}, TypeError, r"levels must be ints, got \(1, 2.0, 4\)"),
@@ -64,6 +81,8 @@ def test_functions(name, arguments, options, error, words):
     [
         (None, TypeError, r"residual must be a Tensor, got NoneType"),
         (X[:1], ValueError, r"residual must have x's shape \[2, 8, 3\], got \[1, 8, 3\]"),
+        (NESTED, TypeError, r"residual must not be a nested tensor"),
+        (X.to_sparse(), TypeError, r"residual must be dense"),
         (X.half(), TypeError, r"residual must have x's dtype torch.float32, got torch.float16"),
         (X.to("meta"), ValueError, r"residual must be on x's device cpu, got meta"),
     ],
@@ -71,6 +90,8 @@ def test_functions(name, arguments, options, error, words):
 def test_residual(residual, error, words):
     with pytest.raises(error, match=words):
         ppcr_add_relu(X, residual, W, B)
+    with pytest.raises(error, match=words):
+        PPCR(8).add_relu(X, residual)
 
 
 def test_autocast_casts_the_residual():
@@ -101,6 +122,18 @@ def test_module(arguments, options, error, words):
 def test_module_with_other_channels():
     with pytest.raises(ValueError, match=r"x must have 8 channels, got \[2, 16, 3\]"):
         PPCR(8)(torch.randn(2, 16, 3))
+
+
+def test_a_layer_of_another_dtype_says_what_to_do():
+    with pytest.raises(TypeError, match=r"weight must be .*bfloat16; convert x with x.to"):
+        PPCR(8).bfloat16()(X)
+
+
+@pytest.mark.parametrize("call", [PPCR(8), PPCR(8).gate, lambda x: PPCR(8)(x, x)])
+@pytest.mark.parametrize("x", [NESTED, JAGGED], ids=["strided", "jagged"])
+def test_nested_tensors_are_refused_in_words(call, x):
+    with pytest.raises(TypeError, match="x must not be a nested tensor"):
+        call(x)
 
 
 class TestNamedBackends:
@@ -185,3 +218,41 @@ def test_nothing_is_lost_after_an_error():
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
     assert module(X).shape == X.shape
     assert ppcr_gate(X, W, B).shape == (2, 1, 3)
+
+
+@pytest.mark.parametrize("number", NUMPY)
+def test_numpy_numbers_are_numbers(number):
+    """They come out as Python's own: pickles and graphs hold nothing of NumPy."""
+    if issubclass(number, np.integer):
+        layer = PPCR(number(8), [number(1), 2, number(4)], eps=number(1))
+        assert repr(layer.levels) == "(1, 2, 4)"
+        assert (type(layer.channels), type(layer.eps)) == (int, float)
+        for name in ("ppcr", "ppcr_gate"):
+            function = getattr(ppcr_ext, name)
+            levels = [number(1), number(2), number(4)]
+            assert torch.equal(function(X, W, B, levels=levels), function(X, W, B))
+        with pytest.raises(ValueError, match="levels must lie between 1 and the 8 channels"):
+            ppcr(X, W, B, levels=(number(9), 1))
+        assert PPCR(300, [number(100)] * 3).weight.shape == (300,)  # no overflow of small types
+    else:
+        layer = PPCR(8, eps=number(0.25), init_gate=number(0.75))
+        assert repr((layer.eps, layer.init_gate)) == "(0.25, 0.75)"
+        assert torch.equal(ppcr(X, W, B, eps=number(0.25)), ppcr(X, W, B, eps=0.25))
+        with pytest.raises(ValueError, match="eps must be positive and finite"):
+            ppcr(X, W, B, eps=number("nan"))
+        with pytest.raises(TypeError, match="channels must be an int"):
+            PPCR(number(8))
+        with pytest.raises(TypeError, match="levels must be ints"):
+            ppcr(X, W, B, levels=(number(1), 2, 4))
+
+
+@pytest.mark.parametrize("number", [np.bool_(True), True, torch.tensor(1), "1", None, 1j])
+def test_what_is_no_number(number):
+    with pytest.raises(TypeError, match="channels must be an int"):
+        PPCR(number)
+    with pytest.raises(TypeError, match="levels must be ints"):
+        ppcr(X, W, B, levels=(number, 2, 4))
+    with pytest.raises(TypeError, match="eps must be a float"):
+        ppcr(X, W, B, eps=number)
+    with pytest.raises(ValueError, match="init_gate must lie between 0 and 1"):
+        PPCR(8, init_gate=number)

@@ -213,3 +213,46 @@ def test_more_than_2_to_the_31_elements(layout):
     assert torch.equal(dx[-1:, :, -3:, -50:], expected_dx)
     assert torch.allclose(dw, expected_dw, rtol=1e-4)
     assert torch.allclose(db, expected_db, rtol=1e-4)
+
+
+RELOAD = """
+import gc, importlib, sys, torch, ppcr_ext
+
+def use():
+    torch.compiler.reset()
+    layer = ppcr_ext.PPCR(8)
+    torch.nn.init.ones_(layer.weight)
+    x = torch.linspace(-1, 1, 48).reshape(2, 8, 3).requires_grad_()
+    y = layer(x, x)
+    y.sum().backward()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(x, x)
+    options = [1, 2, 4], 1e-5
+    torch.library.opcheck(torch.ops.ppcr_ext.ppcr.default, (x, layer.weight, layer.bias, *options))
+    fake = torch.ops.ppcr_ext.triton_ppcr(x.to("meta"), layer.weight.to("meta"), None, *options)
+    assert torch.equal(y, compiled) and fake.shape == x.shape
+    return y.detach(), x.grad, ppcr_ext.available_backends(), ppcr_ext.backends()
+
+def same(got):
+    assert torch.equal(got[0], first[0]) and torch.equal(got[1], first[1]) and got[2:] == first[2:]
+
+first, old = use(), ppcr_ext.PPCR(8)
+importlib.reload(ppcr_ext)
+same(use())
+for name in [name for name in sys.modules if name.startswith("ppcr_ext.")]:
+    importlib.reload(sys.modules[name])
+importlib.reload(ppcr_ext)
+same(use())
+for _ in range(2):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ppcr_ext"]:
+        del sys.modules[name]
+    del ppcr_ext
+    gc.collect()
+    import ppcr_ext
+    same(use())
+assert old(torch.ones(1, 8)).tolist() == [[0.5] * 8]  # a layer of before goes on
+"""
+
+
+def test_reloaded_and_purged():
+    """As notebooks do: importlib.reload of the package and its modules, and a fresh import."""
+    call(RELOAD)

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import ppcr_ext
@@ -26,7 +27,7 @@ class Network(nn.Module):
 
     def forward(self, x):
         x = self.first(self.stem(x))
-        return self.more[0](self.fused.add_relu(self.convolution(x), x))
+        return self.more[0](self.fused(self.convolution(x), x))
 
 
 @pytest.fixture
@@ -162,6 +163,26 @@ def test_transforms_and_tracing_raise(model):
         with pytest.raises(RuntimeError, match="or while a network is traced"):
             torch.export.export(model, (X,))
     torch.func.vmap(lambda x: model(x[None]))(X)
+
+
+TRACERS = {
+    "fx": lambda model: torch.fx.symbolic_trace(model),
+    "make_fx": lambda model: make_fx(model)(X),
+    "jit": lambda model: torch.jit.trace(model, X),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("tracer", TRACERS)
+def test_tracing_raises_and_records_nothing(model, tracer):
+    refused = pytest.raises(RuntimeError, match="while a network is traced")
+    with record_gates(model) as gates, refused:
+        TRACERS[tracer](model)
+    assert gates == {}
+    traced = TRACERS[tracer](model)  # and outside the block there is no call too many
+    if tracer == "fx":
+        assert sum(node.op == "call_function" for node in traced.graph.nodes) == 3
+    assert torch.equal(traced(X), model(X))
 
 
 def test_a_recomputation_is_a_call(model):

@@ -121,7 +121,7 @@ def kernels(work: Path = cuda_build.WORK) -> list[Kernel]:
             registers, stack, spill_stores, spill_loads = resources[mangled]
             name, dtype, mode, variant, standard = parse_name(demangled)
             code = opcodes[mangled]
-            loads = collections.Counter(width(op) for op in code if op.startswith("LDG"))
+            loads = collections.Counter(width(op) for op in code if op.startswith("LDG") and op != "LDGDEPBAR")
             stores = collections.Counter(width(op) for op in code if op.startswith("STG"))
             result.append(
                 Kernel(name, dtype, mode, variant, standard, registers, stack, spill_stores, spill_loads, loads, stores, len(code))

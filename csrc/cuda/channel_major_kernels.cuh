@@ -1,11 +1,13 @@
-// Channel-major layout (contiguous [N, C, *spatial]): a cluster of blocks owns a tile of q pixels with all their channels.
+// Channel-major layout (contiguous [N, C, *spatial]): a cluster of blocks works on a tile of q pixels with all their channels, then
+// on the next one of its tiles. There are as many clusters as the device holds at once.
 //
-// Forward holds its vectors of x in registers between the sums and the product, backward those of gy (dx = gy g + dsum needs no x),
-// so that the tensor crosses the memory bus once. Channels beyond what the registers hold are read a second time: slower, not
-// wrong.
+// Every thread keeps its vectors of one tensor in registers, from the sums to the result: x forward, gy backward (dx = gy g + dsum
+// needs no x). So the tensor crosses the memory bus once. As soon as a result is stored, its registers fill with the next tile's
+// vector. Other tensors (the residual; x and y backward) are copied to shared memory meanwhile, a tile ahead. Channels beyond what
+// the registers hold are read a second time: slower, not wrong.
 //
-//   threads sum their vectors -> shared memory -> sums over the rows of a step -> (cluster) -> a thread per pixel computes the gate
-//   -> every thread multiplies what it holds
+//   threads sum their vectors -> shared memory -> sums over the rows of a step, sent to all blocks of the cluster -> a thread per
+//   pixel computes the gate -> every thread multiplies what it holds, and loads the next tile
 #pragma once
 #include "channel_major_tile.cuh"
 
@@ -17,6 +19,67 @@ struct ChannelMajorArguments {
   Tile tile;
   typename UnitsOf<Bins>::type units;
   Bins bins;
+};
+
+// What both passes set up.
+template <class T, int V, int STEPS, class Bins, Mode MODE, bool BACKWARD>
+struct ChannelMajorBlock {
+  using A = Acc<T>;
+  static constexpr int kStreams = slot_streams(MODE, BACKWARD, int(sizeof(T)) * V, STEPS);
+  const Tile& tile;
+  const TileMemory memory;
+  unsigned char* const slots;
+  A* const values;
+  Mbarrier* const barriers;  // two, taken in turn, as are two copies of the parts
+  unsigned turn = 0;
+
+  PPCR_DEVICE ChannelMajorBlock(const ChannelMajorArguments<T, Bins>& arguments, unsigned char* raw)
+      : tile(arguments.tile),
+        memory(tile_memory(tile, arguments.bins.contexts(), arguments.bins.segments(), MODE, BACKWARD)),
+        slots(raw),
+        values(reinterpret_cast<A*>(raw + kStreams * STEPS * kThreads * kSlotBytes)),
+        barriers(reinterpret_cast<Mbarrier*>(values)) {}
+
+  PPCR_DEVICE unsigned first_tile() const { return blockIdx.x >> tile.cluster_log2; }
+  PPCR_DEVICE unsigned tile_stride() const { return gridDim.x >> tile.cluster_log2; }
+  PPCR_DEVICE A* parameters() const { return values + memory.parameters; }
+  PPCR_DEVICE A* sums() const { return values + memory.sums; }
+  PPCR_DEVICE A* gates() const { return values + memory.pixels; }
+  PPCR_DEVICE A* parts() const { return values + memory.parts + (tile.cluster > 1 ? int(turn & 1) * memory.part_values : 0); }
+  PPCR_DEVICE Slots<T, V> stream(int index) const { return slots_of<T, V>(slots, index, STEPS); }
+
+  // Nobody sends to a block before it has begun.
+  PPCR_DEVICE void begin() const {
+    if (tile.cluster == 1) return;
+    if (threadIdx.x == 0) init_barriers(barriers);
+    cluster_arrive();
+  }
+  PPCR_DEVICE void await_cluster() const {
+    if (tile.cluster > 1) cluster_wait();
+  }
+  // Of the thread's group; each kind of sum and each round has so many lines.
+  PPCR_DEVICE void put_sums(int kind, const A (&sum)[V]) const {
+    const TileThread thread = tile_thread<V>(tile);
+    const int line = kind * tile.groups + thread.group;
+    if (thread.active) write_line<V>(sum, sums() + line * tile.rows * tile.q + thread.element);
+  }
+  // The thread's part of a tile, in a round.
+  template <class Units>
+  PPCR_DEVICE UnitPart part_in(const Units& units, unsigned index, int round) const {
+    const TileThread thread = tile_thread<V>(tile);
+    return unit_part(tile, units, thread, round).in(tile_place(tile, thread, index));
+  }
+  PPCR_DEVICE bool is_first() const { return tile.cluster == 1 || cluster_rank() == 0; }
+  // The sums of all threads are on their way to where the gates are computed.
+  PPCR_DEVICE void exchange() const {
+    __syncthreads();
+    sum_rows(tile, tile.cluster > 1 ? cluster_rank() : 0, memory.lines, sums(), parts(), barriers + (turn & 1));
+    if (tile.cluster == 1) __syncthreads();
+  }
+  // Called by the threads that compute gates.
+  PPCR_DEVICE void await_parts() const {
+    if (tile.cluster > 1) wait_for(barriers + (turn & 1), turn >> 1 & 1);
+  }
 };
 
 // ------------------------------------------------------------------------------------------------------------------ forward
@@ -40,36 +103,28 @@ PPCR_DEVICE void sum_from_memory(const T* x, const UnitPart& part, int64_t hop, 
   }
 }
 
-// Steps first .. first+BATCH-1: all loads before the first store, which they could not pass.
-template <class T, int V, Mode MODE, int BATCH, class Held>
-PPCR_DEVICE void write_forward(const Tensors<T>& tensors, const UnitPart& part, int64_t hop, int first, const Acc<T> (&gate)[V],
-                               const Held& held) {
-  Word<T, V> residual[BATCH] = {};
-  if constexpr (MODE == Mode::kAddRelu) {
-    PPCR_UNROLLED
-    for (int b = 0; b < BATCH; ++b)
-      residual[b] = load_if<T, V>(first + b < part.steps, tensors.extra_in + part.offset + (first + b) * hop);
-  }
-  PPCR_UNROLLED
-  for (int b = 0; b < BATCH; ++b)
-    store_if<T, V>(first + b < part.steps, tensors.out + part.offset + (first + b) * hop,
-                   recalibrate<T, V, MODE>(held(b), residual[b], gate));
-}
-
+// Steps first .. first+BATCH-1, none of them held: all loads before the first store, which they could not pass.
 template <class T, int V, Mode MODE>
 PPCR_DEVICE void write_forward_from_memory(const Tensors<T>& tensors, const UnitPart& part, int64_t hop, int from,
                                            const Acc<T> (&gate)[V]) {
   PPCR_ROLLED
   for (int step = from; step < part.steps; step += kBatch) {
-    Word<T, V> words[kBatch];
+    Word<T, V> words[kBatch], residual[kBatch] = {};
     PPCR_UNROLLED
-    for (int b = 0; b < kBatch; ++b) words[b] = load_if<T, V>(step + b < part.steps, tensors.x + part.offset + (step + b) * hop);
-    write_forward<T, V, MODE, kBatch>(tensors, part, hop, step, gate, [&](int b) { return words[b]; });
+    for (int b = 0; b < kBatch; ++b) {
+      const int64_t at = part.offset + (step + b) * hop;
+      words[b] = load_if<T, V>(step + b < part.steps, tensors.x + at);
+      if constexpr (MODE == Mode::kAddRelu) residual[b] = load_if<T, V>(step + b < part.steps, tensors.extra_in + at);
+    }
+    PPCR_UNROLLED
+    for (int b = 0; b < kBatch; ++b)
+      store_if<T, V>(step + b < part.steps, tensors.out + part.offset + (step + b) * hop,
+                     recalibrate<T, V, MODE>(words[b], residual[b], gate));
   }
 }
 
 template <class T, int V, int STEPS, class Bins, Mode MODE>
-__global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) * V * STEPS, MODE, false))
+__global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T)) * V * STEPS, MODE, false))
     channel_major_forward(const __grid_constant__ ChannelMajorArguments<T, Bins> arguments) {
   using A = Acc<T>;
   using Units = typename UnitsOf<Bins>::type;
@@ -77,86 +132,134 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
   const Tile& tile = arguments.tile;
   const Units& units = arguments.units;
   const Bins& bins = arguments.bins;
-  constexpr bool kHold = MODE != Mode::kGate;
+  constexpr bool kGate = MODE == Mode::kGate, kAdd = MODE == Mode::kAddRelu;
 
+  wait_for_kernels_before();
   PPCR_SHARED(raw);
-  const TileMemory memory = tile_memory(tile, bins.contexts(), bins.segments(), MODE, false);
-  A* const parameters = reinterpret_cast<A*>(raw) + memory.parameters;
-  A* const sums = reinterpret_cast<A*>(raw) + memory.sums;
-  A* const parts = reinterpret_cast<A*>(raw) + memory.parts;
-  A* const gates = reinterpret_cast<A*>(raw) + memory.pixels;
+  ChannelMajorBlock<T, V, STEPS, Bins, MODE, false> block(arguments, raw);
+  constexpr bool kSlots = decltype(block)::kStreams > 0;
+  const Slots<T, V> xs = block.stream(0), residuals = block.stream(1);
+  A* const gates = block.gates();
+  block.begin();
+  int64_t hop = step_hop(tile);
+  const auto part_in = [&](unsigned tile_index, int round) { return block.part_in(units, tile_index, round); };
 
-  const TileThread thread = tile_thread<V>(tile);
-  const int64_t hop = step_hop(tile);
-  const UnitPart part = unit_part(tile, units, thread, 0);
-
-  Word<T, V> held[kHold ? STEPS : 1];
-  A sum[V] = {};
-  if constexpr (kHold) {
-    PPCR_UNROLLED
-    for (int r = 0; r < STEPS; ++r) held[r] = load_if<T, V>(r < part.steps, tensors.x + part.offset + r * hop);
-    stage_parameters<T>(tensors.weight, tensors.bias, bins.contexts(), parameters);
-    PPCR_UNROLLED
-    for (int r = 0; r < STEPS; ++r) add_word<T, V>(held[r], sum);
-    sum_from_memory<T, V, kBatch>(tensors.x, part, hop, STEPS, sum);
-  } else {
-    stage_parameters<T>(tensors.weight, tensors.bias, bins.contexts(), parameters);
-    sum_from_memory<T, V, STEPS>(tensors.x, part, hop, 0, sum);
-  }
-  const auto write_sum = [&](int line) {
-    if (thread.active) {
-      PPCR_UNROLLED
-      for (int j = 0; j < V; ++j) sums[line * tile.rows * tile.q + thread.element + j] = sum[j];
-    }
+  Word<T, V> held[STEPS];
+  const auto load_held = [&](int r, const UnitPart& part) {
+    held[r] = load_if<T, V>(r < part.steps, tensors.x + part.offset + r * hop);
   };
-  write_sum(thread.group);
-  if constexpr (!Units::kOneRound) {
-    PPCR_ROLLED
-    for (int round = 1; round < tile.rounds; ++round) {
-      PPCR_UNROLLED
-      for (int j = 0; j < V; ++j) sum[j] = 0;
-      sum_from_memory<T, V, kBatch>(tensors.x, unit_part(tile, units, thread, round), hop, 0, sum);
-      write_sum(round * tile.groups + thread.group);
-    }
-  }
-  __syncthreads();
-  sum_rows(tile, memory.lines, sums, parts);
-  block_or_cluster_sync(tile);
-
-  for (int q = int(threadIdx.x); q < tile.q; q += int(blockDim.x)) {
-    A segments[Bins::kSegments];
-    segment_sums(tile, units, bins, parts, q, segments);
-    Pixel<A, Bins> pixel;
-    gate_forward(bins, segments, parameters, tensors.eps, pixel);
-    if constexpr (MODE == Mode::kGate) {
-      if (thread.rank == 0 && thread.first + q < tile.image_pixels) {
-        T gate;
-        narrow(pixel.g, gate);
-        tensors.out[int64_t(thread.tile / tile.image_tiles) * tile.image_pixels + thread.first + q] = gate;
-      }
-    } else {
-      gates[q] = pixel.g;
-    }
-  }
-  block_or_cluster_sync(tile);  // also keeps a block's memory alive while others of its cluster read it
-  if constexpr (MODE != Mode::kGate) {
-    if (!thread.inside) return;
-    A gate[V];
-    pixel_values<V>(tile, gates, thread.column, gate);
+  const auto copy_x = [&](int r, const UnitPart& part) {
+    if constexpr (kSlots) copy_async(xs.at(r), tensors.x + part.offset + r * hop, r < part.steps);
+  };
+  const auto copy_residual = [&](int r, const UnitPart& part) {
+    if constexpr (kSlots && kAdd) copy_async(residuals.at(r), tensors.extra_in + part.offset + r * hop, r < part.steps);
+  };
+  unsigned index = block.first_tile();
+  {
+    const UnitPart part = part_in(index, 0);
     PPCR_UNROLLED
-    for (int r = 0; r < STEPS; r += kBatch) {
-      if (MODE == Mode::kAddRelu && r >= part.steps) break;  // a branch: more than a batch of residuals in flight would spill
-      constexpr int kLast = STEPS % kBatch;
-      if (kLast != 0 && r + kBatch > STEPS)
-        write_forward<T, V, MODE, kLast == 0 ? kBatch : kLast>(tensors, part, hop, r, gate, [&](int b) { return held[r + b]; });
-      else
-        write_forward<T, V, MODE, kBatch>(tensors, part, hop, r, gate, [&](int b) { return held[r + b]; });
+    for (int r = 0; r < STEPS; ++r) {
+      copy_x(r, part);
+      if constexpr (!kSlots) load_held(r, part);
     }
-    write_forward_from_memory<T, V, MODE>(tensors, part, hop, STEPS, gate);
+    close_copies();
+    PPCR_UNROLLED
+    for (int r = 0; r < STEPS; ++r) copy_residual(r, part);
+    close_copies();
+  }
+  stage_parameters<T>(tensors.weight, tensors.bias, bins.contexts(), block.parameters());
+  block.await_cluster();
+
+  // At each wait the copies of two groups are under way, x of one tile and the residual of another; the older group is needed.
+  constexpr int kLater = kAdd ? 1 : 0;
+  for (; index < tile.tiles; index += block.tile_stride(), ++block.turn) {
+    // Opaque, or the compiler would keep in registers from tile to tile, and from phase to phase, what is quick to compute anew.
+    hop = opaque(hop);
+    A sum[V] = {};
+    if constexpr (kSlots || kGate) {
+      const UnitPart next = part_in(index + block.tile_stride(), 0);
+      if constexpr (kSlots) wait_for_copies<kLater>();
+      PPCR_UNROLLED
+      for (int r = 0; r < STEPS; ++r) {
+        if constexpr (kSlots) held[r] = *xs.at(r);
+        add_word<T, V>(held[r], sum);
+        if constexpr (kSlots)
+          copy_x(r, next);
+        else
+          load_held(r, next);
+      }
+      close_copies();
+    } else {
+      PPCR_UNROLLED
+      for (int r = 0; r < STEPS; ++r) add_word<T, V>(held[r], sum);
+    }
+    if (tile.steps > STEPS) sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, 0), hop, STEPS, sum);
+    block.put_sums(0, sum);
     if constexpr (!Units::kOneRound) {
       PPCR_ROLLED
-      for (int round = 1; round < tile.rounds; ++round)
-        write_forward_from_memory<T, V, MODE>(tensors, unit_part(tile, units, thread, round), hop, 0, gate);
+      for (int round = 1; round < tile.rounds; ++round) {
+        PPCR_UNROLLED
+        for (int j = 0; j < V; ++j) sum[j] = 0;
+        sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, round), hop, 0, sum);
+        block.put_sums(round, sum);
+      }
+    }
+    block.exchange();
+
+    PPCR_ROLLED
+    for (int q = int(threadIdx.x); q < tile.q; q += kThreads) {
+      block.await_parts();
+      A segments[Bins::kSegments];
+      segment_sums(tile, units, bins, block.memory.lines, block.parts(), q, segments);
+      Pixel<A, Bins> pixel;
+      gate_forward(bins, segments, block.parameters(), tensors.eps, pixel);
+      if constexpr (kGate) {
+        const TilePlace place = tile_place(tile, tile_thread<V>(tile), index);
+        if (block.is_first() && place.first + q < tile.image_pixels) {
+          T gate;
+          narrow(pixel.g, gate);
+          tensors.out[int64_t(place.image) * tile.image_pixels + place.first + q] = gate;
+        }
+      } else {
+        gates[q] = pixel.g;
+      }
+    }
+    __syncthreads();
+    index = opaque(index);
+    if constexpr (!kGate) {
+      A gate[V];
+      pixel_values<V>(tile, gates, tile_thread<V>(tile).column, gate);
+      if constexpr (kSlots && kAdd) wait_for_copies<kLater>();
+      const UnitPart part = part_in(index, 0), next = part_in(index + block.tile_stride(), 0);
+      constexpr int kAtOnce = kSlots ? 1 : 2;  // residuals
+      PPCR_UNROLLED
+      for (int first = 0; first < STEPS; first += kAtOnce) {
+        const int end = first + kAtOnce < STEPS ? first + kAtOnce : STEPS;
+        Word<T, V> residual[kAtOnce] = {};
+        if constexpr (kAdd) {
+          PPCR_UNROLLED
+          for (int r = first; r < end; ++r) {
+            if constexpr (kSlots)
+              residual[r - first] = *residuals.at(r);
+            else
+              residual[r - first] = load_if<T, V>(r < part.steps, tensors.extra_in + part.offset + r * hop);
+          }
+        }
+        PPCR_UNROLLED
+        for (int r = first; r < end; ++r) {
+          store_if<T, V>(r < part.steps, tensors.out + part.offset + r * hop,
+                         recalibrate<T, V, MODE>(held[r], residual[r - first], gate));
+          if constexpr (!kSlots) load_held(r, next);
+          copy_residual(r, next);
+        }
+      }
+      close_copies();
+      if (tile.steps > STEPS) write_forward_from_memory<T, V, MODE>(tensors, part, hop, STEPS, gate);
+      if constexpr (!Units::kOneRound) {
+        PPCR_ROLLED
+        for (int round = 1; round < tile.rounds; ++round)
+          write_forward_from_memory<T, V, MODE>(tensors, part_in(index, round), hop, 0, gate);
+      }
     }
   }
 }
@@ -212,20 +315,20 @@ PPCR_DEVICE void write_backward_from_memory(const Tensors<T>& tensors, const Uni
   }
 }
 
-// The tile's share of dweight and dbias: a warp per parameter, the pixels in a fixed order.
+// The cluster's share of dweight and dbias: a warp per parameter, the pixels in a fixed order.
 template <class A>
-PPCR_DEVICE void write_tile_partials(const Tile& tile, unsigned tile_index, int contexts, const A* contributions, A* partials) {
-  const int64_t tiles = gridDim.x / unsigned(tile.cluster);
-  for (int l = int(threadIdx.x) / kWarp; l <= contexts; l += int(blockDim.x) / kWarp) {
+PPCR_DEVICE void write_partials(const Tile& tile, unsigned cluster, unsigned clusters, int contexts, const A* contributions,
+                                A* partials) {
+  for (int l = int(threadIdx.x) / kWarp; l <= contexts; l += kThreads / kWarp) {
     A value = 0;
     for (int q = int(threadIdx.x) % kWarp; q < tile.q; q += kWarp) value += contributions[l * tile.q + q];
     value = sum_lanes(value, kWarp);
-    if (threadIdx.x % kWarp == 0) partials[l * tiles + tile_index] = value;
+    if (threadIdx.x % kWarp == 0) partials[int64_t(l) * clusters + cluster] = value;
   }
 }
 
 template <class T, int V, int STEPS, class Bins, Mode MODE>
-__global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) * V * STEPS, MODE, true))
+__global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T)) * V * STEPS, MODE, true))
     channel_major_backward(const __grid_constant__ ChannelMajorArguments<T, Bins> arguments) {
   using A = Acc<T>;
   using Units = typename UnitsOf<Bins>::type;
@@ -233,105 +336,153 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(int(sizeof(T)) 
   const Tile& tile = arguments.tile;
   const Units& units = arguments.units;
   const Bins& bins = arguments.bins;
-  constexpr bool kHold = MODE != Mode::kGate;
+  constexpr bool kGate = MODE == Mode::kGate, kAdd = MODE == Mode::kAddRelu;
 
+  wait_for_kernels_before();
   PPCR_SHARED(raw);
-  const TileMemory memory = tile_memory(tile, bins.contexts(), bins.segments(), MODE, true);
-  A* const parameters = reinterpret_cast<A*>(raw) + memory.parameters;
-  A* const sums = reinterpret_cast<A*>(raw) + memory.sums;
-  A* const parts = reinterpret_cast<A*>(raw) + memory.parts;
-  A* const gates = reinterpret_cast<A*>(raw) + memory.pixels;
+  ChannelMajorBlock<T, V, STEPS, Bins, MODE, true> block(arguments, raw);
+  constexpr bool kSlots = decltype(block)::kStreams > 0;
+  constexpr bool kGradAhead = kSlots && grad_ahead(MODE, STEPS);
+  const Slots<T, V> xs = block.stream(0), others = block.stream(1);  // others: y or gy
+  A* const gates = block.gates();
   A* const dsums = gates + tile.q;                            // [segments][q]
-  A* const contributions = dsums + bins.segments() * tile.q;  // [contexts + 1][q]: dz n_l, dz
+  A* const contributions = dsums + bins.segments() * tile.q;  // [contexts + 1][q]: dz n_l, dz, over the tiles
+  block.begin();
+  int64_t hop = step_hop(tile);
+  const auto part_in = [&](unsigned tile_index, int round) { return block.part_in(units, tile_index, round); };
 
-  const TileThread thread = tile_thread<V>(tile);
-  const int64_t hop = step_hop(tile);
-  const UnitPart part = unit_part(tile, units, thread, 0);
-
-  Word<T, V> held[kHold ? STEPS : 1];
-  A sum[V] = {}, dot[V] = {};
-  if constexpr (kHold) {
-    PPCR_UNROLLED
-    for (int r = 0; r < STEPS; ++r) held[r] = load_gradient<T, V, MODE>(tensors, r < part.steps, part.offset + r * hop);
-    stage_parameters<T>(tensors.weight, tensors.bias, bins.contexts(), parameters);
-    PPCR_UNROLLED
-    for (int r = 0; r < STEPS; ++r)
-      add_product<T, V>(load_if<T, V>(r < part.steps, tensors.x + part.offset + r * hop), held[r], sum, dot);
-    products_from_memory<T, V, MODE>(tensors, part, hop, STEPS, sum, dot);
-  } else {
-    stage_parameters<T>(tensors.weight, tensors.bias, bins.contexts(), parameters);
-    sum_from_memory<T, V, STEPS>(tensors.x, part, hop, 0, sum);
-  }
-  const auto write_line = [&](int line, const A(&values)[V]) {
-    if (thread.active) {
-      PPCR_UNROLLED
-      for (int j = 0; j < V; ++j) sums[line * tile.rows * tile.q + thread.element + j] = values[j];
+  Word<T, V> held[STEPS];
+  const auto load_held = [&](int r, const UnitPart& part) {
+    held[r] = load_if<T, V>(r < part.steps, (kGate ? tensors.x : tensors.grad) + part.offset + r * hop);
+  };
+  const auto copy_ahead = [&](int r, const UnitPart& part) {
+    if constexpr (kSlots) {
+      const int64_t at = part.offset + r * hop;
+      copy_async(xs.at(r), tensors.x + at, r < part.steps);
+      if constexpr (kAdd || kGradAhead) copy_async(others.at(r), (kAdd ? tensors.extra_in : tensors.grad) + at, r < part.steps);
     }
   };
-  write_line(thread.group, sum);
-  if constexpr (!Units::kOneRound) {
-    PPCR_ROLLED
-    for (int round = 1; round < tile.rounds; ++round) {
+  unsigned index = block.first_tile();
+  {
+    const UnitPart part = part_in(index, 0);
+    PPCR_UNROLLED
+    for (int r = 0; r < STEPS; ++r) {
+      copy_ahead(r, part);
+      if constexpr (!kGradAhead) load_held(r, part);
+    }
+  }
+  close_copies();
+  stage_parameters<T>(tensors.weight, tensors.bias, bins.contexts(), block.parameters());
+  for (int l = 0; l <= bins.contexts(); ++l) PPCR_ROLLED
+  for (int q = int(threadIdx.x); q < tile.q; q += kThreads) contributions[l * tile.q + q] = 0;
+  block.await_cluster();
+
+  for (; index < tile.tiles; index += block.tile_stride(), ++block.turn) {
+    hop = opaque(hop);  // as in the forward kernel
+    A sum[V] = {}, dot[V] = {};
+    {
+      const UnitPart next = part_in(index + block.tile_stride(), 0);
+      [[maybe_unused]] UnitPart part;
+      if constexpr (!kGate && !kSlots) part = part_in(index, 0);
+      if constexpr (kSlots) wait_for_copies<0>();
       PPCR_UNROLLED
-      for (int j = 0; j < V; ++j) sum[j] = 0;
-      const UnitPart next = unit_part(tile, units, thread, round);
-      if constexpr (kHold)
-        products_from_memory<T, V, MODE>(tensors, next, hop, 0, sum, dot);
+      for (int r = 0; r < STEPS; ++r) {
+        if constexpr (kGate) {
+          add_word<T, V>(held[r], sum);
+          load_held(r, next);
+        } else {
+          const auto other = [&](const Slots<T, V>& slots, const T* from) {
+            if constexpr (kSlots)
+              return *slots.at(r);
+            else
+              return load_if<T, V>(r < part.steps, from + part.offset + r * hop);
+          };
+          if constexpr (kGradAhead) held[r] = *others.at(r);
+          if constexpr (kAdd) held[r] = mask_relu<T, V>(held[r], other(others, tensors.extra_in));
+          add_product<T, V>(other(xs, tensors.x), held[r], sum, dot);
+          copy_ahead(r, next);
+          hop = opaque(hop);
+        }
+      }
+      close_copies();
+    }
+    if (tile.steps > STEPS) {
+      if constexpr (kGate)
+        sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, 0), hop, STEPS, sum);
       else
-        sum_from_memory<T, V, kBatch>(tensors.x, next, hop, 0, sum);
-      write_line(round * tile.groups + thread.group, sum);
+        products_from_memory<T, V, MODE>(tensors, part_in(index, 0), hop, STEPS, sum, dot);
     }
-  }
-  const int dot_line = tile.rounds * tile.groups;
-  if constexpr (kHold) write_line(dot_line + thread.group, dot);
-  __syncthreads();
-  sum_rows(tile, memory.lines, sums, parts);
-  block_or_cluster_sync(tile);
-
-  for (int q = int(threadIdx.x); q < tile.q; q += int(blockDim.x)) {
-    A segments[Bins::kSegments];
-    segment_sums(tile, units, bins, parts, q, segments);
-    A dg = 0;  // stays 0 for pixels beyond the image, so that they add nothing to the parameters' gradients
-    if constexpr (kHold) {
-      for (int rank = 0; rank < tile.cluster; ++rank)
-        for (int group = 0; group < tile.groups; ++group) dg += part_of(tile, parts, dot_line + group, rank, q);
-    } else if (thread.first + q < tile.image_pixels) {
-      dg = widen(tensors.grad[int64_t(thread.tile / tile.image_tiles) * tile.image_pixels + thread.first + q]);
+    block.put_sums(0, sum);
+    if constexpr (!Units::kOneRound) {
+      PPCR_ROLLED
+      for (int round = 1; round < tile.rounds; ++round) {
+        PPCR_UNROLLED
+        for (int j = 0; j < V; ++j) sum[j] = 0;
+        if constexpr (kGate)
+          sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, round), hop, 0, sum);
+        else
+          products_from_memory<T, V, MODE>(tensors, part_in(index, round), hop, 0, sum, dot);
+        block.put_sums(round, sum);
+      }
     }
-    Pixel<A, Bins> pixel;
-    gate_forward(bins, segments, parameters, tensors.eps, pixel);
-    A gradients[Bins::kSegments];
-    const A dz = gate_backward(bins, pixel, dg, parameters, gradients);
-    gates[q] = pixel.g;
-    PPCR_UNROLLED
-    for (int k = 0; k < bins.segments(); ++k) dsums[k * tile.q + q] = gradients[k];
-    PPCR_UNROLLED
-    for (int l = 0; l < bins.contexts(); ++l) contributions[l * tile.q + q] = dz * pixel.n[l];
-    contributions[bins.contexts() * tile.q + q] = dz;
-  }
-  block_or_cluster_sync(tile);  // also keeps a block's memory alive while others of its cluster read it
-  if (thread.rank == 0) write_tile_partials(tile, thread.tile, bins.contexts(), contributions, tensors.partials);
-  if (!thread.inside) return;
+    if constexpr (!kGate) block.put_sums(tile.rounds, dot);
+    block.exchange();
 
-  A gate[V], dsum[V];
-  pixel_values<V>(tile, gates, thread.column, gate);
-  pixel_values<V>(tile, dsums + units.segment(part.unit) * tile.q, thread.column, dsum);
-  if constexpr (kHold) {
-    PPCR_UNROLLED
-    for (int r = 0; r < STEPS; ++r)
-      if (r < part.steps) write_backward<T, V, MODE>(tensors, true, part.offset + r * hop, held[r], gate, dsum);
-    write_backward_from_memory<T, V, MODE>(tensors, part, hop, STEPS, gate, dsum);
-  } else {
-    write_backward_from_memory<T, V, MODE>(tensors, part, hop, 0, gate, dsum);
-  }
-  if constexpr (!Units::kOneRound) {
     PPCR_ROLLED
-    for (int round = 1; round < tile.rounds; ++round) {
-      const UnitPart next = unit_part(tile, units, thread, round);
-      pixel_values<V>(tile, dsums + units.segment(next.unit) * tile.q, thread.column, dsum);
-      write_backward_from_memory<T, V, MODE>(tensors, next, hop, 0, gate, dsum);
+    for (int q = int(threadIdx.x); q < tile.q; q += kThreads) {
+      A dg = 0;  // stays 0 for pixels beyond the image, so that they add nothing to the parameters' gradients
+      if constexpr (kGate) {
+        const TilePlace place = tile_place(tile, tile_thread<V>(tile), index);
+        if (place.first + q < tile.image_pixels)
+          dg = widen(tensors.grad[int64_t(place.image) * tile.image_pixels + place.first + q]);
+      }
+      block.await_parts();
+      const A* const parts = block.parts();
+      A segments[Bins::kSegments];
+      segment_sums(tile, units, bins, block.memory.lines, parts, q, segments);
+      if constexpr (!kGate) dg = dot_sum(tile, block.memory.lines, parts, q);
+      Pixel<A, Bins> pixel;
+      gate_forward(bins, segments, block.parameters(), tensors.eps, pixel);
+      A gradients[Bins::kSegments];
+      const A dz = gate_backward(bins, pixel, dg, block.parameters(), gradients);
+      gates[q] = pixel.g;
+      PPCR_UNROLLED
+      for (int k = 0; k < bins.segments(); ++k) dsums[k * tile.q + q] = gradients[k];
+      PPCR_UNROLLED
+      for (int l = 0; l < bins.contexts(); ++l) contributions[l * tile.q + q] += dz * pixel.n[l];
+      contributions[bins.contexts() * tile.q + q] += dz;
+    }
+    __syncthreads();
+
+    index = opaque(index);
+    A gate[V], dsum[V];
+    const UnitPart part = part_in(index, 0);
+    const int column = tile_thread<V>(tile).column;
+    pixel_values<V>(tile, gates, column, gate);
+    pixel_values<V>(tile, dsums + units.segment(part.unit) * tile.q, column, dsum);
+    if constexpr (kGate) {
+      write_backward_from_memory<T, V, MODE>(tensors, part, hop, 0, gate, dsum);
+    } else {
+      const UnitPart next = part_in(index + block.tile_stride(), 0);
+      PPCR_UNROLLED
+      for (int r = 0; r < STEPS; ++r) {
+        write_backward<T, V, MODE>(tensors, r < part.steps, part.offset + r * hop, held[r], gate, dsum);
+        if constexpr (!kGradAhead) load_held(r, next);
+      }
+      if (tile.steps > STEPS) write_backward_from_memory<T, V, MODE>(tensors, part, hop, STEPS, gate, dsum);
+    }
+    if constexpr (!Units::kOneRound) {
+      PPCR_ROLLED
+      for (int round = 1; round < tile.rounds; ++round) {
+        const UnitPart later = part_in(index, round);
+        pixel_values<V>(tile, dsums + units.segment(later.unit) * tile.q, column, dsum);
+        write_backward_from_memory<T, V, MODE>(tensors, later, hop, 0, gate, dsum);
+      }
     }
   }
+  // What a thread added for its pixels, all threads see since the last barrier.
+  if (block.is_first())
+    write_partials(tile, block.first_tile(), block.tile_stride(), bins.contexts(), contributions, tensors.partials);
 }
 
 }  // namespace ppcr::cuda

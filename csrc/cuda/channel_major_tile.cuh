@@ -4,106 +4,176 @@
 
 namespace ppcr::cuda {
 
-// What does not change from round to round.
+// What stays the same from tile to tile. It is computed anew where it is needed: kept, it would take registers from what a thread
+// holds.
 struct TileThread {
-  unsigned tile;    // over the whole batch
   unsigned rank;    // of the block in its cluster
   int group;        // of the thread in its block
   bool active;      // has work in a step
-  bool inside;      // its pixels exist (the last tile of an image may reach beyond it)
   int element;      // of its vector in a step
   int row, column;  // the same, as channel and pixel
-  int64_t first;    // of the tile's pixels, in the image
-  int64_t offset;   // of its first pixel at channel 0
 };
 
 template <int V>
 PPCR_DEVICE TileThread tile_thread(const Tile& tile) {
   TileThread thread;
-  const int index = int(threadIdx.x);
-  thread.group = index / tile.group;
-  const int in_group = index - thread.group * tile.group;
-  // Divisions of 32 bits: those of 64 are long routines, and the number of tiles fits.
+  const int index = int(opaque(unsigned(threadIdx.x))), in_group = index & (tile.group - 1);
   thread.rank = tile.cluster > 1 ? cluster_rank() : 0;
-  thread.tile = blockIdx.x / unsigned(tile.cluster);
-  const unsigned image = thread.tile / tile.image_tiles;
-  thread.first = int64_t(thread.tile - image * tile.image_tiles) * tile.q;
+  thread.group = index >> tile.group_log2;
   thread.element = in_group * V;
-  thread.row = thread.element / tile.q;
+  thread.row = int(tile.by_q.quotient(unsigned(thread.element)));
   thread.column = thread.element - thread.row * tile.q;
   thread.active = in_group < tile.active;
-  thread.inside = thread.active && thread.first + thread.column < tile.image_pixels;
-  thread.offset = int64_t(image) * tile.image_elements + thread.first + thread.column;
   return thread;
 }
 
-// A thread's part of one unit: `steps` vectors, `hop` elements apart.
+// A tile of the batch: where its first pixel lies at channel 0. `inside`: this thread's pixels exist (the last tile of an image may
+// reach beyond it, and behind the last tile there is none).
+struct TilePlace {
+  unsigned image;
+  int64_t first;  // pixel of the image
+  int64_t offset;
+  bool inside;
+};
+
+PPCR_DEVICE TilePlace tile_place(const Tile& tile, const TileThread& thread, unsigned index) {
+  TilePlace place;
+  place.image = tile.by_image_tiles.quotient(index);
+  place.first = int64_t(index - place.image * tile.image_tiles) * tile.q;
+  place.offset = int64_t(place.image) * tile.image_elements + place.first;
+  place.inside = index < tile.tiles && place.first + thread.column < tile.image_pixels;
+  return place;
+}
+
+// A thread's part of one unit: `steps` vectors, `hop` elements apart; the first lies `offset` elements behind that of its tile.
 struct UnitPart {
   int unit;
   int steps;
   int64_t offset;
+  PPCR_DEVICE UnitPart in(const TilePlace& place) const { return {unit, place.inside ? steps : 0, place.offset + offset}; }
 };
 
 template <class Units>
 PPCR_DEVICE UnitPart unit_part(const Tile& tile, const Units& units, const TileThread& thread, int round) {
   UnitPart part;
   part.unit = (round * tile.cluster + int(thread.rank)) * tile.groups + thread.group;
-  const int stride = tile.rows * tile.q;
   const int left = units.count(part.unit) * tile.q - thread.element;
-  part.steps = thread.inside && left > 0 ? (left + stride - 1) / stride : 0;
-  part.offset = thread.offset + int64_t(units.begin(part.unit) + thread.row) * tile.image_pixels;
+  part.steps = thread.active && left > 0 ? int(tile.by_step.quotient(unsigned(left + tile.rows * tile.q - 1))) : 0;
+  part.offset = int64_t(units.begin(part.unit) + thread.row) * tile.image_pixels + thread.column;
   return part;
 }
 
 PPCR_DEVICE int64_t step_hop(const Tile& tile) { return int64_t(tile.rows) * tile.image_pixels; }
 
-PPCR_DEVICE void block_or_cluster_sync(const Tile& tile) {
-  if (tile.cluster > 1)
-    cluster_sync();
-  else
-    __syncthreads();
+// Vectors that a thread has copied to shared memory ahead of their use. No other thread reads them, so that they need no barrier,
+// and neighbouring threads' vectors lie side by side.
+template <class T, int V>
+struct Slots {
+  unsigned char* own;
+  PPCR_DEVICE Word<T, V>* at(int step) const { return reinterpret_cast<Word<T, V>*>(own + step * kThreads * kSlotBytes); }
+};
+
+template <class T, int V>
+PPCR_DEVICE Slots<T, V> slots_of(unsigned char* shared, int stream, int steps) {
+  return {shared + (stream * steps * kThreads + int(threadIdx.x)) * kSlotBytes};
 }
 
-// parts[line][pixel] = sum over the rows of a step of sums[line][row][pixel]
-template <class A>
-PPCR_DEVICE void sum_rows(const Tile& tile, int lines, const A* sums, A* parts) {
-  for (int i = int(threadIdx.x); i < lines * tile.q; i += int(blockDim.x)) {
-    const int line = i / tile.q;
-    const A* column = sums + line * tile.rows * tile.q + (i - line * tile.q);
-    A value = 0;
-    for (int row = 0; row < tile.rows; ++row) value += column[row * tile.q];
-    parts[i] = value;
+// V sums of a thread, side by side in shared memory.
+template <int V, class A>
+PPCR_DEVICE void write_line(const A (&values)[V], A* to) {
+  constexpr int kWide = 16 / int(sizeof(A));
+  if constexpr (V % kWide == 0) {
+    PPCR_UNROLLED
+    for (int j = 0; j < V; j += kWide) {
+      uint4 word;
+      memcpy(&word, values + j, sizeof word);
+      *reinterpret_cast<uint4*>(to + j) = word;
+    }
+  } else {
+    PPCR_UNROLLED
+    for (int j = 0; j < V; ++j) to[j] = values[j];
   }
 }
 
+// parts[rank][line][pixel] = sum over the rows of a step of sums[line][row][pixel], of this block for all blocks of its cluster.
+// Where there are fewer columns than threads, neighbouring lanes share one. Between blocks the values travel with `barrier`, which
+// completes when all have come.
 template <class A>
-PPCR_DEVICE A part_of(const Tile& tile, const A* parts, int line, int rank, int pixel) {
-  const A* part = parts + line * tile.q + pixel;
-  return tile.cluster > 1 ? cluster_load(part, unsigned(rank)) : *part;
+PPCR_DEVICE void sum_rows(const Tile& tile, unsigned rank, int lines, const A* sums, A* parts, Mbarrier* barrier) {
+  const int count = lines * tile.q, lanes = 1 << tile.column_lanes_log2, lane = int(threadIdx.x) & (lanes - 1);
+  if (tile.cluster > 1 && threadIdx.x == 0) expect_bytes(barrier, unsigned(count * tile.cluster * int(sizeof(A))));
+  const int columns = kThreads >> tile.column_lanes_log2, warp_columns = kWarp >> tile.column_lanes_log2;
+  const int end = (count + warp_columns - 1) & -warp_columns;  // whole warps, for the shuffles
+  PPCR_ROLLED
+  for (int i = int(threadIdx.x) >> tile.column_lanes_log2; i < end; i += columns) {
+    A value = 0;
+    if (i < count) {
+      const int line = int(tile.by_q.quotient(unsigned(i)));
+      const A* column = sums + line * tile.rows * tile.q + (i - line * tile.q);
+      PPCR_BY_FOUR
+      for (int row = lane; row < tile.rows; row += lanes) value += column[row * tile.q];
+    }
+    value = sum_lanes(value, lanes);
+    if (i >= count) continue;
+    A* const part = parts + int(rank) * count + i;
+    if (tile.cluster == 1) {
+      if (lane == 0) *part = value;
+    } else {
+      for (int to = lane; to < tile.cluster; to += lanes) cluster_send(part, value, unsigned(to), barrier);
+    }
+  }
+}
+
+// Of a unit of the tile, or (line 0 .. groups-1 behind those of the rounds) of the dot products.
+template <class A>
+PPCR_DEVICE A part_of(const Tile& tile, int lines, const A* parts, int rank, int line, int pixel) {
+  return parts[(rank * lines + line) * tile.q + pixel];
 }
 
 // The sums of every segment for one pixel, from all blocks of the cluster, in the order of the units.
 template <class A, class Units, class Bins>
-PPCR_DEVICE void segment_sums(const Tile& tile, const Units& units, const Bins& bins, const A* parts, int pixel, A* sums) {
-  const int round_units = tile.cluster * tile.groups;
+PPCR_DEVICE void segment_sums(const Tile& tile, const Units& units, const Bins& bins, int lines, const A* parts, int pixel,
+                              A* sums) {
   PPCR_UNROLLED
   for (int k = 0; k < bins.segments(); ++k) {
     A sum = 0;
-    PPCR_ROLLED
+    PPCR_BY_TWO
     for (int unit = units.first(k); unit < units.first(k + 1); ++unit) {
-      const int round = Units::kOneRound ? 0 : unit / round_units;
-      const int in_round = unit - round * round_units, rank = in_round / tile.groups;
-      sum += part_of(tile, parts, round * tile.groups + in_round - rank * tile.groups, rank, pixel);
+      const int block = unit >> tile.groups_log2;  // round * cluster + rank
+      const int round = Units::kOneRound ? 0 : block >> tile.cluster_log2;
+      const int line = round * tile.groups + (unit & (tile.groups - 1));
+      sum += part_of(tile, lines, parts, block & (tile.cluster - 1), line, pixel);
     }
     sums[k] = sum;
   }
 }
 
+// The dot products of one pixel, from all groups of all blocks of the cluster.
+template <class A>
+PPCR_DEVICE A dot_sum(const Tile& tile, int lines, const A* parts, int pixel) {
+  A sum = 0;
+  PPCR_BY_FOUR
+  for (int group = 0; group < tile.cluster * tile.groups; ++group) {
+    const int line = tile.rounds * tile.groups + (group & (tile.groups - 1));
+    sum += part_of(tile, lines, parts, group >> tile.groups_log2, line, pixel);
+  }
+  return sum;
+}
+
 // A vector that straddles channels (q is then the whole image) wraps to the image's first pixel.
 template <int V, class A>
 PPCR_DEVICE void pixel_values(const Tile& tile, const A* row, int column, A (&values)[V]) {
-  PPCR_UNROLLED
-  for (int j = 0; j < V; ++j) values[j] = row[column + j - (column + j >= tile.q ? tile.q : 0)];
+  constexpr int kWide = 16 / int(sizeof(A));
+  if (V % kWide == 0 && !tile.straddles) {
+    PPCR_UNROLLED
+    for (int j = 0; j + kWide <= V; j += kWide) {
+      const uint4 word = *reinterpret_cast<const uint4*>(row + column + j);
+      memcpy(values + j, &word, sizeof word);
+    }
+  } else {
+    PPCR_UNROLLED
+    for (int j = 0; j < V; ++j) values[j] = row[column + j - (column + j >= tile.q ? tile.q : 0)];
+  }
 }
 
 }  // namespace ppcr::cuda

@@ -15,6 +15,7 @@ struct Launch {
   int threads;
   int shared_bytes;
   int cluster;
+  bool early;  // may be set up while the kernel before it in the stream ends, for which it waits itself
 };
 
 template <class T>
@@ -150,13 +151,14 @@ class Dispatch {
     arguments.weight_kind = operands_.weight.kind;
     arguments.bias_kind = operands_.bias.kind;
     const int shared = kFinishThreads / kWarp * int(sizeof(Acc<T>));
-    launcher_(finish_parameters<T>, Launch{"finish_parameters", arguments.contexts + 1, kFinishThreads, shared, 1}, arguments);
+    launcher_(finish_parameters<T>, Launch{"finish_parameters", arguments.contexts + 1, kFinishThreads, shared, 1, plan_.early},
+              arguments);
   }
 
   template <class Arguments>
   void launch(const char* name, void (*kernel)(Arguments), const Arguments& arguments) {
     const int cluster = plan_.kind == KernelKind::kChannelMajor ? plan_.tile.cluster : 1;
-    launcher_(kernel, Launch{name, plan_.blocks, plan_.threads, plan_.shared_bytes, cluster}, arguments);
+    launcher_(kernel, Launch{name, plan_.blocks, plan_.threads, plan_.shared_bytes, cluster, plan_.early}, arguments);
     launched_ = true;
   }
 

@@ -21,6 +21,7 @@ template <class T>
 __global__ void __launch_bounds__(kFinishThreads) finish_parameters(const __grid_constant__ FinishArguments<T> arguments) {
   using A = Acc<T>;
   constexpr int kStreams = 4;  // independent sums: that many loads in flight
+  wait_for_kernels_before();
   PPCR_SHARED(raw);
   A* const warps = reinterpret_cast<A*>(raw);
   const A* const row = arguments.partials + int64_t(blockIdx.x) * arguments.count;

@@ -7,11 +7,14 @@
 
 namespace ppcr::cuda {
 
-// Starts what `plan` says on `stream`; throws std::runtime_error where a launch is refused. One file per dtype.
-void run_float(const Problem& problem, const Plan& plan, const Operands& operands, cudaStream_t stream);
-void run_half(const Problem& problem, const Plan& plan, const Operands& operands, cudaStream_t stream);
-void run_bfloat16(const Problem& problem, const Plan& plan, const Operands& operands, cudaStream_t stream);
-void run_double(const Problem& problem, const Plan& plan, const Operands& operands, cudaStream_t stream);
+// The kernels of one dtype; a file each.
+struct Kernels {
+  // Starts what `plan` says on `stream`; throws std::runtime_error where a launch is refused.
+  void (*run)(const Problem& problem, const Plan& plan, const Operands& operands, cudaStream_t stream);
+  // How many clusters of a channel-major plan the current device holds at once.
+  int64_t (*resident_clusters)(const Problem& problem, const Plan& plan, int multiprocessors);
+};
+extern const Kernels kFloat, kHalf, kBFloat16, kDouble;
 
 // The virtual architecture (90 for compute_90) from which the code was compiled that the current device runs; throws where the
 // library holds none for it.

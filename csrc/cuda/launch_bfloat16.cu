@@ -1,5 +1,3 @@
 #include "launch_dtype.cuh"
 
-void ppcr::cuda::run_bfloat16(const Problem& problem, const Plan& plan, const Operands& operands, cudaStream_t stream) {
-  run_dtype<BFloat16>(problem, plan, operands, stream);
-}
+const ppcr::cuda::Kernels ppcr::cuda::kBFloat16 = ppcr::cuda::kernels_of<ppcr::cuda::BFloat16>();

@@ -1,5 +1,3 @@
 #include "launch_dtype.cuh"
 
-void ppcr::cuda::run_double(const Problem& problem, const Plan& plan, const Operands& operands, cudaStream_t stream) {
-  run_dtype<double>(problem, plan, operands, stream);
-}
+const ppcr::cuda::Kernels ppcr::cuda::kDouble = ppcr::cuda::kernels_of<double>();

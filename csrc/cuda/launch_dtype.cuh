@@ -21,26 +21,67 @@ inline void check_launch(cudaError_t error, const Launch& launch) {
                         std::to_string(launch.shared_bytes) + " bytes of shared memory");
 }
 
+inline void allow_shared_memory(const void* kernel, const Launch& launch) {
+  if (launch.shared_bytes > 48 << 10)  // beyond this a kernel has to ask
+    check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes), launch);
+}
+
+// What cudaLaunchKernelEx takes; it points into itself.
+struct LaunchConfiguration {
+  cudaLaunchConfig_t configuration{};
+  cudaLaunchAttribute attributes[2];
+
+  LaunchConfiguration(const Launch& launch, cudaStream_t stream) {
+    configuration.gridDim = dim3(static_cast<unsigned>(launch.blocks));
+    configuration.blockDim = dim3(static_cast<unsigned>(launch.threads));
+    configuration.dynamicSmemBytes = static_cast<size_t>(launch.shared_bytes);
+    configuration.stream = stream;
+    configuration.attrs = attributes;
+    if (launch.cluster > 1) {
+      cudaLaunchAttribute& cluster = attributes[configuration.numAttrs++];
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim.x = static_cast<unsigned>(launch.cluster);
+      cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    }
+    if (launch.early) {
+      cudaLaunchAttribute& early = attributes[configuration.numAttrs++];
+      early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      early.val.programmaticStreamSerializationAllowed = 1;
+    }
+  }
+  LaunchConfiguration(const LaunchConfiguration&) = delete;
+};
+
 struct StreamLauncher {
   cudaStream_t stream;
 
   template <class Arguments>
   void operator()(void (*kernel)(Arguments), const Launch& launch, const Arguments& arguments) {
-    if (launch.shared_bytes > 48 << 10)  // beyond this a kernel has to ask
-      check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes), launch);
-    cudaLaunchConfig_t configuration{};
-    configuration.gridDim = dim3(static_cast<unsigned>(launch.blocks));
-    configuration.blockDim = dim3(static_cast<unsigned>(launch.threads));
-    configuration.dynamicSmemBytes = static_cast<size_t>(launch.shared_bytes);
-    configuration.stream = stream;
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = static_cast<unsigned>(launch.cluster);
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    configuration.attrs = &cluster;
-    configuration.numAttrs = launch.cluster > 1 ? 1 : 0;
-    check_launch(cudaLaunchKernelEx(&configuration, kernel, arguments), launch);
-    check_launch(cudaGetLastError(), launch);
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), launch);
+    const LaunchConfiguration with(launch, stream);
+    check_launch(cudaLaunchKernelEx(&with.configuration, kernel, arguments), launch);
+  }
+};
+
+// Launches nothing: asks how many clusters (or blocks) of the kernel the current device holds at once.
+struct ResidencyQuery {
+  int multiprocessors;
+  int64_t clusters = 0;
+
+  template <class Arguments>
+  void operator()(void (*kernel)(Arguments), const Launch& launch, const Arguments&) {
+    if (clusters != 0) return;  // the finishing kernel, after the one that was asked about
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), launch);
+    int found = 0;
+    if (launch.cluster > 1) {
+      const LaunchConfiguration with(launch, nullptr);
+      check_launch(cudaOccupancyMaxActiveClusters(&found, kernel, &with.configuration), launch);
+      clusters = found;
+    } else {
+      const size_t shared = static_cast<size_t>(launch.shared_bytes);
+      check_launch(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&found, kernel, launch.threads, shared), launch);
+      clusters = int64_t(found) * multiprocessors;
+    }
   }
 };
 
@@ -50,6 +91,19 @@ void run_dtype(const Problem& problem, const Plan& plan, const Operands& operand
   Dispatch<T, StreamLauncher> dispatch(problem, plan, operands, launcher);
   dispatch.run();
   if (!dispatch.launched()) throw std::runtime_error("ppcr_ext: the planner chose a kernel that is not compiled; please report it");
+}
+
+template <class T>
+int64_t resident_clusters(const Problem& problem, const Plan& plan, int multiprocessors) {
+  ResidencyQuery query{multiprocessors};
+  const Operands operands;
+  Dispatch<T, ResidencyQuery>(problem, plan, operands, query).run();
+  return query.clusters;
+}
+
+template <class T>
+constexpr Kernels kernels_of() {
+  return {run_dtype<T>, resident_clusters<T>};
 }
 
 }  // namespace ppcr::cuda

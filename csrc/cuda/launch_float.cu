@@ -1,8 +1,6 @@
 #include "launch_dtype.cuh"
 
-void ppcr::cuda::run_float(const Problem& problem, const Plan& plan, const Operands& operands, cudaStream_t stream) {
-  run_dtype<float>(problem, plan, operands, stream);
-}
+const ppcr::cuda::Kernels ppcr::cuda::kFloat = ppcr::cuda::kernels_of<float>();
 
 int ppcr::cuda::running_architecture() {
   cudaFuncAttributes attributes;

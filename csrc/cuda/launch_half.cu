@@ -1,5 +1,3 @@
 #include "launch_dtype.cuh"
 
-void ppcr::cuda::run_half(const Problem& problem, const Plan& plan, const Operands& operands, cudaStream_t stream) {
-  run_dtype<Half>(problem, plan, operands, stream);
-}
+const ppcr::cuda::Kernels ppcr::cuda::kHalf = ppcr::cuda::kernels_of<ppcr::cuda::Half>();

@@ -72,6 +72,7 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), i
   const Lanes& lanes = arguments.lanes;
   const Bins& bins = arguments.bins;
 
+  wait_for_kernels_before();
   PPCR_SHARED(raw);
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   A* const parameters = reinterpret_cast<A*>(raw);
@@ -144,6 +145,7 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), i
   const Lanes& lanes = arguments.lanes;
   const Bins& bins = arguments.bins;
 
+  wait_for_kernels_before();
   PPCR_SHARED(raw);
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp, warps = int(blockDim.x) / kWarp;
   A* const parameters = reinterpret_cast<A*>(raw);

@@ -85,6 +85,7 @@ PPCR_DEVICE void pixel_tile(const PixelTileArguments<T, Bins>& arguments) {
   constexpr int kVector = 16 / int(sizeof(T));
   constexpr bool kDot = BACKWARD && MODE != Mode::kGate;
 
+  wait_for_kernels_before();
   PPCR_SHARED(raw);
   const PixelTileMemory memory = pixel_tile_memory(tile, bins.contexts(), bins.segments(), int(sizeof(T)), MODE, BACKWARD, STAGED);
   T* const x = reinterpret_cast<T*>(raw);  // later the result

@@ -2,6 +2,7 @@
 // (tests/test_cuda_plan.py), and the same plans drive the kernels on a GPU and on the CPU (tests/cuda_on_cpu).
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <initializer_list>
 #include <string>
@@ -43,8 +44,11 @@ struct Plan {
   Tile tile{};         // channel-major
   int unit_count = 0;  // channel-major
   PixelTile pixel_tile{};
-  bool staged = false;  // pixel tile
-  int warp_pixels = 0;  // pixel-major
+  bool staged = false;      // pixel tile
+  int warp_pixels = 0;      // pixel-major
+  int cluster_tiles = 0;    // channel-major: tiles of a cluster; 0: what comes to as many clusters as the device holds
+  bool fixed_grid = false;  // channel-major: PPCR_PLAN says how many clusters there are
+  bool early = false;       // kernels may be set up while the one before them ends
   int threads = kThreads;
   int64_t blocks = 0;
   int64_t partial_count = 0;  // per parameter
@@ -54,11 +58,12 @@ struct Plan {
 };
 
 constexpr int64_t kMaxBlocks = 0x7fffffff;
+constexpr int64_t kMaxTiles = 1 << 30;  // so that the number of a tile and of the next one stay below 2^31
 
-// PPCR_PLAN, for tuning: "q=128,groups=4,cluster=2,vector=4,steps=8,variant=3,warps=4". What it names is taken as it says; plans
-// that differ are not considered.
+// PPCR_PLAN, for tuning: "q=128,groups=4,cluster=2,clusters=264,vector=4,steps=8,variant=3,warps=4". What it names is taken as it
+// says; plans that differ are not considered.
 struct Forced {
-  int q = 0, groups = 0, cluster = 0, vector = 0, steps = 0, warps = 0, variant = -1;
+  int q = 0, groups = 0, cluster = 0, clusters = 0, vector = 0, steps = 0, warps = 0, variant = -1;
   std::string error;
 };
 
@@ -72,19 +77,20 @@ inline Forced parse_forced(const char* text) {
     rest = comma == std::string::npos ? "" : rest.substr(comma + 1);
     const size_t equals = item.find('=');
     const std::string name = item.substr(0, equals);
-    int* const field = name == "q"         ? &forced.q
-                       : name == "groups"  ? &forced.groups
-                       : name == "cluster" ? &forced.cluster
-                       : name == "vector"  ? &forced.vector
-                       : name == "steps"   ? &forced.steps
-                       : name == "warps"   ? &forced.warps
-                       : name == "variant" ? &forced.variant
-                                           : nullptr;
+    int* const field = name == "q"          ? &forced.q
+                       : name == "groups"   ? &forced.groups
+                       : name == "cluster"  ? &forced.cluster
+                       : name == "clusters" ? &forced.clusters
+                       : name == "vector"   ? &forced.vector
+                       : name == "steps"    ? &forced.steps
+                       : name == "warps"    ? &forced.warps
+                       : name == "variant"  ? &forced.variant
+                                            : nullptr;
     char* end = nullptr;
     const long value = equals == std::string::npos ? -1 : std::strtol(item.c_str() + equals + 1, &end, 10);
-    if (field == nullptr || end == nullptr || *end != 0 || value < 0 || value > 65536) {
-      forced.error =
-          "PPCR_PLAN: '" + item + "' is not one of q=, groups=, cluster=, vector=, steps=, warps=, variant= with a number";
+    if (field == nullptr || end == nullptr || *end != 0 || value < 0 || value > kMaxBlocks) {
+      forced.error = "PPCR_PLAN: '" + item +
+                     "' is not one of q=, groups=, cluster=, clusters=, vector=, steps=, warps=, variant= with a number";
       return forced;
     }
     *field = static_cast<int>(value);
@@ -114,10 +120,27 @@ inline int greatest_common_divisor(int a, int b) {
 }
 
 // ------------------------------------------------------------------------------------------------------- channel-major
+// The grid. Blocks that the device starts one after the other, each for a tile or two, share the work evenly even where
+// multiprocessors differ in speed. Against that stands what a cluster or a backward block costs to start and to end: with large
+// tiles as many clusters as the device holds at once take all tiles in turn. Measured on an H200.
+inline int tiles_of_cluster(Mode mode, bool backward, bool whole_image, int q, int cluster) {
+  constexpr int kAsManyAsNeeded = 0;
+  if (!backward && mode != Mode::kAddRelu) return 1;
+  if (whole_image || (backward && q > 128)) return kAsManyAsNeeded;
+  return backward && mode == Mode::kScale && cluster > 2 ? 4 : 2;
+}
+
+inline void set_clusters(Plan& plan, int64_t resident) {
+  const int64_t tiles = plan.tile.tiles, most = std::max<int64_t>(1, std::min(resident, tiles));
+  const int64_t even = ceil_div(tiles, ceil_div(tiles, most));  // of those that fit at once, every one with as many tiles
+  plan.partial_count = plan.cluster_tiles == 0 ? even : std::max(even, ceil_div(tiles, plan.cluster_tiles));
+  plan.blocks = plan.partial_count * plan.tile.cluster;
+}
+
 // A candidate: a plan for given q, vector, groups, cluster and steps, with its score, or score 0 where it is impossible.
 //
-// The score is an estimate of the share of the memory bandwidth that the plan reaches: a product of named factors, each 1 at best.
-// They are arithmetic from access widths and occupancy; PPCR_PLAN is there to measure them.
+// The score orders plans by the share of the memory bandwidth that they reach: a product of named factors, each 1 at best, fitted
+// to what an H200 measured for some hundred plans of every stage of a ResNet. PPCR_PLAN is there to measure more.
 inline Plan channel_major_candidate(const Problem& problem, const DeviceLimits& device, int q, int vector, int groups, int cluster,
                                     int steps) {
   const Pooling& pooling = *problem.pooling;
@@ -173,12 +196,24 @@ inline Plan channel_major_candidate(const Problem& problem, const DeviceLimits& 
   const int64_t image_tiles = ceil_div(problem.image_pixels, q);
   if (image_tiles > kMaxBlocks) return plan;
   tile.image_tiles = static_cast<unsigned>(image_tiles);
-  plan.partial_count = problem.images * image_tiles;
-  plan.blocks = plan.partial_count * cluster;
-  if (plan.blocks > kMaxBlocks) return plan;
+  if (problem.images * image_tiles > kMaxTiles) return plan;
+  tile.tiles = static_cast<unsigned>(problem.images * image_tiles);
+  tile.steps = static_cast<int>(ceil_div(unit_channels, rows));
+  tile.group_log2 = log2_of(tile.group);
+  tile.groups_log2 = log2_of(groups);
+  tile.cluster_log2 = log2_of(cluster);
+  tile.straddles = straddles;
+  tile.by_q = divider(unsigned(q));
+  tile.by_step = divider(unsigned(rows * q));
+  tile.by_image_tiles = divider(tile.image_tiles);
+  const int lines = tile_memory(tile, pooling.contexts, pooling.segments, problem.mode, problem.backward).lines;
+  while (tile.column_lanes_log2 < 3 && lines * q << (tile.column_lanes_log2 + 1) <= kThreads && 2 << tile.column_lanes_log2 <= rows)
+    ++tile.column_lanes_log2;
   const int accumulator = problem.element_size == 8 ? 8 : 4;
+  const int64_t slots =
+      int64_t(slot_streams(problem.mode, problem.backward, vector * problem.element_size, steps)) * steps * kThreads * kSlotBytes;
   const int64_t shared =
-      int64_t(accumulator) * tile_memory(tile, pooling.contexts, pooling.segments, problem.mode, problem.backward).total;
+      slots + int64_t(accumulator) * tile_memory(tile, pooling.contexts, pooling.segments, problem.mode, problem.backward).total;
   if (shared > device.shared_bytes) return plan;
   plan.shared_bytes = static_cast<int>(shared);
 
@@ -189,44 +224,47 @@ inline Plan channel_major_candidate(const Problem& problem, const DeviceLimits& 
 
   // What the registers do not hold crosses the bus again (part of it may be found in the L2: not counted on).
   const double units = gate ? 1 + problem.backward : (added ? 3 : 2) + problem.backward * (added ? 2 : 1);
-  const double again = gate ? 0 : 1 - held_steps / (unit_steps * tile.rounds);
-  const double once = units / (units + again) * (again > 0 ? 0.95 : 1);
+  const double again = gate ? 0 : (1 + (added && problem.backward)) * (1 - held_steps / (unit_steps * tile.rounds));
+  const double once = units / (units + again) * (again > 0 ? 0.9 : 1);
 
   const double threads_busy = double(tile.active) / tile.group * double(unit_channels) / (unit_steps * double(rows));
   const double pixels_busy = double(problem.image_pixels) / (double(image_tiles) * q);
 
   // Bytes that a step reads without a gap: 128 fill a line, 32 a sector.
   const double run = double(whole ? unit_channels * q : q) * problem.element_size;
-  const double long_runs = run >= 128  ? 1
-                           : run >= 64 ? 0.85 + 0.15 * (run - 64) / 64
-                           : run >= 32 ? 0.6 + 0.25 * (run - 32) / 32
-                                       : run * 0.6 / 32;
-  // A run that starts inside a sector moves that sector twice between L2 and multiprocessor.
+  const double long_runs = run >= 512   ? 1
+                           : run >= 256 ? 0.99 + 0.01 * (run - 256) / 256
+                           : run >= 128 ? 0.95 + 0.04 * (run - 128) / 128
+                           : run >= 64  ? 0.86 + 0.09 * (run - 64) / 64
+                           : run >= 32  ? 0.65 + 0.21 * (run - 32) / 32
+                                        : run * 0.65 / 32;
+  // A run that starts inside a sector moves that sector twice, and writes a part of it.
   const bool aligned = problem.image_pixels * problem.element_size % 32 == 0 && q * problem.element_size % 32 == 0;
-  const double sectors = aligned ? 1 : 0.9 + 0.1 * run / (run + 32);
+  const double sectors = aligned ? 1 : run / (run + 48);
 
   double cluster_cost = 1;
-  for (int blocks = 1; blocks < cluster; blocks *= 2) cluster_cost *= 0.97;
+  for (int blocks = 1; blocks < cluster; blocks *= 2) cluster_cost *= 0.985;
 
-  // Blocks on a multiprocessor, by registers and by shared memory, and the bytes that they keep in flight together.
-  const int by_registers = channel_major_blocks(steps * vector * problem.element_size, problem.mode, problem.backward);
-  const int by_memory = std::max<int>(1, static_cast<int>((device.shared_bytes + 1024) / (shared + 1024)));
-  const int resident = std::min(by_registers, by_memory);
-  const double residency = 0.85 + 0.05 * std::min(3, resident);
-  const double block_bytes = held_steps * tile.active * groups * vector * problem.element_size;
-  const double running = std::min(double(plan.blocks), double(resident) * device.multiprocessors);
-  const double in_flight = std::min(1., block_bytes * running / std::min(tensor_bytes, device.multiprocessors * 60. * 1024));
+  // Full tiles hide the latency of everything between their loads and their stores; a second block on the multiprocessor, too.
+  const double full = 0.4 + 0.6 * held_steps / steps;
+  const int by_registers = channel_major_blocks(vector, steps * vector * problem.element_size, problem.mode, problem.backward);
+  const int by_memory = static_cast<int>((device.shared_bytes + 1024) / (shared + 1024));
+  const int resident = std::max(1, std::min(by_registers, by_memory));
+  const double company = resident > 1 ? 1 : 0.88;
 
   // Small tensors: every multiprocessor should have a block.
-  const double busy = std::min(1., double(plan.blocks) / device.multiprocessors);
+  const double busy = std::min(1., double(tile.tiles) * cluster / device.multiprocessors);
   const double spread = tensor_bytes < (16 << 20) ? 0.5 + 0.5 * busy : 1;
 
-  // dweight and dbias are summed from a share per tile: under 1 % of the traffic, or rather another tile.
-  const double share = 2. * plan.partial_count * (pooling.contexts + 1) * accumulator / tensor_bytes;
+  plan.cluster_tiles = tiles_of_cluster(problem.mode, problem.backward, whole, q, cluster);
+  set_clusters(plan, int64_t(resident) * device.multiprocessors / cluster);
+
+  // dweight and dbias are summed from a share per cluster: under 1 % of the traffic, or rather another tile.
+  const double share = 2. * double(plan.partial_count) * (pooling.contexts + 1) * accumulator / tensor_bytes;
   const double partials = problem.backward && share > 0.01 ? 0.7 : 1;
 
-  plan.score = partials * once * threads_busy * pixels_busy * long_runs * sectors * cluster_cost * (0.4 + 0.6 * in_flight) *
-               residency * spread;
+  plan.score =
+      partials * once * threads_busy * std::sqrt(pixels_busy) * long_runs * sectors * cluster_cost * full * company * spread;
   return plan;
 }
 
@@ -256,9 +294,14 @@ inline Plan plan_channel_major(const Problem& problem, const DeviceLimits& devic
       consider(ceil_div(ceil_div(problem.image_pixels, pieces), vector) * vector, vector);
     consider(vector, vector);
     if (forced.q != 0) consider(forced.q, vector);
-    if (best.score > 0.3) break;  // narrower vectors would not do better
+    if (best.score > 0.15) break;  // narrower vectors would not do better
   }
   best.kind = KernelKind::kChannelMajor;
+  best.fixed_grid = forced.clusters != 0;
+  if (best.fixed_grid) {
+    best.cluster_tiles = 0;
+    set_clusters(best, forced.clusters);
+  }
   if (best.score == 0) best.error = "no plan fits a channel-major tensor of these sizes in one launch";
   return best;
 }
@@ -371,6 +414,7 @@ inline Plan make_plan(const Problem& problem, const DeviceLimits& device, const 
   } else {
     const bool pixel_major = problem.pixel_major || problem.image_pixels == 1;  // of one pixel both layouts are the same
     plan = pixel_major ? plan_pixel_major(problem, device, forced) : plan_channel_major(problem, device, forced);
+    plan.early = device.max_cluster > 1;  // sm_90 on, as clusters are
     if (!plan.error.empty() && forced_text != nullptr) plan.error += std::string(" with PPCR_PLAN=") + forced_text;
   }
   return plan;

@@ -14,11 +14,44 @@
 #define PPCR_UNROLLED _Pragma("unroll")
 #define PPCR_ROLLED _Pragma("unroll 1")
 #define PPCR_BY_FOUR _Pragma("unroll 4")
+#define PPCR_BY_TWO _Pragma("unroll 2")
 
 namespace ppcr::cuda {
 
 using Half = __half;
 using BFloat16 = __nv_bfloat16;
+
+PPCR_DEVICE unsigned shared_address(const void* shared) { return static_cast<unsigned>(__cvta_generic_to_shared(shared)); }
+
+// Copies 16 bytes to shared memory, or zeros where they are not wanted; they are there after wait_for_copies().
+PPCR_DEVICE void copy_async(uint4* to, const void* from, bool wanted) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(__cvta_generic_to_global(from)),
+               "r"(wanted ? 16 : 0)
+               : "memory");
+#else
+  uint4 word = {};
+  if (wanted) word = *static_cast<const uint4*>(from);
+  *to = word;
+#endif
+}
+// Copies since the last call are a group; at most so many of the last groups are under way after a wait.
+PPCR_DEVICE void close_copies() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int LATER>
+PPCR_DEVICE void wait_for_copies() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
+#endif
+}
+
+// A barrier in shared memory that completes when as many bytes have come as are expected, and begins anew.
+struct Mbarrier {
+  uint64_t word;
+};
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
@@ -27,35 +60,61 @@ PPCR_DEVICE unsigned cluster_rank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-// Not the .aligned form, which would demand that no thread of a warp comes late from a loop.
-PPCR_DEVICE void cluster_sync() { asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory"); }
-// The value at the same place in the shared memory of another block of the cluster.
+// A barrier of the cluster in two halves. It orders no memory but what init_barriers() has written.
+PPCR_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
+PPCR_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+
+// By one thread, which then arrives at the cluster's barrier.
+PPCR_DEVICE void init_barriers(Mbarrier* two) {
+  asm volatile(
+      "mbarrier.init.shared::cta.b64 [%0], 1;\nmbarrier.init.shared::cta.b64 [%0+8], 1;\nfence.mbarrier_init.release.cluster;" ::
+          "r"(shared_address(two))
+      : "memory");
+}
+PPCR_DEVICE void expect_bytes(Mbarrier* barrier, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+}
+// Waits for the end of the phase with this parity: what was sent in it can be read then.
+PPCR_DEVICE void wait_for(Mbarrier* barrier, unsigned parity) {
+  unsigned done;
+  do {
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
+  } while (done == 0);
+}
+// The address of the same place in the shared memory of another block of the cluster.
 PPCR_DEVICE unsigned cluster_address(const void* own, unsigned rank) {
   unsigned address;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-               : "=r"(address)
-               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(own))), "r"(rank));
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(own)), "r"(rank));
   return address;
 }
-PPCR_DEVICE float cluster_load(const float* own, unsigned rank) {
-  float value;
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(cluster_address(own, rank)) : "memory");
-  return value;
+// Stores a value at the same place of another block, or of this one, and counts its bytes at that block's barrier.
+PPCR_DEVICE void cluster_send(float* own, float value, unsigned rank, Mbarrier* barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(cluster_address(own, rank)),
+               "r"(__float_as_uint(value)), "r"(cluster_address(barrier, rank))
+               : "memory");
 }
-PPCR_DEVICE double cluster_load(const double* own, unsigned rank) {
-  double value;
-  asm volatile("ld.shared::cluster.f64 %0, [%1];" : "=d"(value) : "r"(cluster_address(own, rank)) : "memory");
-  return value;
+PPCR_DEVICE void cluster_send(double* own, double value, unsigned rank, Mbarrier* barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(cluster_address(own, rank)),
+               "l"(__double_as_longlong(value)), "r"(cluster_address(barrier, rank))
+               : "memory");
 }
+// What the kernels before this one in the stream have written can be read from here on, also where this one was let in early.
+PPCR_DEVICE void wait_for_kernels_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 #else  // before sm_90 the planner asks for clusters of one block, and these are never reached
 
 PPCR_DEVICE unsigned cluster_rank() { return 0; }
-PPCR_DEVICE void cluster_sync() { __syncthreads(); }
+PPCR_DEVICE void cluster_arrive() {}
+PPCR_DEVICE void cluster_wait() {}
+PPCR_DEVICE void init_barriers(Mbarrier*) {}
+PPCR_DEVICE void expect_bytes(Mbarrier*, unsigned) {}
+PPCR_DEVICE void wait_for(Mbarrier*, unsigned) {}
 template <class A>
-PPCR_DEVICE A cluster_load(const A* own, unsigned) {
-  return *own;
-}
+PPCR_DEVICE void cluster_send(A*, A, unsigned, Mbarrier*) {}
+PPCR_DEVICE void wait_for_kernels_before() {}
 
 #endif
 
@@ -81,6 +140,10 @@ PPCR_DEVICE unsigned opaque(unsigned word) {
 PPCR_DEVICE unsigned short opaque(unsigned short word) {
   asm volatile("" : "+h"(word));
   return word;
+}
+PPCR_DEVICE int64_t opaque(int64_t number) {
+  asm volatile("" : "+l"(number));
+  return number;
 }
 
 // One predicated store instruction per word. Plain uint4 stores were split into four of 4 bytes, and __stwb makes a STRONG.SM
@@ -114,7 +177,7 @@ PPCR_DEVICE void narrow(float value, BFloat16& result) { result = __float2bfloat
 
 }  // namespace ppcr::cuda
 
-#else  // a CPU: the including file has brought cuda_on_cpu.h, which supplies cluster_rank, cluster_sync, cluster_load
+#else  // a CPU: the including file has brought cuda_on_cpu.h, which supplies clusters and copies
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -124,14 +187,13 @@ PPCR_DEVICE void narrow(float value, BFloat16& result) { result = __float2bfloat
 #define PPCR_UNROLLED
 #define PPCR_ROLLED
 #define PPCR_BY_FOUR
+#define PPCR_BY_TWO
 
 namespace ppcr::cuda {
 
 using Half = c10::Half;
 using BFloat16 = c10::BFloat16;
-using cuda_on_cpu::cluster_load;
-using cuda_on_cpu::cluster_rank;
-using cuda_on_cpu::cluster_sync;
+using namespace cuda_on_cpu::device;
 
 template <class Word>
 Word opaque(Word word) {

@@ -58,7 +58,7 @@ int device_of(const Tensor& x) {
 using PlanKey = std::tuple<int64_t, int64_t, int64_t, bool, int, int, int, bool, int>;
 
 // Planning takes tens to hundreds of microseconds, and a network calls with the same few shapes again and again.
-const Plan& plan_for(const Problem& problem, const std::vector<int64_t>& levels, int device) {
+const Plan& plan_for(const Problem& problem, const std::vector<int64_t>& levels, int device, const Kernels& kernels) {
   thread_local std::map<std::pair<PlanKey, std::vector<int64_t>>, Plan> known;
   thread_local std::string known_forced;
   const char* const forced = std::getenv("PPCR_PLAN");
@@ -72,6 +72,8 @@ const Plan& plan_for(const Problem& problem, const std::vector<int64_t>& levels,
   if (found != known.end()) return found->second;
   Plan plan = make_plan(problem, limits_of(device), text.empty() ? nullptr : text.c_str());
   PPCR_CHECK(plan.error.empty(), plan.error);
+  if (plan.kind == KernelKind::kChannelMajor && !plan.fixed_grid)
+    set_clusters(plan, kernels.resident_clusters(problem, plan, limits_of(device).multiprocessors));
   return known[{key, levels}] = plan;
 }
 
@@ -122,7 +124,12 @@ class Call {
                              ? common_alignment({operands.x, problem_.backward ? operands.out : nullptr})
                              : common_alignment({operands.x, operands.grad, operands.extra_in, operands.out, operands.extra_out});
     const int device = x.get_device_index();
-    const Plan& plan = plan_for(problem_, levels_, device);
+    const ScalarType type = x.scalar_type();
+    const Kernels& kernels = type == ScalarType::Float    ? kFloat
+                             : type == ScalarType::Half   ? kHalf
+                             : type == ScalarType::Double ? kDouble
+                                                          : kBFloat16;
+    const Plan& plan = plan_for(problem_, levels_, device, kernels);
     Tensor partials;
     if (problem_.backward) {
       const ScalarType wide = is_double() ? ScalarType::Double : ScalarType::Float;
@@ -131,11 +138,7 @@ class Call {
     }
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-    const auto launch = x.scalar_type() == ScalarType::Float    ? run_float
-                        : x.scalar_type() == ScalarType::Half   ? run_half
-                        : x.scalar_type() == ScalarType::Double ? run_double
-                                                                : run_bfloat16;
-    launch(problem_, plan, operands, static_cast<cudaStream_t>(stream));
+    kernels.run(problem_, plan, operands, static_cast<cudaStream_t>(stream));
   }
 
  private:

@@ -10,6 +10,7 @@ constexpr int kMaxCluster = 8;  // blocks of a cluster: the portable limit
 constexpr int kMaxGroups = 8;   // groups of threads in a block of the channel-major kernels
 constexpr int kMaxUnits = 256;  // units of a TableUnits
 constexpr int kTileWarps = kThreads / kWarp;
+constexpr int kSlotBytes = 16;  // of a vector that a thread copies ahead of its use
 
 enum class Mode : int {
   kScale,    // y = x g
@@ -17,8 +18,22 @@ enum class Mode : int {
   kGate,     // g alone
 };
 
+// Division of numbers below 2^31 by a constant, which the host makes a multiplication and a shift.
+struct Divider {
+  unsigned multiplier, shift;
+  PPCR_HD unsigned quotient(unsigned n) const {
+    return (static_cast<unsigned>((static_cast<uint64_t>(n) * multiplier) >> 32) + n) >> shift;
+  }
+};
+inline Divider divider(unsigned divisor) {
+  unsigned shift = 0;
+  while (shift < 31 && (1u << shift) < divisor) ++shift;
+  return {static_cast<unsigned>(((uint64_t(1) << 32) * ((uint64_t(1) << shift) - divisor)) / divisor + 1), shift};
+}
+
 // ---------------------------------------------------------------------------------------------------- channel-major layout
-// A tile is q neighbouring pixels of one image with all their channels; a cluster of blocks works on it. The channels are cut
+// A tile is q neighbouring pixels of one image with all their channels; a cluster of blocks works on it, and on every so many tiles
+// after it. The channels are cut
 // into units, each inside one segment; a group of threads runs one unit per round. In one step a group reads `rows` channels of
 // q pixels, V elements per thread. Where q is the whole image, channels follow each other without a gap, so that a vector may
 // straddle two channels: that is how 7x7 images are read in 16-byte vectors.
@@ -26,6 +41,7 @@ struct Tile {
   int64_t image_pixels;    // pixels of an image
   int64_t image_elements;  // channels * image_pixels
   unsigned image_tiles;    // tiles that cover an image
+  unsigned tiles;          // of all images
   int q;                   // pixels of a tile
   int rows;                // channels of a step
   int active;              // threads of a group that have work: rows * q / V
@@ -33,17 +49,22 @@ struct Tile {
   int groups;              // groups of a block
   int cluster;             // blocks of a cluster
   int rounds;              // units that each group runs, one after another
+  int steps;               // of the longest unit
+  int group_log2, groups_log2, cluster_log2;
+  int column_lanes_log2;                  // lanes that share a column where a block sums its rows
+  bool straddles;                         // q is not a multiple of V
+  Divider by_q, by_step, by_image_tiles;  // by_step: rows * q
 };
 
-// Standard bins: four equal segments, each of `per_segment` equal units; as many groups as units.
+// Standard bins: four equal segments, each of 2^per_segment_log2 equal units; as many groups as units.
 struct EqualUnits {
   static constexpr bool kOneRound = true;
   int channels;  // of a unit
-  int per_segment;
+  int per_segment_log2;
   PPCR_HD int begin(int unit) const { return unit * channels; }
   PPCR_HD int count(int) const { return channels; }
-  PPCR_HD int segment(int unit) const { return unit / per_segment; }
-  PPCR_HD int first(int segment) const { return segment * per_segment; }  // unit of a segment
+  PPCR_HD int segment(int unit) const { return unit >> per_segment_log2; }
+  PPCR_HD int first(int segment) const { return segment << per_segment_log2; }  // unit of a segment
 };
 
 // Any bins: segments of any length. Units beyond the last one are empty.
@@ -68,33 +89,45 @@ struct UnitsOf<StandardBins<S>> {
 };
 
 // Blocks per multiprocessor to compile for: what the held words leave of 65536 registers.
-constexpr int channel_major_blocks(int held_bytes, Mode mode, bool backward) {
-  if (mode == Mode::kGate) return 4;
-  const bool few = held_bytes <= 128, added = mode == Mode::kAddRelu;  // the residual takes registers, too
-  return backward ? (few && !added ? 3 : 2) : (few ? 4 : 3) - added;
+constexpr int channel_major_blocks(int vector, int held_bytes, Mode mode, bool backward) {
+  if (mode == Mode::kGate) return backward ? 3 : 4;
+  const bool few = held_bytes <= 128, added = mode == Mode::kAddRelu;
+  if (backward && added && !few) return 1;  // as many as the slots in shared memory leave room for
+  return backward ? (few && !(added && vector > 4) ? 3 : 2) : (few ? 4 : 3) - added;
 }
 
-// Shared memory of a block of the channel-major kernels, in values of the accumulation type. A line is what one group sums in one
-// round: a line per unit for the segment sums and, in the backward pass, a line per group for sum_c gy_c x_c.
+// Tensors that the channel-major kernels copy to shared memory ahead of their use, only in whole vectors of 16 bytes: x; of
+// add_relu also the residual, or y; and gy where that leaves room for two blocks on a multiprocessor.
+PPCR_HD constexpr bool grad_ahead(Mode mode, int steps) { return mode == Mode::kScale && steps <= 8; }
+PPCR_HD constexpr int slot_streams(Mode mode, bool backward, int vector_bytes, int steps) {
+  if (vector_bytes != kSlotBytes || mode == Mode::kGate) return 0;
+  return 1 + (mode == Mode::kAddRelu || (backward && grad_ahead(mode, steps)));
+}
+
+// Shared memory of a block of the channel-major kernels, in values of the accumulation type, behind the slots. A line is what one
+// group sums in one round: a line per unit for the segment sums and, in the backward pass, a line per group for sum_c gy_c x_c.
 struct TileMemory {
-  int parameters;  // weights, bias
+  int parameters;  // weights, bias; before them two barriers
   int sums;        // [lines][rows * q]: what each thread summed
-  int parts;       // [lines][q]: summed over the rows of a step
+  int parts;       // [cluster][lines][q]: summed over the rows of a step; twice where there is a cluster
   int pixels;      // [values][q]: forward: gate; backward: gate, dsums of each segment, dz n_l of each context, dz
   int lines;
+  int part_values;  // of one copy of the parts
   int total;
 };
 
-PPCR_HD int parameter_slots(int contexts) { return (contexts + 1 + 3) / 4 * 4; }  // whole 16 bytes, for what follows
+PPCR_HD int whole_vectors(int values) { return (values + 3) / 4 * 4; }  // whole 16 bytes, for what follows
+PPCR_HD int parameter_slots(int contexts) { return whole_vectors(contexts + 1); }
 
 PPCR_HD TileMemory tile_memory(const Tile& tile, int contexts, int segments, Mode mode, bool backward) {
   const bool dots = backward && mode != Mode::kGate;
   TileMemory memory;
   memory.lines = tile.groups * (tile.rounds + (dots ? 1 : 0));
-  memory.parameters = 0;
-  memory.sums = parameter_slots(contexts);
-  memory.parts = memory.sums + memory.lines * tile.rows * tile.q;
-  memory.pixels = memory.parts + memory.lines * tile.q;
+  memory.parameters = 4;
+  memory.sums = memory.parameters + parameter_slots(contexts);
+  memory.parts = memory.sums + whole_vectors(memory.lines * tile.rows * tile.q);
+  memory.part_values = whole_vectors(memory.lines * tile.q * tile.cluster);
+  memory.pixels = memory.parts + memory.part_values * (tile.cluster > 1 ? 2 : 1);
   memory.total = memory.pixels + (backward ? 2 + segments + contexts : 1) * tile.q;
   return memory;
 }

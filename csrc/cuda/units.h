@@ -8,9 +8,16 @@ namespace ppcr::cuda {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
+inline int log2_of(int power) {
+  int log2 = 0;
+  while ((1 << log2) < power) ++log2;
+  return log2;
+}
+
+// Groups and blocks are powers of two, and so are the units of one of four segments.
 inline EqualUnits equal_units(const Pooling& pooling, int unit_count) {
   const int per_segment = unit_count / pooling.segments;
-  return {static_cast<int>(pooling.edge[1] / per_segment), per_segment};
+  return {static_cast<int>(pooling.edge[1] / per_segment), log2_of(per_segment)};
 }
 
 // At least one unit per segment; the longest units are cut until there are `wanted`.

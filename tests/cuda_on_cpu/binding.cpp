@@ -70,6 +70,7 @@ py::dict describe(const Request& request, const Plan& plan) {
   result["threads"] = plan.threads;
   result["blocks"] = plan.blocks;
   result["partial_count"] = plan.partial_count;
+  result["tiles"] = plan.tile.tiles;
   result["shared_bytes"] = plan.shared_bytes;
   result["score"] = plan.score;
   result["warp_pixels"] = plan.warp_pixels;

@@ -8,14 +8,17 @@
 //     return before a shuffle
 //   missing barrier                                shared memory starts as NaN, so what was not yet written shows; and results that
 //                                                  depend on the order differ between seeds
-//   block that leaves while its cluster reads it   its shared memory turns to NaN when it exits
+//   asynchronous copy read before it is waited for   it happens at the wait, and not before
+//   store to another block read before its barrier   all that a barrier counts happens when the barrier completes
+//   store to a block that has left or not begun      error: that block is gone, or its barrier is not initialized
+//   barrier that expects too few or too many bytes   error, or deadlock
 //   shared memory overrun                          guard bytes behind the allocation
 //   misaligned vector access, overflow             with -fsanitize=undefined; out of bounds: the tests' tensors end at guard pages
 //
 // Invisible to it: coalescing, bank conflicts, registers, weak memory order, the rounding of __expf.
 //
-// Supplied: threadIdx .. gridDim, dynamic shared memory, __syncthreads, __syncwarp, __shfl_xor_sync, clusters, __ldg, the vector
-// words, a few intrinsics. Kernels must not spin on memory.
+// Supplied: threadIdx .. gridDim, dynamic shared memory, __syncthreads, __syncwarp, __shfl_xor_sync, clusters, asynchronous copies,
+// barriers that count bytes, __ldg, the vector words, a few intrinsics. Kernels must not spin on memory.
 #pragma once
 #include "fibers.h"
 
@@ -99,6 +102,26 @@ inline bool release_warp(size_t first, size_t last) {
   return released;
 }
 
+// A barrier in shared memory, as the kernels place it there.
+struct Mbarrier {
+  int32_t missing;  // bytes: expected, less those that have come
+  uint8_t phase, armed;
+  uint16_t mark;  // kInitialized, or nobody has initialized it
+};
+constexpr uint16_t kInitialized = 0xBA27;
+
+// Releases the fibers that wait for a phase of a barrier which is over.
+inline bool release_mbarriers() {
+  bool released = false;
+  for (size_t i = 0; i < machine.count; ++i) {
+    Fiber& fiber = *machine.fibers[i];
+    if (fiber.state != State::kAtMbarrier || static_cast<const Mbarrier*>(fiber.barrier)->phase == fiber.parity) continue;
+    fiber.state = State::kReady;
+    released = true;
+  }
+  return released;
+}
+
 inline unsigned next_random() { return (machine.random = machine.random * 1664525u + 1013904223u) >> 8; }
 
 inline void poison(char* shared) { std::memset(shared, 0xFF, machine.configuration.shared_bytes); }  // every float of it is a NaN
@@ -116,7 +139,8 @@ inline void run_cluster(unsigned first_block) {
   std::vector<size_t> order(machine.count);
   std::iota(order.begin(), order.end(), size_t(0));
   for (size_t i = 0; i < machine.count; ++i) prepare(*machine.fibers[i], i);
-  std::vector<bool> gone(configuration.cluster, false);
+  machine.gone.assign(configuration.cluster, false);
+  machine.sent.clear();
   const size_t block_warps = (per_block + kWarpSize - 1) / kWarpSize;
   std::vector<bool> delayed(block_warps * configuration.cluster, false);
   bool block_delayed = false;
@@ -143,13 +167,14 @@ inline void run_cluster(unsigned first_block) {
       progress |= release_barrier(first, last, State::kAtBlockBarrier);
       size_t block_alive = 0;
       for (size_t i = first; i < last; ++i) block_alive += machine.fibers[i]->state != State::kDone;
-      if (block_alive == 0 && !gone[block] && configuration.cluster > 1) {
-        gone[block] = true;
+      if (block_alive == 0 && !machine.gone[block] && configuration.cluster > 1) {
+        machine.gone[block] = true;
         poison(machine.shared[block]);  // the shared memory of a block that has exited is gone for its cluster
       }
       alive += block_alive;
     }
     progress |= release_barrier(0, machine.count, State::kAtClusterBarrier);
+    progress |= release_mbarriers();
     if (alive == 0) break;
     if (!progress && machine.error.empty())
       for (size_t i = 0; i < machine.count; ++i)
@@ -259,21 +284,113 @@ CUDA_ON_CPU_UNSEEN uint64_t meet_warp(WarpOp op, unsigned mask, uint64_t value, 
   return machine.current->result;
 }
 
+// A barrier that has all its bytes: what it counted arrives, and the next phase begins.
+inline void complete_if_full(Mbarrier* barrier) {
+  if (barrier->armed == 0) return;
+  if (barrier->missing < 0) fail("more bytes came than a barrier expects", *machine.current);
+  if (barrier->missing != 0) return;
+  const auto counted = [&](const Transfer& transfer) {
+    if (transfer.barrier != barrier) return false;
+    std::memcpy(transfer.to, &transfer.value, transfer.bytes);
+    return true;
+  };
+  machine.sent.erase(std::remove_if(machine.sent.begin(), machine.sent.end(), counted), machine.sent.end());
+  barrier->armed = 0;
+  barrier->phase ^= 1;
+}
+inline void check_initialized(const Mbarrier* barrier) {
+  if (barrier->mark != kInitialized) fail("a barrier that is not initialized", *machine.current);
+}
+// The same place in the shared memory of another block.
+template <class A>
+A* in_block(A* own, unsigned rank) {
+  if (rank >= machine.configuration.cluster || machine.gone[rank]) {
+    fail("a store to a block that has left its cluster, or is outside it", *machine.current);
+    return own;
+  }
+  return reinterpret_cast<A*>(machine.shared[rank] + (reinterpret_cast<char*>(own) - machine.shared[machine.current->rank]));
+}
+
+// What the kernels call; csrc/cuda/platform.cuh has it for a GPU.
+namespace device {
+
+using cuda_on_cpu::Mbarrier;
+
 CUDA_ON_CPU_UNSEEN unsigned cluster_rank() { return machine.current->rank; }
-inline void cluster_sync(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+inline void cluster_arrive() {}  // the wait stands for both halves: blocks can only run further ahead on a GPU before it
+inline void cluster_wait(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   meet(State::kAtClusterBarrier, file, line);
 }
-inline const char* shared_memory_of(unsigned rank) {
+template <class Word>
+void copy_async(Word* to, const void* from, bool wanted) {
   const Unseen unseen;
-  if (rank < machine.configuration.cluster) return machine.shared[rank];
-  fail("cluster_load from a block outside the cluster", *machine.current);
-  return machine.shared[machine.current->rank];
+  if (reinterpret_cast<uintptr_t>(from) % sizeof(Word) != 0) fail("a misaligned copy", *machine.current);
+  machine.current->copies.push_back({to, wanted ? from : nullptr, sizeof(Word), 0, nullptr});
+}
+inline void close_copies() {
+  const Unseen unseen;
+  machine.current->copies.push_back({nullptr, nullptr, 0, 0, nullptr});  // the end of a group
+}
+template <int LATER>
+void wait_for_copies() {
+  std::vector<Transfer> copies;
+  {
+    const Unseen unseen;
+    std::vector<Transfer>& begun = machine.current->copies;
+    auto end = begun.end();
+    for (int later = LATER + 1; end != begun.begin(); --end)
+      if (std::prev(end)->to == nullptr && --later == 0) break;
+    copies.assign(begun.begin(), end);
+    begun.erase(begun.begin(), end);
+  }
+  for (const Transfer& copy : copies) {
+    if (copy.to == nullptr) continue;
+    if (copy.from != nullptr)
+      std::memcpy(copy.to, copy.from, copy.bytes);
+    else
+      std::memset(copy.to, 0, copy.bytes);
+  }
+}
+inline void init_barriers(Mbarrier* two) {
+  for (int i = 0; i < 2; ++i) two[i] = {0, 0, 0, kInitialized};
+}
+inline void expect_bytes(Mbarrier* barrier, unsigned bytes) {
+  const Unseen unseen;
+  check_initialized(barrier);
+  if (barrier->armed != 0) fail("a barrier is armed twice", *machine.current);
+  barrier->missing += static_cast<int32_t>(bytes);
+  barrier->armed = 1;
+  complete_if_full(barrier);
 }
 template <class A>
-A cluster_load(const A* own, unsigned rank) {
-  const char* const base = static_cast<const char*>(shared_memory());
-  return *reinterpret_cast<const A*>(shared_memory_of(rank) + (reinterpret_cast<const char*>(own) - base));
+void cluster_send(A* own, A value, unsigned rank, Mbarrier* own_barrier) {
+  release_to(own_barrier);
+  const Unseen unseen;
+  Transfer transfer{in_block(own, rank), nullptr, sizeof value, 0, in_block(own_barrier, rank)};
+  std::memcpy(&transfer.value, &value, sizeof value);
+  // It arrives when the barrier completes, or (where threads run in a random order) at once.
+  if (machine.configuration.seed != 0 && next_random() % 2 == 0)
+    std::memcpy(transfer.to, &transfer.value, transfer.bytes);
+  else
+    machine.sent.push_back(transfer);
+  Mbarrier* const barrier = in_block(own_barrier, rank);
+  check_initialized(barrier);
+  barrier->missing -= static_cast<int32_t>(sizeof value);
+  complete_if_full(barrier);
 }
+inline void wait_for(Mbarrier* barrier, unsigned parity, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  {
+    const Unseen unseen;
+    check_initialized(barrier);
+    machine.current->barrier = barrier;
+    machine.current->parity = parity;
+  }
+  wait(State::kAtMbarrier, file, line);
+  acquire_from(barrier);
+}
+inline void wait_for_kernels_before() {}
+
+}  // namespace device
 
 }  // namespace cuda_on_cpu
 

@@ -69,8 +69,17 @@ constexpr size_t kGuardBytes = 256;
 constexpr unsigned char kGuard = 0xA5;
 constexpr int kWarpSize = 32;
 
-enum class State : uint8_t { kReady, kAtBlockBarrier, kAtClusterBarrier, kAtWarp, kDone };
+enum class State : uint8_t { kReady, kAtBlockBarrier, kAtClusterBarrier, kAtWarp, kAtMbarrier, kDone };
 enum class WarpOp : uint8_t { kSync, kShuffleXor };
+
+// An asynchronous copy or store that has not happened yet.
+struct Transfer {
+  void* to;
+  const void* from;  // null: the value
+  size_t bytes;
+  uint64_t value;
+  const void* barrier;  // that counts it
+};
 
 struct Fiber {
 #if CUDA_ON_CPU_USES_UCONTEXT
@@ -87,6 +96,9 @@ struct Fiber {
   uint64_t value = 0, result = 0;
   const char* file = "";
   int line = 0;
+  std::vector<Transfer> copies;   // begun, not waited for
+  const void* barrier = nullptr;  // waited for, where the state says so
+  unsigned parity = 0;
   void* tsan = nullptr;  // ThreadSanitizer's view of it: a thread of its own
 };
 
@@ -106,7 +118,9 @@ struct Statistics {
 struct Machine {
   std::vector<std::unique_ptr<Fiber>> fibers;  // of a cluster; kept for the next launch
   size_t count = 0;
-  std::vector<char*> shared;  // per block of the cluster
+  std::vector<char*> shared;   // per block of the cluster
+  std::vector<bool> gone;      // blocks of the cluster that have exited
+  std::vector<Transfer> sent;  // between the blocks of the cluster, not yet arrived
   Fiber* current = nullptr;
   unsigned first_block = 0;  // of the cluster that runs
   Configuration configuration;
@@ -230,6 +244,7 @@ inline void prepare(Fiber& fiber, size_t index) {
 #endif
   fiber.state = State::kReady;
   fiber.line = 0;
+  fiber.copies.clear();
 }
 
 CUDA_ON_CPU_UNSEEN void resume(Fiber& fiber) {

@@ -6,17 +6,30 @@ MAJOR, TILE = "cuda/channel_major_kernels.cuh", "cuda/channel_major_tile.cuh"
 PIXEL, SHARED = "cuda/pixel_major_kernels.cuh", "cuda/pixel_tile_kernels.cuh"
 COMMON, FINISH, PLAN, UNITS = "cuda/device_common.cuh", "cuda/finish_kernels.cuh", "cuda/plan.h", "cuda/units.h"
 SYNC = "  __syncthreads();\n"
-BACKWARD = "channel_major_backward(const"
 BIG = "more_than_2"
 
 MUTANTS = (
     # barriers
-    Mutant("missing barrier before the row sums, forward", MAJOR, SYNC + "  sum_rows", "  sum_rows", after="gates = reinterpret_cast<A*>(raw) + memory.pixels;\n\n"),
-    Mutant("missing barrier before the row sums, backward", MAJOR, SYNC + "  sum_rows", "  sum_rows", after=BACKWARD, sample=True),
-    Mutant("missing barrier behind the row sums", MAJOR, "sums, parts);\n  block_or_cluster_sync(tile);", "sums, parts);", after=BACKWARD),
-    Mutant("missing barrier behind the gates", MAJOR, "  block_or_cluster_sync(tile);  // also", "  // also", after=BACKWARD),
-    Mutant("blocks of a cluster leave early", MAJOR, "  block_or_cluster_sync(tile);  // also", "  __syncthreads();  // also", after="if (thread.rank == 0 && thread.first + q"),
-    Mutant("barrier in divergent code", MAJOR, SYNC + "  sum_rows", "  if (threadIdx.x < 64) __syncthreads();\n  sum_rows", after=BACKWARD),
+    Mutant("missing barrier before the row sums", MAJOR, "    __syncthreads();\n    sum_rows", "    sum_rows", sample=True),
+    Mutant("missing barrier behind the row sums", MAJOR, "    if (tile.cluster == 1) __syncthreads();\n", ""),
+    Mutant("missing barrier behind the gates, forward", MAJOR, "    __syncthreads();\n    index = opaque(index);\n", ""),
+    Mutant("missing barrier behind the gates, backward", MAJOR, "    __syncthreads();\n\n    index = opaque(index);\n", ""),
+    Mutant("barrier in divergent code", MAJOR, "    __syncthreads();\n    sum_rows", "    if (threadIdx.x < 64) __syncthreads();\n    sum_rows"),
+    # what is copied ahead, and what blocks send one another
+    Mutant("x not waited for, forward", MAJOR, "      if constexpr (kSlots) wait_for_copies<kLater>();\n", ""),
+    Mutant("copies not waited for, backward", MAJOR, "      if constexpr (kSlots) wait_for_copies<0>();\n", "", sample=True),
+    Mutant("residual not waited for", MAJOR, "      if constexpr (kSlots && kAdd) wait_for_copies<kLater>();\n", ""),
+    Mutant("a group of copies too few waited for", MAJOR, "constexpr int kLater = kAdd ? 1 : 0;", "constexpr int kLater = kAdd ? 2 : 1;"),
+    Mutant("vector of a neighbour", MAJOR, "held[r] = *xs.at(r);", "held[r] = *Slots<T, V>{xs.own + (threadIdx.x % 2 ? -kSlotBytes : kSlotBytes)}.at(r);"),
+    Mutant("sums of other blocks read before they have come", MAJOR, "    if (tile.cluster > 1) wait_for(barriers + (turn & 1), turn >> 1 & 1);\n", ""),
+    Mutant("barrier counts a block too few", TILE, "unsigned(count * tile.cluster * int(sizeof(A)))", "unsigned(count * (tile.cluster - 1) * int(sizeof(A)))"),
+    Mutant("parts of two tiles in one place", MAJOR, "int(turn & 1) * memory.part_values", "0 * memory.part_values"),
+    Mutant("one barrier for two tiles", MAJOR, "sums(), parts(), barriers + (turn & 1));", "sums(), parts(), barriers);"),
+    Mutant("sent before the cluster has begun", MAJOR, "    if (tile.cluster > 1) cluster_wait();\n", ""),
+    # tiles
+    Mutant("a tile left out", MAJOR, "index += block.tile_stride(), ++block.turn", "index += block.tile_stride() + 1, ++block.turn", after="constexpr int kLater", sample=True),
+    Mutant("share of the last tile alone", MAJOR, "contributions[l * tile.q + q] += dz * pixel.n[l];", "contributions[l * tile.q + q] = dz * pixel.n[l];"),
+    Mutant("quotient off by one", "cuda/tile.h", "/ divisor + 1), shift};", "/ divisor), shift};"),
     Mutant("missing __syncthreads, pixel-major forward", PIXEL, "  __syncthreads();  // the sums", "  // the sums"),
     Mutant("missing __syncwarp, pixel-major forward", PIXEL, "  __syncwarp();\n", ""),
     Mutant("missing __syncthreads, pixel-major backward", PIXEL, SYNC + "  if (int(threadIdx.x) <= kContexts)", "  if (int(threadIdx.x) <= kContexts)"),
@@ -25,21 +38,22 @@ MUTANTS = (
     Mutant("missing barrier before the copy back, pixel tile", SHARED, "    __syncthreads();\n    const int done", "    const int done"),
     Mutant("missing __syncthreads, finishing sums", FINISH, SYNC, ""),
     # bounds
-    Mutant("one step too many", TILE, "(left + stride - 1) / stride", "(left + stride) / stride"),
-    Mutant("pixels beyond the image", TILE, "thread.active && thread.first + thread.column < tile.image_pixels", "thread.active", sample=True),
+    Mutant("one step too many", TILE, "unsigned(left + tile.rows * tile.q - 1)", "unsigned(left + tile.rows * tile.q)"),
+    Mutant("pixels beyond the image", TILE, "index < tile.tiles && place.first + thread.column < tile.image_pixels", "index < tile.tiles", sample=True),
+    Mutant("tiles beyond the last", TILE, "index < tile.tiles && place.first", "place.first"),
     Mutant("pixels beyond the tensor, pixel tile", SHARED, "tile.pixels - first < tile.q ? int(tile.pixels - first) : tile.q", "tile.q"),
     Mutant("tail of a copy forgotten, pixel tile", SHARED, "    write_back<T, 1>(x, tensors.out + base, done, count);\n", ""),
     Mutant("vectors beyond the segment", PIXEL, "inside && place.channel + r * G::kHop < lanes.segment", "inside", after="pixel_major_backward("),
     Mutant("bias not staged", COMMON, "l <= contexts; l += blockDim.x", "l < contexts; l += blockDim.x"),
     # indices, offsets
-    Mutant("offset of an image in 32 bits", TILE, "int64_t(image) * tile.image_elements", "int(image) * int(tile.image_elements)", tests=BIG),
+    Mutant("offset of an image in 32 bits", TILE, "int64_t(place.image) * tile.image_elements", "int(place.image) * int(tile.image_elements)", tests=BIG),
     Mutant("offset of a pixel in 32 bits", PIXEL, "place.offset = (place.first + place.group) * lanes.channels",
            "place.offset = int(place.first + place.group) * int(lanes.channels)", tests=BIG),
     Mutant("offset of a pixel in 32 bits, pixel tile", SHARED, "base = first * tile.channels", "base = int(first) * tile.channels", tests=BIG),
     Mutant("straddling vector does not wrap", TILE, "column + j >= tile.q ? tile.q : 0", "column + j > tile.q ? tile.q : 0"),
-    Mutant("sums of the first block for all of a cluster", TILE, "cluster_load(part, unsigned(rank))", "cluster_load(part, 0u)"),
-    Mutant("dot products in the lines of the sums", MAJOR, "dot_line = tile.rounds * tile.groups", "dot_line = 0"),
-    Mutant("shares of tiles overlap", MAJOR, "partials[l * tiles + tile_index]", "partials[l * (tiles - 1) + tile_index]"),
+    Mutant("sums of the first block for all of a cluster", TILE, "block & (tile.cluster - 1), line", "0, line"),
+    Mutant("dot products in the lines of the sums", TILE, "const int line = tile.rounds * tile.groups + (group", "const int line = (group"),
+    Mutant("shares of clusters overlap", MAJOR, "partials[int64_t(l) * clusters + cluster]", "partials[int64_t(l) * (clusters - 1) + cluster]"),
     # arithmetic
     Mutant("sums rounded to x's type", MAJOR, "for (int j = 0; j < V; ++j) sum[j] += values[j];",
            "for (int j = 0; j < V; ++j) { T rounded; narrow(sum[j] + values[j], rounded); sum[j] = widen(rounded); }"),

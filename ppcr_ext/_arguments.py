@@ -1,0 +1,156 @@
+"""Checks of arguments: ValueError or TypeError that names the argument, before any kernel runs."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _sharding
+from .backends import NAMES
+
+Levels = Sequence[int]
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_DENSE = torch.strided
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is an int or one of NumPy's."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a float, an int, or one of NumPy's."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_levels(levels: Levels, channels: int) -> tuple[int, tuple[int, ...]]:
+    """L, the number of contexts, and a copy of the levels as ints.
+
+    Raises TypeError or ValueError where they do not fit C channels.
+    """
+    listed = isinstance(levels, (tuple, list, Sequence))
+    if not listed or isinstance(levels, str):
+        raise TypeError(f"levels must be a sequence of ints such as (1, 2, 4), got {levels!r}")
+    if len(levels) == 0:
+        raise ValueError("levels must not be empty")
+    levels = tuple(levels)
+    contexts, plain = 0, True
+    for level in levels:
+        if type(level) is not int:
+            if not is_integer(level):
+                raise TypeError(f"levels must be ints, got {levels!r}")
+            level, plain = int(level), False
+        if level < 1 or level > channels:
+            between = f"between 1 and the {channels} channels of x"
+            raise ValueError(f"levels must lie {between}, got {levels}")
+        contexts += level
+    if contexts < 2:
+        why = "one alone normalizes to zero"
+        raise ValueError(f"levels need at least 2 contexts in all ({why}), got {levels}")
+    return contexts, levels if plain else tuple(map(int, levels))
+
+
+def check_eps(eps: float) -> float:
+    if type(eps) is not float:
+        if not is_number(eps):
+            raise TypeError(f"eps must be a float, got {eps!r}")
+        eps = float(eps)
+    if not 0 < eps < math.inf:  # false for NaN
+        raise ValueError(f"eps must be positive and finite, got {eps}")
+    return eps
+
+
+def check_backend(backend: str | None) -> None:
+    if backend is not None and backend not in NAMES:
+        raise ValueError(f"backend must be one of {NAMES} or None, got {backend!r}")
+
+
+def check_arguments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float, backend: str | None
+) -> tuple[int, tuple[int, ...], float]:
+    """L, and the levels and eps as Python's own numbers; raises TypeError or ValueError."""
+    if type(x) is not Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a Tensor, got {type(x).__name__}")
+        _sharding.register()
+    if x.layout is not _DENSE:
+        raise _not_dense("x", x)
+    dtype, device = x.dtype, x.device  # each look costs as much as ten comparisons
+    if dtype not in _DTYPES:
+        raise TypeError(f"x must be float32, float16, bfloat16 or float64, got {dtype}")
+    if x.dim() < 2:
+        raise ValueError(f"x must have shape [N, C, *spatial], got {list(x.shape)}")
+    try:
+        channels = x.shape[1]
+    except RuntimeError:  # a nested tensor has none; asking it each time would cost more
+        raise _not_dense("x", x) from None
+    contexts, levels = check_levels(levels, channels)
+    _check_parameter("weight", weight, contexts, dtype, device)
+    if bias is not None:
+        _check_parameter("bias", bias, 1, dtype, device)
+    if backend is not None:
+        check_backend(backend)
+    return contexts, levels, check_eps(eps)
+
+
+def _not_dense(name: str, value: Tensor) -> TypeError:
+    if value.is_nested:
+        remedy = "pass its parts one by one, or padded to one shape"
+        return TypeError(f"{name} must not be a nested tensor: {remedy}")
+    remedy = f"convert it with {name}.to_dense()"
+    return TypeError(f"{name} must be dense, got the layout {value.layout}; {remedy}")
+
+
+def _check_parameter(
+    name: str,
+    value: Tensor,
+    count: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Whether weight or bias fits an x of a dtype on a device."""
+    if not isinstance(value, Tensor):
+        wanted = "a Tensor or None" if name == "bias" else "a Tensor"
+        raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
+    if value.layout is not _DENSE:
+        raise _not_dense(name, value)
+    own = value.dtype
+    if own != dtype and (own != torch.float32 or dtype == torch.float64):
+        allowed = str(dtype) if dtype.itemsize > 2 else f"torch.float32 or {dtype}"
+        convert_x = f"x with x.to({own}), or " if own in _DTYPES else ""
+        remedy = f"convert {convert_x}{name} (a layer as a whole) with .to({dtype})"
+        raise TypeError(f"{name} must be {allowed} where x is {dtype}, got {own}; {remedy}")
+    try:
+        shape = value.shape
+    except RuntimeError:
+        raise _not_dense(name, value) from None
+    if shape != (count,):
+        why = " (one per context: the sum of levels)" if name == "weight" else ""
+        raise ValueError(f"{name} must have shape [{count}]{why}, got {list(shape)}")
+    if value.device != device:
+        raise ValueError(f"{name} must be on x's device {device}, got {value.device}")
+
+
+def check_residual(residual: Tensor, x: Tensor) -> Tensor:
+    if not isinstance(residual, Tensor):
+        raise TypeError(f"residual must be a Tensor, got {type(residual).__name__}")
+    if residual.layout is not _DENSE:
+        raise _not_dense("residual", residual)
+    try:
+        shape = residual.shape
+    except RuntimeError:
+        raise _not_dense("residual", residual) from None
+    if shape != x.shape:
+        raise ValueError(f"residual must have x's shape {list(x.shape)}, got {list(shape)}")
+    if residual.device != x.device:
+        raise ValueError(f"residual must be on x's device {x.device}, got {residual.device}")
+    if residual.dtype != x.dtype:
+        if not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"residual must have x's dtype {x.dtype}, got {residual.dtype}")
+        residual = residual.to(x.dtype)
+    return residual

@@ -1,0 +1,60 @@
+"""MONAI's residual blocks, of any number of spatial dimensions, with PPCR.
+
+Imported only where MONAI is, by ``networks``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai.networks.nets.resnet import ResNetBlock, ResNetBottleneck
+from torch import Tensor
+
+from .module import PPCR, can_fuse
+
+
+class PPCRResNetBlock(ResNetBlock):
+    """MONAI's ``ResNetBlock``, ending in ``relu(ppcr(bn2(..)) + residual)``; takes its arguments.
+
+    Attributes:
+        ppcr: the :class:`ppcr_ext.PPCR` layer, or any other in its place; all other parameters
+            keep their state-dict keys.
+        fuse: recalibration, addition and ReLU in one pass (the default). Else, and where hooks
+            look at the layer's own output or gradients, three steps with the same result.
+    """
+
+    fuse = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ppcr = PPCR(self.conv2.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x if self.downsample is None else self.downsample(x)
+        x = self.act(self.bn1(self.conv1(x)))
+        return _end(self, self.bn2(self.conv2(x)), residual)
+
+
+class PPCRResNetBottleneck(ResNetBottleneck):
+    """MONAI's ``ResNetBottleneck`` whose end is ``relu(ppcr(bn3(..)) + residual)``.
+
+    Arguments and attributes as for :class:`PPCRResNetBlock`.
+    """
+
+    fuse = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ppcr = PPCR(self.conv3.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x if self.downsample is None else self.downsample(x)
+        x = self.act(self.bn1(self.conv1(x)))
+        x = self.act(self.bn2(self.conv2(x)))
+        return _end(self, self.bn3(self.conv3(x)), residual)
+
+
+def _end(block: PPCRResNetBlock | PPCRResNetBottleneck, x: Tensor, residual: Tensor) -> Tensor:
+    fused = block.fuse and can_fuse(block.ppcr)
+    y: Tensor = block.ppcr(x, residual=residual) if fused else block.act(block.ppcr(x) + residual)
+    return y

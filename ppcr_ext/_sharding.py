@@ -1,0 +1,76 @@
+"""How the operators run on DTensors: split along the batch or a spatial dimension, else gathered.
+
+PyTorch's interface for this is experimental. Where it is missing, DTensor says that it knows no
+strategy.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+_registered: set[Any] = set()
+
+
+@torch.compiler.assume_constant_result  # the compiler need not look into it
+def register() -> None:
+    """Tells DTensor about the operators, where the program has imported it.
+
+    Called at import, and for every x of a subclass of Tensor.
+    """
+    if "torch.distributed.tensor" not in sys.modules:
+        return
+    for prefix in ("", "triton_"):
+        for name in ("ppcr", "ppcr_gate", "ppcr_add_relu"):
+            for suffix, strategy in (("", _forward), ("_backward", _backward)):
+                operator = getattr(torch.ops.ppcr_ext, f"{prefix}{name}{suffix}", None)
+                if operator is not None and operator not in _registered:
+                    _register(operator.default, strategy)
+                    _registered.add(operator)
+
+
+def _register(operator: Any, strategy: Any) -> None:
+    try:
+        from torch.distributed.tensor.experimental import register_sharding
+    except ImportError:
+        return
+    register_sharding(operator)(strategy)
+
+
+def _forward(x: Any, *others: Any) -> list[tuple[list[Any], list[Any]]]:
+    """(x[, residual], weight, bias, levels, eps) -> y.
+
+    Of each choice the placements of the results, then those of the arguments.
+    """
+    maps, bias = 1 + (len(others) == 5), others[-3]
+    from torch.distributed.tensor import Replicate
+
+    whole = Replicate()
+    parameters = [whole, None if bias is None else whole, None, None]
+    return [([where], [where] * maps + parameters) for where in _places(x)]
+
+
+def _backward(grad: Any, *others: Any) -> list[tuple[list[Any], list[Any]]]:
+    """(grad, x[, y], weight, bias, levels, eps) -> dx[, dresidual], dweight, dbias.
+
+    The last two are sums over all pixels.
+    """
+    from torch.distributed.tensor import Partial, Replicate
+
+    maps, bias = 1 + (len(others) == 6), others[-3]
+    whole = Replicate()
+    parameters = [whole, None if bias is None else whole, None, None]
+    choices = []
+    for where in _places(grad):
+        total = whole if where == whole else Partial()
+        choices.append(([where] * maps + [total] * 2, [where] * (maps + 1) + parameters))
+    return choices
+
+
+def _places(x: Any) -> list[Any]:
+    """Gathered, or split along any dimension but the channels'."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    return [Replicate(), *(Shard(dim) for dim in range(len(x.shape)) if dim != 1)]
