@@ -5,9 +5,11 @@ PYTHON ?= python3
 TORCH ?=
 BENCH_ARGS ?=
 CUDA_ARGS ?=
-# the CUDA library takes minutes for all architectures: make cuda builds it, or make setup PPCR_BUILD_CUDA=auto
+# the CUDA library takes minutes: make cuda builds it, or make setup PPCR_BUILD_CUDA=auto
 export PPCR_BUILD_CUDA ?= 0
 PYTEST_ARGS ?=
+# of make test-versions: --cells oldest,middle,newest, and more
+VERSIONS ?=
 # of make mutate: sample, cpu, cuda, or words of their names
 MUTANTS ?=
 # an index with PyTorch's CPU-only builds, for the small environment of test-minimal
@@ -30,27 +32,32 @@ INSTALLED := $(VENV)/.installed-$(if $(TORCH),$(TORCH),pinned)
 BUILT := build/.built-$(if $(TORCH),$(TORCH),pinned)
 PACKAGED := build/.packaged
 
-.PHONY: help setup bench bench-full results test test-slow test-property test-minimal test-abi package sanitize mutate cuda \
-    cuda-report gpu lock lint format clean
+.PHONY: help setup bench bench-full results test test-slow test-property test-minimal test-abi \
+    test-versions package sanitize mutate cuda cuda-report gpu lock lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 	@echo
 	@echo "variables: PYTHON=python3.12  TORCH=2.13.0  BENCH_ARGS='shapes --rounds 50'  PYTEST_ARGS='-k gate'"
 
-setup: $(BUILT)  ## .venv with the pinned packages, and the extension built in place
+setup: $(BUILT)  ## .venv with the pinned packages, and ppcr_ext installed in place
 
 $(INSTALLED): requirements/dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	    { echo "the pinned packages need Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -c \
+	    'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "the pinned packages need" \
+	    "Python 3.11 or newer: make PYTHON=python3.12 ..., without $(VENV)" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# uv makes environments without pip
+	@$(BIN)/python -c 'import pip' 2>/dev/null || $(BIN)/python -m ensurepip >/dev/null || \
+	    { echo "$(VENV) has no pip: install one there, or remove $(VENV)" \
+	    "and let make set it up" >&2; exit 1; }
 	rm -f $(VENV)/.installed-*
 	$(BIN)/python $(PIP_INSTALL) $(if $(TORCH),torch==$(TORCH) torchvision -r requirements/dev.in,--require-hashes -r requirements/dev.txt)
 	touch $@
 
 $(BUILT): $(INSTALLED) $(NATIVE)
 	rm -f build/.built-*
-	$(BIN)/python setup.py build_ext --inplace
+	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --no-deps --editable .
 	mkdir -p build && touch $@
 
 bench: $(BUILT)  ## errors and speed on real feature maps beside plain PyTorch; files go to results/
@@ -87,16 +94,19 @@ $(PACKAGED): $(BUILT) $(MINIMAL)/.installed $(PACKAGE) tools/check_package.py
 
 # The package is installed, from a copy, into a venv of its own: two versions of PyTorch never share a build folder,
 # and the tests run where the source tree cannot be imported by accident.
-test-minimal: $(MINIMAL)/.package  ## the core tests with the oldest tested PyTorch, CPU only
+test-minimal: $(MINIMAL)/.package  ## the core tests with a CPU-only PyTorch, without Triton
 	cd tests && ../$(MINIMAL)/bin/python -c "import ppcr_ext; assert '$(MINIMAL)' in ppcr_ext.__file__, ppcr_ext.__file__"
 	cd tests && ../$(MINIMAL)/bin/python -m pytest --import-mode=importlib -m "not full and not gpu and not slow" $(PYTEST_ARGS)
 
-test-abi: $(PACKAGED)  ## the wheel built against the pinned PyTorch, in the oldest tested one
+test-abi: $(PACKAGED)  ## the wheel of the pinned PyTorch, with another, CPU-only
 	rm -rf $(ABI)
 	$(MINIMAL)/bin/python $(PIP_INSTALL) --no-deps --no-index --target $(ABI) dist/*.whl
 	cd tests && PYTHONPATH=../$(ABI) ../$(MINIMAL)/bin/python -c "import ppcr_ext; assert '$(ABI)' in ppcr_ext.__file__, ppcr_ext.__file__"
 	cd tests && PYTHONPATH=../$(ABI) ../$(MINIMAL)/bin/python -m pytest --import-mode=importlib -m "not full" \
 	    test_definition.py test_pytorch.py test_edges.py $(PYTEST_ARGS)
+
+test-versions: $(PACKAGED)  ## every promised PyTorch, 5 GB each; VERSIONS='--cells oldest'
+	$(BIN)/python tools/test_versions.py $(VERSIONS)
 
 $(MINIMAL)/.installed: requirements/minimal.txt
 	test -x $(MINIMAL)/bin/python || $(PYTHON) -m venv $(MINIMAL)

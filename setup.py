@@ -11,8 +11,14 @@ import sys
 import types
 from pathlib import Path
 
-from setuptools import Extension, setup
+import setuptools
+from setuptools import setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # it would say on a page what it cannot read
+    needed = "77 or newer is needed: pip install 'setuptools>=77'"
+    sys.exit(f"ppcr_ext: setuptools is {setuptools.__version__}, and {needed}")
 
 try:
     import torch
@@ -32,44 +38,65 @@ sys.modules[recipes.__name__] = recipes
 recipe = importlib.import_module("ppcr_ext_recipes._build")
 cuda_recipe = importlib.import_module("ppcr_ext_recipes._cuda_build")
 
+# Then the package is pure Python, and so is the tag of its wheel, which setuptools takes from the
+# list of extensions.
+PURE = NO_TORCH or recipe.why_no_compiler()
+
 
 def cpu_extension():
     sources = [str(Path("csrc") / source) for source in recipe.CPU_SOURCES]
-    if NO_TORCH:
-        return Extension("ppcr_ext._cpu", sources)
     return CppExtension("ppcr_ext._cpu", sources, extra_compile_args=recipe.compiler_flags(), py_limited_api=True)
 
 
-class Build(build_ext if NO_TORCH else BuildExtension):
-    """Builds what can be built; a machine without a compiler gets the pure-Python package."""
+def record(folder, cpu, cuda):
+    """Keeps what was built, and for each part that was not why, beside the library, and says it."""
+    if cuda:  # then one from an earlier build does not go with this CPU library
+        if recipe.cuda_wanted() == "1":
+            sys.exit(f"ppcr_ext: PPCR_BUILD_CUDA=1, but the CUDA library cannot be built: {cuda}")
+        (folder / "_cuda.abi3.so").unlink(missing_ok=True)
+    parts = {"cpu": cpu, "cuda": cuda}
+    (folder / "_build.json").write_text(json.dumps(parts, indent=1) + "\n")
+    for part, why_not in parts.items():
+        state = f"not built: {why_not}" if why_not else "built"
+        recipe.announce(f"ppcr_ext: {part.upper()} kernels: {state}")
+
+
+class BuildPython(build_py):
+    """Without a compiler the Python files are all there is."""
 
     def run(self):
-        wanted = recipe.cuda_wanted()
-        cpu = NO_TORCH or recipe.why_no_compiler()
-        cuda = cpu or ("PPCR_BUILD_CUDA=0" if wanted == "0" else cuda_recipe.why_not(torch.version.cuda))
-        if cuda and wanted == "1":
-            sys.exit(f"ppcr_ext: PPCR_BUILD_CUDA=1, but the CUDA library cannot be built: {cuda}")
-        if cpu:
-            self.extensions = []
+        super().run()
+        if PURE:
+            record((ROOT if self.editable_mode else Path(self.build_lib)) / "ppcr_ext", PURE, PURE)
+
+
+class Build(build_ext if NO_TORCH else BuildExtension):
+    """Builds the CPU library, and the CUDA library where it is wanted and can be built."""
+
+    def run(self):
         folder = Path(self.get_ext_fullpath("ppcr_ext._cpu")).parent
+        if PURE:
+            record(folder, PURE, PURE)
+            return
+        wanted = recipe.cuda_wanted()
+        cuda = "PPCR_BUILD_CUDA=0" if wanted == "0" else cuda_recipe.why_not(torch.version.cuda)
+        if cuda and wanted == "1":
+            record(folder, None, cuda)
+        if self.editable_mode:  # not a fresh folder every time: only what changed is compiled
+            self.build_temp = str(ROOT / "build" / f"editable-{torch.__version__}")
+        os.environ.setdefault("CXX", "c++")  # else what Python itself was built with would link
+        files = len(recipe.CPU_SOURCES)
+        recipe.announce(f"ppcr_ext: compiling the CPU kernels, {files} files: a minute or two")
+        super().run()
         folder.mkdir(parents=True, exist_ok=True)
-        if self.extensions:
-            super().run()
         if cuda is None:
             try:
-                work = Path(self.build_temp) / "cuda"
-                torch_folder = Path(torch.__file__).parent
-                cuda_recipe.build(folder / "_cuda.abi3.so", ROOT / "csrc", work, torch_folder, torch.version.cuda)
+                library, work = folder / "_cuda.abi3.so", Path(self.build_temp) / "cuda"
+                of_torch, version = Path(torch.__file__).parent, torch.version.cuda
+                cuda_recipe.build(library, ROOT / "csrc", work, of_torch, version)
             except cuda_recipe.CannotBuild as error:
                 cuda = str(error)
-                if wanted == "1":
-                    sys.exit(f"ppcr_ext: PPCR_BUILD_CUDA=1, but the CUDA library cannot be built: {cuda}")
-        if cuda:  # one from an earlier build does not go with the CPU library of this one
-            (folder / "_cuda.abi3.so").unlink(missing_ok=True)
-        record = {"cpu": cpu, "cuda": cuda}
-        (folder / "_build.json").write_text(json.dumps(record, indent=1) + "\n")
-        for part, why_not in record.items():
-            print(f"ppcr_ext: {part.upper()} kernels: " + (f"not built: {why_not}" if why_not else "built"), file=sys.stderr)
+        record(folder, None, cuda)
 
     def get_ext_filename(self, name):
         return os.path.join(*name.split(".")) + ".abi3.so"
@@ -86,8 +113,8 @@ setup(
     packages=["ppcr_ext", *folders],
     package_dir={"ppcr_ext": "ppcr_ext", **folders},
     package_data={"ppcr_ext": ["py.typed"], **dict.fromkeys(folders, SOURCES)},
-    ext_modules=[cpu_extension()],
-    cmdclass={"build_ext": Build},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    ext_modules=[] if PURE else [cpu_extension()],
+    cmdclass={"build_ext": Build, "build_py": BuildPython},
+    options={} if PURE else {"bdist_wheel": {"py_limited_api": "cp310"}},
     zip_safe=False,
 )

@@ -101,7 +101,8 @@ def check(models: dict[str, nn.Module], x: Tensor, target: Tensor, amp: bool) ->
     found = {}
     for name in OWN:
         found[name] = error(models[name])
-        assert found[name] <= limit, f"{name} is off by {found[name]:.2e}, allowed {limit}"
+        if not found[name] <= limit:  # no assert: python -O would time it
+            raise AssertionError(f"{name} is off by {found[name]:.2e}, allowed {limit}")
     return found
 
 

@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -97,6 +98,63 @@ inline bool is_pixel_major(const Tensor& x) {
   return dense(0);
 }
 
+// Uninitialized, on the device of `like` and with its dtype, unless another is named. Straight from
+// the C interface: a call through the dispatcher by name, as torch::stable::empty_like makes it,
+// takes 2 us, and a small backward pass makes three.
+using MaybeType = std::optional<ScalarType>;
+inline Tensor new_strided(const Tensor& like, int64_t dim, const int64_t* sizes, const int64_t* strides,
+                          MaybeType of_type = std::nullopt) {
+  int32_t dtype = 0, device_type = 0, device_index = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  if (of_type) dtype = static_cast<int32_t>(*of_type);
+  AtenTensorHandle handle = nullptr;
+  try {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type, device_index, &handle));
+  } catch (const std::runtime_error& error) {
+    // Before 2.13 PyTorch keeps its words to itself, and only this call is named. With sizes of
+    // tensors that are there it is memory.
+    if (std::string(error.what()).rfind("aoti_torch_empty_strided", 0) != 0) throw;
+    std::string shape;
+    for (int64_t d = 0; d < dim; ++d) shape += (d ? ", " : "") + std::to_string(sizes[d]);
+    throw std::runtime_error("ppcr_ext: out of memory: no tensor of shape [" + shape + "] fits");
+  }
+  return Tensor(handle);
+}
+// Shape and strides of a dense x.
+inline Tensor new_like(const Tensor& x) {
+  const auto sizes = x.sizes(), strides = x.strides();
+  return new_strided(x, x.dim(), sizes.data(), strides.data());
+}
+
+using Sizes = std::vector<int64_t>;
+inline Tensor new_contiguous(const Tensor& like, const Sizes& sizes, MaybeType of_type = std::nullopt) {
+  Sizes strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= sizes[d] > 0 ? sizes[d] : 1;
+  }
+  const auto dim = static_cast<int64_t>(sizes.size());
+  return new_strided(like, dim, sizes.data(), strides.data(), of_type);
+}
+
+inline Tensor new_vector(const Tensor& like, int64_t n) { return new_contiguous(like, {n}); }
+
+inline Tensor new_gate(const Tensor& x) {
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes[1] = 1;
+  return new_contiguous(x, sizes);
+}
+
+// t itself where it is contiguous, else its copy.
+inline Tensor to_contiguous(const Tensor& t) {
+  if (t.is_contiguous()) return t;
+  Tensor copy = new_contiguous(t, {t.sizes().begin(), t.sizes().end()});
+  return torch::stable::copy_(copy, t);
+}
+
 struct Shape {
   int64_t samples, channels, pixels;  // N, C, product of the spatial sizes
   bool pixel_major;
@@ -109,22 +167,8 @@ inline Tensor to_layout(const Tensor& x, Shape& shape) {
   const bool contiguous = x.is_contiguous();
   // One pixel a sample: both layouts at once, and pixel-major is the one with long rows.
   shape.pixel_major = contiguous ? shape.pixels == 1 : is_pixel_major(x);
-  return contiguous || shape.pixel_major ? x : torch::stable::contiguous(x);
+  return contiguous || shape.pixel_major ? x : to_contiguous(x);
 }
-
-// Uninitialized, with the dtype and device of `like`. Straight from the C interface: a call through the dispatcher by name, as
-// torch::stable::empty_like makes it, takes 2 us, and a small backward pass makes three.
-inline Tensor new_strided(const Tensor& like, int64_t dim, const int64_t* sizes, const int64_t* strides) {
-  int32_t dtype = 0, device_type = 0, device_index = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type, device_index, &handle));
-  return Tensor(handle);
-}
-// Shape and strides of a dense x.
-inline Tensor new_like(const Tensor& x) { return new_strided(x, x.dim(), x.sizes().data(), x.strides().data()); }
 
 // t in x's layout, copied where it has another. x comes from to_layout.
 inline Tensor to_layout_of(const Tensor& t, const Tensor& x) {
@@ -133,22 +177,6 @@ inline Tensor to_layout_of(const Tensor& t, const Tensor& x) {
   if (same) return t;
   Tensor copy = new_like(x);
   return torch::stable::copy_(copy, t);
-}
-
-inline Tensor new_vector(const Tensor& like, int64_t count) {
-  const int64_t stride = 1;
-  return new_strided(like, 1, &count, &stride);
-}
-
-inline Tensor new_gate(const Tensor& x) {
-  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end()), strides(sizes.size());
-  sizes[1] = 1;
-  int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0;) {
-    strides[d] = stride;
-    stride *= sizes[d] > 0 ? sizes[d] : 1;
-  }
-  return new_strided(x, x.dim(), sizes.data(), strides.data());
 }
 
 }  // namespace ppcr

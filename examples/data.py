@@ -63,6 +63,13 @@ class Augmented(Dataset[Any]):
 
 def _from_arrays(parts: list[tuple[np.ndarray, np.ndarray]], augment: bool) -> Data:
     """Data of three pairs of uint8 images ``[N, H, W, C]`` and labels ``[N]``, normalized by the training images' statistics."""
+    for split, (images, labels) in zip(("training", "validation", "test"), parts, strict=True):
+        if not len(images) or len(images) != len(labels):
+            count = f"{len(images)} {split} images and {len(labels)} labels"
+            raise BadInput(f"--data: there are {count}")
+        if labels.dtype.kind not in "iu" or labels.min() < 0:
+            got = f"{labels.dtype} from {labels.min()} on"
+            raise BadInput(f"--data: the {split} labels must be whole numbers from 0 on, got {got}")
     classes = int(max(labels.max() for _, labels in parts)) + 1
     training = parts[0][0].astype(np.float32) / 255
     mean, std = training.mean((0, 1, 2)), training.std((0, 1, 2)) + 1e-6
@@ -102,7 +109,7 @@ def _medmnist(path: Path, augment: bool) -> Data:
         raise BadInput(f"--data: {path} is no whole .npz file: {error}") from None
     checked = []
     for images, labels in parts:
-        if images.ndim != 4 or images.dtype != np.uint8 or not len(images) or len(images) != len(labels):
+        if images.ndim != 4 or images.dtype != np.uint8:
             raise BadInput(f"--data: {path} holds images {images.dtype} {images.shape} with labels {labels.shape}: no 2-D MedMNIST")
         if labels.ndim == 2 and labels.shape[1] != 1:
             raise BadInput(f"--data: {path} has {labels.shape[1]} labels an image; this example classifies into one class each")
@@ -138,7 +145,7 @@ def _cifar10(path: Path, augment: bool) -> Data:
         except (OSError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
             raise BadInput(f"--data: {path / name} is no batch of CIFAR-10: {error}") from None
     training, training_labels = np.concatenate(images[:5]), np.concatenate(labels[:5])
-    held_out = len(training) // 10
+    held_out = max(1, len(training) // 10)
     return _from_arrays(
         [
             (training[:-held_out], training_labels[:-held_out]),

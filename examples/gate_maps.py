@@ -108,7 +108,7 @@ def statistics(name: str, layer: str, gate: Tensor) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = files.Parser(description=__doc__.splitlines()[0])
+    parser = files.Parser(description="Gate maps on two real pictures.")
     parser.add_argument("--out", type=Path, default=Path("results/gates"))
     parser.add_argument("--steps", type=int, default=400, help="training steps for each picture")
     parser.add_argument("--side", type=int, default=256, help="side in pixels to which the pictures are brought")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import math
 import os
 import time
 from pathlib import Path
@@ -34,9 +35,12 @@ from tqdm import tqdm
 # What a checkpoint must share with the run that goes on from it.
 IDENTITY = ("data", "model", "attention", "batch", "lr", "weight_decay", "epochs", "seed", "amp", "augment", "image_size")
 
+POSITIVE = ("epochs", "batch", "lr", "image_size", "stop_after")
+NOT_NEGATIVE = ("weight_decay", "workers", "seed")
+
 
 def arguments() -> Any:
-    parser = files.Parser(description=__doc__.splitlines()[0])
+    parser = files.Parser(description="Trains a classifier with PPCR or another attention layer.")
     parser.add_argument("--data", default="digits", help="digits, a MedMNIST .npz, a CIFAR-10 folder or an ImageFolder")
     parser.add_argument("--model", default="small", help="small, torchvision/NAME or timm/NAME (residual networks)")
     parser.add_argument("--attention", choices=ATTENTION, default="ppcr")
@@ -56,9 +60,14 @@ def arguments() -> Any:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--stop-after", type=int, help="stop after this epoch, to go on later")
     found = parser.parse_args()
-    for name in ("epochs", "batch", "lr", "image_size"):
-        if getattr(found, name) <= 0:
-            raise BadInput(f"--{name.replace('_', '-')} must be positive, got {getattr(found, name)}")
+    for name, value in vars(found).items():
+        option = f"--{name.replace('_', '-')}"
+        if name in POSITIVE and value is not None and not 0 < value < math.inf:
+            raise BadInput(f"{option} must be positive and finite, got {value}")
+        if name in NOT_NEGATIVE and not 0 <= value < math.inf:
+            raise BadInput(f"{option} must be 0 or more and finite, got {value}")
+    if found.seed >= 2**32:
+        raise BadInput(f"--seed must be below 2^32, got {found.seed}")
     return found
 
 
@@ -90,7 +99,10 @@ class Trainer:
             data.train, self.world, self.rank, seed=options.seed, drop_last=True
         )
         self.batches = self._loader(data.train, self.sampler)
-        steps = max(1, options.epochs * len(self.batches))
+        if len(self.batches) == 0:  # it takes whole batches only
+            there = f"the {len(data.train)} training images"
+            raise BadInput(f"--batch {options.batch} is more than {there}")
+        steps = options.epochs * len(self.batches)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, options.lr, total_steps=steps + 1, pct_start=0.2)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.amp == "float16")
         self.rows: list[dict[str, Any]] = []
@@ -120,7 +132,12 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         bar = tqdm(self.batches, f"epoch {index + 1}/{self.options.epochs}", leave=False, disable=None if self.rank == 0 else True)
         for images, labels in bar:
-            loss = nn.functional.cross_entropy(self._forward(images), labels.to(self.device))
+            try:
+                logits = self._forward(images)
+            except ValueError as error:  # of normalization layers: one pixel is a single value
+                few = f"--batch: {len(images)} images a process are too few"
+                raise BadInput(f"{few} for --model {self.options.model}: {error}") from None
+            loss = nn.functional.cross_entropy(logits, labels.to(self.device))
             self.optimizer.zero_grad()
             self.scaler.scale(loss).backward()
             self.scaler.step(self.optimizer)
@@ -129,7 +146,7 @@ class Trainer:
             total += loss.detach()
         if self.world > 1:
             dist.all_reduce(total)
-        return float(total) / self.world / max(1, len(self.batches))
+        return float(total) / self.world / len(self.batches)
 
     @torch.no_grad()
     def evaluate(self, dataset: Dataset[Any]) -> dict[str, float]:
@@ -187,6 +204,9 @@ def train(options: Any) -> None:
     trainer = Trainer(options, data)
     checkpoint: Path = options.out / "checkpoint.pt"
     start = trainer.load(checkpoint) if options.resume else 0
+    if options.stop_after is not None and options.stop_after <= start:
+        behind = f"{checkpoint} has {start} epochs behind it"
+        raise BadInput(f"--stop-after {options.stop_after}: {behind}")
     if not options.resume and checkpoint.exists():
         raise BadInput(f"{checkpoint} exists: pass --resume to go on from it, or another --out")
     if trainer.rank == 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch.jit._trace import TracerWarning
 
 from . import _sharding, native, triton_ops
-from .backends import available_backends, backends
+from .backends import available_backends, backends, warn_once
 from .functional import ppcr, ppcr_add_relu, ppcr_gate
 from .interpret import record_gates
 from .module import PPCR
@@ -34,3 +34,5 @@ warnings.filterwarnings("ignore", category=TracerWarning, module=r"ppcr_ext\.")
 native.load()
 triton_ops.register()
 _sharding.register()
+if native.is_pure_build():  # pip shows nothing of what an installation says
+    warn_once("cpu", "reference", stacklevel=3)

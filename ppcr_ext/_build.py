@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 # The LibTorch stable ABI of PyTorch 2.10: one binary loads in every later version.
@@ -30,15 +33,23 @@ def compiler_flags() -> list[str]:
     """Flags for every C++ file; ``DEBUG=1`` in the environment asks for -O0 and debug symbols."""
     debug = os.environ.get("DEBUG", "0") not in ("", "0")
     optimize = ["-O0", "-g"] if debug else ["-O3", "-g0"]
-    return [*optimize, "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DTORCH_STABLE_ONLY"]
+    # Enough for the headers of the stable ABI, also where PyTorch compiles extensions as C++20.
+    standard = ["-std=c++17", "-fvisibility=hidden"]
+    return [*standard, *optimize, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DTORCH_STABLE_ONLY"]
 
 
 def why_no_compiler() -> str | None:
     """Why no C++ file can be compiled here, or None."""
-    compiler = os.environ.get("CXX", "c++")
-    program = compiler.split()[0] if compiler.split() else compiler
-    if shutil.which(program) is None:
-        return f"no C++ compiler: {program!r} is not on PATH; install g++ 10 or newer, or name a compiler in CXX"
+    command = (os.environ.get("CXX") or "c++").split() or ["c++"]
+    remedy = "install g++ 11, clang 14 or newer, or name a compiler in CXX"
+    if shutil.which(command[0]) is None:
+        return f"no C++ compiler: {command[0]!r} is not on PATH; {remedy}"
+    trial = [*command, "-std=c++17", "-x", "c++", "-fsyntax-only", "-"]
+    line = "#include <optional>\nstd::optional<int> x;\n"
+    done = subprocess.run(trial, input=line, capture_output=True, text=True)
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
+        return f"no C++17 compiler: {command[0]!r} cannot compile a line of it ({said}); {remedy}"
     return None
 
 
@@ -48,3 +59,25 @@ def cuda_wanted() -> str:
     if value not in ("auto", "0", "1"):
         raise ValueError(f"PPCR_BUILD_CUDA must be auto, 0 or 1, got {value!r}")
     return value
+
+
+def announce(line: str) -> None:
+    """Says a line to whoever installs.
+
+    pip and uv keep to themselves what a build prints, unless it fails: there the line goes to where
+    their own errors go, if that is a terminal or a pipe.
+    """
+    if "setuptools.build_meta" in sys.modules:  # they call it; `python setup.py` does not
+        front_end = f"/proc/{os.getppid()}/fd/2"
+        try:
+            found = os.stat(front_end)
+            shown = stat.S_ISFIFO(found.st_mode) or stat.S_ISCHR(found.st_mode)
+            if shown and not os.path.samestat(found, os.fstat(2)):
+                flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK  # nobody may be reading
+                with open(os.open(front_end, flags), "w") as stream:
+                    begin = "\n" if stream.isatty() else ""  # a terminal is in the middle of a line
+                    print(begin + line, file=stream)
+                return
+        except OSError:
+            pass
+    print(line, file=sys.stderr, flush=True)

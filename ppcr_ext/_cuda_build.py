@@ -1,6 +1,7 @@
 """Builds the CUDA library with nvcc: sources, architectures, and sentences that say why it cannot be built.
 
-Shared by setup.py, the JIT build and tools/cuda_build.py, so it imports nothing but _build.py and the standard library.
+Shared by setup.py, the JIT build and tools/cuda_build.py, so it imports nothing but _build.py, the
+standard library and, to look for devices, PyTorch.
 
 Environment: CUDA_HOME or CUDA_PATH, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG=1, CXX.
 """
@@ -14,16 +15,18 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ._build import TORCH_TARGET
+from ._build import TORCH_TARGET, announce
 
 KERNEL_SOURCES = ("launch_bfloat16.cu", "launch_half.cu", "launch_float.cu", "launch_double.cu")  # the longest first
 ENTRY_SOURCE = "ppcr_cuda.cpp"
-DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+# Where no device is visible and none is named: their machine code runs on all of 8.x and 9.x, and
+# later devices compile the PTX.
+DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+EVERY_ARCHITECTURE = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 OLDEST = (7, 5)  # the oldest that nvcc 13 and all of these kernels know
 
 # What TORCH_CUDA_ARCH_LIST may name besides numbers, as in torch.utils.cpp_extension.
@@ -65,6 +68,22 @@ def why_not_usable(capability: tuple[int, int], architectures: str) -> str | Non
         f"the CUDA library was compiled for {architectures or 'nothing'}, which a device of compute capability {device} cannot run; "
         f"rebuild it with TORCH_CUDA_ARCH_LIST={device}"
     )
+
+
+def why_not_beside(library: Path, torch_cuda: str) -> str | None:
+    """Why a built CUDA library cannot be loaded beside a PyTorch for CUDA ``torch_cuda``, or None.
+
+    The loader itself would bring a second CUDA runtime into the process where it finds one.
+    """
+    try:
+        needed = re.search(rb"libcudart\.so\.(\d+)", library.read_bytes())
+    except OSError:
+        return None  # the loader's words are better
+    major = needed[1].decode() if needed else None
+    if major in (None, torch_cuda.split(".")[0]):
+        return None
+    built = f"{library} was built for CUDA {major}, this PyTorch for CUDA {torch_cuda}"
+    return f"{built}; their major versions must agree"
 
 
 # ---- the compiler -------------------------------------------------------------------------------------------------------
@@ -121,36 +140,46 @@ def why_not(torch_cuda: str | None) -> str | None:
     return None
 
 
+def visible_architectures() -> str | None:
+    """The compute capabilities of the devices that PyTorch sees, such as ``"8.0;9.0"``, or None."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    capabilities = {torch.cuda.get_device_capability(i) for i in range(count)}
+    return ";".join(f"{major}.{minor}" for major, minor in sorted(capabilities)) or None
+
+
 def architectures(nvcc: Path, wanted: str | None = None) -> Architectures:
-    """What to compile for: ``wanted`` or TORCH_CUDA_ARCH_LIST, else the default list as far as this nvcc knows it."""
-    explicit = wanted or os.environ.get("TORCH_CUDA_ARCH_LIST") or ""
+    """For ``wanted`` or TORCH_CUDA_ARCH_LIST, else the visible devices, else the default list."""
+    explicit = wanted or os.environ.get("TORCH_CUDA_ARCH_LIST")
+    visible = None if explicit else visible_architectures()
+    seen = "PyTorch sees a device of compute capability"
+    source = "TORCH_CUDA_ARCH_LIST holds" if explicit else seen
     listed = subprocess.run([str(nvcc), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
     known = set(re.findall(r"compute_(\d+)", listed))
     binaries: list[str] = []
     ptx: str | None = None
-    names = [item for item in re.split(r"[;\s,]+", explicit or DEFAULT_ARCHITECTURES) if item]
+    listing = explicit or visible or DEFAULT_ARCHITECTURES
+    names = [item for item in re.split(r"[;\s,]+", listing) if item]
     items = [item for name in names for item in _NAMED.get(name, name).split(";")]
-    newest_default = "0"
     for item in items:
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item)
         if match is None:
             raise CannotBuild(f"TORCH_CUDA_ARCH_LIST holds {item!r}; it takes numbers such as 8.0;9.0+PTX, and {', '.join(_NAMED)}")
         number, suffix = match[1] + match[2], match[3]
         if (int(match[1]), int(match[2])) < OLDEST:
-            raise CannotBuild(f"TORCH_CUDA_ARCH_LIST holds {item}; the kernels need 7.5 (Turing) or newer")
+            raise CannotBuild(f"{source} {item}; the kernels need 7.5 (Turing) or newer")
         if number not in known:
-            if explicit:
-                raise CannotBuild(
-                    f"TORCH_CUDA_ARCH_LIST holds {item}, which nvcc {nvcc_version(nvcc)} does not know; it knows "
-                    f"{', '.join(sorted((f'{k[:-1]}.{k[-1]}' for k in known), key=float))}"
-                )
-            continue
+            named = ", ".join(sorted((f"{k[:-1]}.{k[-1]}" for k in known), key=float))
+            raise CannotBuild(
+                f"{source} {item}, which nvcc {nvcc_version(nvcc)} does not know; "
+                f"it knows {named}: name one in TORCH_CUDA_ARCH_LIST, as in 9.0+PTX"
+            )
         if number + suffix not in binaries:
             binaries.append(number + suffix)
         if match[4]:
             ptx = number + suffix
-        newest_default = max(newest_default, number, key=int)
-    return Architectures(tuple(binaries), ptx if explicit else newest_default)
+    return Architectures(tuple(binaries), ptx)
 
 
 # ---- building -----------------------------------------------------------------------------------------------------------
@@ -203,7 +232,7 @@ def build(
     torch_folder: Path,
     torch_cuda: str | None,
     arch_list: str | None = None,
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    say: Callable[[str], None] = announce,
 ) -> Architectures:
     """Compiles and links the CUDA library.
 
@@ -225,6 +254,8 @@ def build(
     nvcc = find_nvcc()
     assert nvcc is not None
     compiled_for = architectures(nvcc, arch_list)
+    say(f"ppcr_ext: compiling the CUDA kernels for {compiled_for}")
+    say(f"ppcr_ext: for every architecture set TORCH_CUDA_ARCH_LIST='{EVERY_ARCHITECTURE}'")
     work.mkdir(parents=True, exist_ok=True)
     sources_digest = _sources_digest(csrc)
     include_folders = [str(torch_folder / "include")]

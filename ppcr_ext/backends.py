@@ -36,12 +36,12 @@ def choose(name: str | None, x: Tensor, contexts: int) -> str:
         return name
     best = "triton" if device_type == "cuda" and why_not("triton", device_type, contexts) is None else "reference"
     if contexts <= MAX_CONTEXTS and device_type in ("cpu", "cuda"):
-        _warn_once(device_type, best)
+        warn_once(device_type, best)
     return best
 
 
 @torch.compiler.assume_constant_result  # said while tracing: a call in the graph would break it
-def _warn_once(device_type: str, best: str) -> None:
+def warn_once(device_type: str, best: str, stacklevel: int = 5) -> None:
     if device_type in _warned:
         return
     _warned.add(device_type)
@@ -52,7 +52,7 @@ def _warn_once(device_type: str, best: str) -> None:
     warnings.warn(
         f"ppcr_ext runs its {what} for {device_type} tensors: {reason}",
         RuntimeWarning,
-        stacklevel=5,
+        stacklevel=stacklevel,
     )
 
 

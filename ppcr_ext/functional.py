@@ -10,7 +10,7 @@ import torch.fx
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import reference, triton_ops
+from . import native, reference, triton_ops
 from ._arguments import Levels, check_arguments, check_residual
 from .backends import choose
 
@@ -127,7 +127,11 @@ class _Operator:
         return self._composite(x, *residual, weight, bias, levels, eps)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, *residual: Tensor, levels: Levels, eps: float) -> Tensor:
-        result: Tensor = getattr(torch.ops.ppcr_ext, self.name).default(x, *residual, weight, bias, levels, eps)
+        operator = getattr(torch.ops.ppcr_ext, self.name).default
+        try:
+            result: Tensor = operator(x, *residual, weight, bias, levels, eps)
+        except RuntimeError as error:
+            raise native.of_its_type(error, x) from None
         return result
 
     def backward(
@@ -135,7 +139,10 @@ class _Operator:
     ) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight, bias and, where y is given, residual."""
         operator = getattr(torch.ops.ppcr_ext, self.name + "_backward").default
-        dx, *d_residual, d_weight, d_bias = operator(grad, x, *y, weight, bias, levels, eps)
+        try:
+            dx, *d_residual, d_weight, d_bias = operator(grad, x, *y, weight, bias, levels, eps)
+        except RuntimeError as error:
+            raise native.of_its_type(error, x) from None
         return dx, d_weight, None if bias is None else d_bias, *d_residual
 
     def differentiable_backward(

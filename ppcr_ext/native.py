@@ -20,8 +20,9 @@ from torch import Tensor
 from . import _build, _cuda_build
 
 _CUDA_NAME = "_cuda.abi3.so"
-_CUDA_REMEDY = "build it with PPCR_BUILD_CUDA=1"
-_REMEDY = "build it with `python setup.py build_ext --inplace` (a checkout), or call ppcr_ext.build(), or set PPCR_JIT=1"
+# pip keeps what it once built in its cache, and installs that again where more could be built.
+_CUDA_REMEDY = "build it with PPCR_BUILD_CUDA=1 (pip: and --no-cache-dir)"
+_REMEDY = "call ppcr_ext.build(), or set PPCR_JIT=1, or install again (pip: with --no-cache-dir)"
 
 OPERATORS = ("ppcr", "ppcr_backward", "ppcr_gate", "ppcr_gate_backward", "ppcr_add_relu", "ppcr_add_relu_backward")
 
@@ -71,6 +72,13 @@ def _text(library: Path, function: str) -> str:
     return str(query().decode())
 
 
+def of_its_type(error: RuntimeError, x: Tensor) -> RuntimeError:
+    """An error of the compiled operators, all RuntimeError, in the type that PyTorch has for it."""
+    if x.is_cuda and "out of memory" in str(error):
+        return torch.OutOfMemoryError(*error.args)
+    return error
+
+
 def library() -> Path | None:
     """The loaded CPU library."""
     return _library
@@ -91,6 +99,11 @@ def _build_record() -> dict[str, str | None]:
     return record if isinstance(record, dict) else {}
 
 
+def is_pure_build() -> bool:
+    """Whether this was installed without compiled kernels, and none were compiled since."""
+    return _library is None and bool(_build_record().get("cpu"))
+
+
 def _jit_name() -> str:
     """Names the JIT build by everything that goes into it, so that a changed source or flag never meets an old library."""
     digest = hashlib.sha256(repr((torch.__version__, _build.compiler_flags(), os.environ.get("CXX"))).encode())
@@ -101,10 +114,10 @@ def _jit_name() -> str:
 
 
 def _jit_folder(name: str) -> Path:
-    from torch.utils import cpp_extension
-
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
-    return Path(root) / name
+    """In PyTorch's extension cache. Asked at every import without a library; PyTorch's own module,
+    which would tell it, is slow and warns at its import."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache / "torch_extensions") / name
 
 
 def build(verbose: bool = True) -> Path:
@@ -183,10 +196,10 @@ def _build_in(folder: Path, name: str, verbose: bool) -> Path:
         (work / f"{name}.so").replace(path)
     why_no_cuda = _why_not_jit_cuda()
     if why_no_cuda is None and not cuda.exists():
-        arch_list = os.environ.get("TORCH_CUDA_ARCH_LIST") or _visible_architectures()
         say = (lambda line: print(line, file=sys.stderr)) if verbose else (lambda line: None)
         torch_folder = Path(torch.__file__).parent
-        _cuda_build.build(work / _CUDA_NAME, _build.csrc(), work / "cuda", torch_folder, torch.version.cuda, arch_list, say)
+        library, version = work / _CUDA_NAME, torch.version.cuda
+        _cuda_build.build(library, _build.csrc(), work / "cuda", torch_folder, version, say=say)
         (work / _CUDA_NAME).replace(cuda)
     elif verbose and why_no_cuda:
         print(f"ppcr_ext: CUDA kernels: not built: {why_no_cuda}", file=sys.stderr)
@@ -204,11 +217,6 @@ def _why_not_jit_cuda() -> str | None:
     if reason is None and wanted == "auto" and not torch.cuda.is_available():
         return "PyTorch sees no CUDA device; set PPCR_BUILD_CUDA=1 to build it all the same"
     return reason
-
-
-def _visible_architectures() -> str | None:
-    capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-    return ";".join(f"{major}.{minor}" for major, minor in sorted(capabilities)) or None
 
 
 def load() -> None:
@@ -275,10 +283,13 @@ def _adopt(path: Path, why_no_cuda: str | None) -> Path:
 
 def _load_cuda(path: Path, why_not_built: str | None) -> None:
     global _cuda_library, _cuda_reason
+    if torch.version.cuda is None:  # nothing that could be built would help
+        _cuda_reason = _cuda_build.why_not(None)
+        return
     if not path.exists():
         _cuda_reason = f"the CUDA library is not built ({why_not_built or 'none beside the CPU library'}); {_CUDA_REMEDY}"
         return
-    reason = _why_not_loaded(path)
+    reason = _cuda_build.why_not_beside(path, torch.version.cuda) or _why_not_loaded(path)
     if reason:
         _cuda_reason = f"{reason}; {_CUDA_REMEDY}"
         return

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 import ppcr_ext
-from ppcr_ext import _build
+from ppcr_ext import _build, native
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = "import torch, ppcr_ext; print(ppcr_ext.available_backends(), ppcr_ext.ppcr(torch.ones(1, 4), torch.zeros(7)).tolist())"
@@ -57,17 +59,128 @@ def test_jit_build_without_a_compiler_says_so(checkout, tmp_path):
     assert "said: ppcr_ext cannot be compiled here: no C++ compiler: 'c++' is not on PATH" in output
 
 
+NO_COMPILER = "no C++ compiler: 'c++' is not on PATH"
+
+
 @pytest.mark.full
 def test_install_without_a_compiler_is_pure_python_and_says_so(checkout, tmp_path):
+    """Plain pip shows it, the wheel is one for any machine, and the first import says it, once."""
     environment = without_compiler(tmp_path)
-    target = tmp_path / "site"
-    install = ["-m", "pip", "install", "-v", "--no-build-isolation", "--no-deps", "--no-index", "--target", str(target), "."]
-    output = call(*install, cwd=checkout, **environment)
-    assert "ppcr_ext: CPU kernels: not built: no C++ compiler" in output
-    report = call("-m", "ppcr_ext", cwd=target, **environment)
-    assert "the extension is not built (no C++ compiler: 'c++' is not on PATH" in report
+    site = tmp_path / "site"
+    offline = ["--no-deps", "--no-index", "--no-cache-dir"]
+    wheel = ["-m", "pip", "wheel", "--no-build-isolation", *offline, "-w", str(tmp_path), "."]
+    output = call(*wheel, cwd=checkout, **environment)
+    assert f"ppcr_ext: CPU kernels: not built: {NO_COMPILER}" in output
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"ppcr_ext-{ppcr_ext.__version__}-py3-none-any.whl"
+    call("-m", "pip", "install", *offline, "--target", str(site), str(wheel), cwd=tmp_path)
+    words = "RuntimeWarning: ppcr_ext runs its slow PyTorch reference for cpu tensors: "
+    words += f"the extension is not built ({NO_COMPILER}"
+    assert words in call("-c", "import ppcr_ext", cwd=site, **environment)
+    output = call("-c", SMOKE, cwd=site, **environment)
+    assert output.count(words) == output.count(NO_COMPILER) == 1
+    assert "('reference',) [[0.5, 0.5, 0.5, 0.5]]" in output
+    report = call("-W", "ignore", "-m", "ppcr_ext", cwd=site, **environment)
+    assert f"cpu: the extension is not built ({NO_COMPILER}" in report
+    assert f"; {native._REMEDY}" in report
     assert "available        reference" in report
-    assert "('reference',) [[0.5, 0.5, 0.5, 0.5]]" in call("-W", "ignore", "-c", SMOKE, cwd=target, **environment)
+    assert "cpp_extension" not in report  # PyTorch's module would warn at every import
+
+
+@pytest.mark.full
+def test_pure_package_is_compiled_later(checkout, tmp_path):
+    """What was installed without a compiler holds the sources; compiled, it is as any other."""
+    call("setup.py", "build_ext", "--inplace", cwd=checkout, **without_compiler(tmp_path))
+    record = json.loads((checkout / "ppcr_ext" / "_build.json").read_text())
+    assert record["cpu"].startswith(NO_COMPILER)
+    cache = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "DEBUG": "1", "MAX_JOBS": "2"}
+    program = "import ppcr_ext; ppcr_ext.build(verbose=False)"
+    call("-W", "ignore", "-c", program, cwd=checkout, **cache)
+    output = call("-c", SMOKE, cwd=checkout, **cache)
+    assert "('native', 'reference')" in output
+    assert "slow" not in output
+
+
+@pytest.mark.parametrize(
+    ("says", "words"),
+    [("exit 1", "exit status 1"), ("echo 'no such standard' >&2; exit 1", "no such standard")],
+)
+def test_compiler_that_is_too_old(says, words, tmp_path, monkeypatch):
+    (tmp_path / "g++-4").write_text(f"#!/bin/sh\n{says}\n")
+    (tmp_path / "g++-4").chmod(0o755)
+    monkeypatch.setenv("CXX", str(tmp_path / "g++-4"))
+    reason = f"no C++17 compiler: '{tmp_path}/g++-4' cannot compile a line of it ({words}); "
+    assert _build.why_no_compiler().startswith(reason)
+
+
+@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs a checkout")
+def test_old_setuptools():
+    """It cannot read pyproject.toml; what it says of that is a page."""
+    program = "import setuptools; setuptools.__version__ = '65.5.0'; exec(open('setup.py').read())"
+    output = call("-c", program, cwd=ROOT, code=1)
+    needed = "77 or newer is needed: pip install 'setuptools>=77'"
+    assert output == f"ppcr_ext: setuptools is 65.5.0, and {needed}\n"
+    install = (ROOT / "README.md").read_text().partition("\n## Install\n")[2]
+    assert "\npip install torch 'setuptools>=77' ninja\n" in install
+
+
+@pytest.mark.full
+def test_editable_install(checkout, tmp_path):
+    """In an environment of its own, which sees the packages of this one."""
+    call("-m", "venv", "--without-pip", str(tmp_path / "venv"), cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    (site,) = tmp_path.glob("venv/lib/python*/site-packages")
+    (site / "packages.pth").write_text(sysconfig.get_path("purelib"))
+    install = [
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--no-build-isolation",
+        "--no-deps",
+        "--no-index",
+        "--editable",
+        ".",
+    ]
+    settings = {"MAX_JOBS": "2", "DEBUG": "1"}
+    call(*install, cwd=checkout, **settings)
+    ask = [python, "-c", SMOKE + "; print(ppcr_ext.__file__)"]
+    done = subprocess.run(ask, cwd=tmp_path, capture_output=True, text=True)
+    assert f"('native', 'reference') [[0.5, 0.5, 0.5, 0.5]]\n{checkout}" in done.stdout, done.stderr
+    objects = {path: path.stat().st_mtime_ns for path in checkout.glob("build/**/*.o")}
+    assert len(objects) == len(_build.CPU_SOURCES)
+    os.utime(checkout / "csrc" / "register.cpp")
+    call(*install, cwd=checkout, **settings)
+    compiled = [path.name for path in objects if path.stat().st_mtime_ns != objects[path]]
+    assert compiled == ["register.o"]
+
+
+@pytest.mark.full
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_set_up_of_an_environment_without_pip(tmp_path):
+    """As uv makes it."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    recipes = ("setup.py", "pyproject.toml", "ppcr_ext/_build.py", "ppcr_ext/_cuda_build.py")
+    for name in ("requirements/dev.txt", *recipes):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    call("-m", "venv", "--without-pip", ".venv", cwd=tmp_path)
+    command = ["make", ".venv/.installed-pinned"]
+    outer = ("MAKEFLAGS", "MAKEOVERRIDES", "TORCH")  # of the make that runs this
+    settings = {name: value for name, value in os.environ.items() if name not in outer}
+    done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob(".venv/lib/python*/site-packages/pip"))
+    shutil.rmtree(tmp_path / ".venv")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)  # some systems' Python has no ensurepip
+    bare = tmp_path / ".venv" / "bin" / "python"
+    program = 'import sys; exec(sys.argv[2] if sys.argv[1] == "-c" else "1/0")'
+    bare.write_text(f"#!/bin/sh\nexec {sys.executable} -S -c '{program}' \"$@\"\n")
+    bare.chmod(0o755)
+    done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert ".venv has no pip: install one there, or remove .venv and let make" in done.stderr
 
 
 @pytest.mark.full
@@ -83,8 +196,10 @@ def test_cuda_is_demanded_where_it_cannot_be_built(checkout, tmp_path):
 @pytest.mark.full
 def test_wheel(checkout, tmp_path):
     wheels = tmp_path / "wheels"
-    build = ["-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps", "--no-index", "-w", str(wheels), "."]
-    output = call(*build, cwd=checkout, PPCR_BUILD_CUDA="0", MAX_JOBS="2")
+    build = ["-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index"]
+    output = call(*build, "-w", str(wheels), ".", cwd=checkout, PPCR_BUILD_CUDA="0", MAX_JOBS="2")
+    # though pip shows nothing of a build
+    assert f"ppcr_ext: compiling the CPU kernels, {len(_build.CPU_SOURCES)} files" in output
     assert "ppcr_ext: CPU kernels: built" in output
     assert "ppcr_ext: CUDA kernels: not built: PPCR_BUILD_CUDA=0" in output
     (wheel,) = wheels.glob("*.whl")

@@ -148,7 +148,8 @@ def test_majors_disagree(nvcc_12):
 
 
 def test_architectures(nvcc_12, monkeypatch):
-    assert str(recipe.architectures(nvcc_12)) == "sm_80 sm_86 sm_89 sm_90 compute_90"  # what this nvcc knows of the default
+    monkeypatch.setattr(recipe, "visible_architectures", lambda: None)
+    assert str(recipe.architectures(nvcc_12)) == "sm_80 sm_90 compute_90"  # each takes long
     assert str(recipe.architectures(nvcc_12, "9.0")) == "sm_90"
     assert str(recipe.architectures(nvcc_12, "8.0 9.0+PTX")) == "sm_80 sm_90 compute_90"
     assert str(recipe.architectures(nvcc_12, "Ampere;Hopper")) == "sm_80 sm_86 sm_90 compute_90"
@@ -158,6 +159,33 @@ def test_architectures(nvcc_12, monkeypatch):
     assert "the kernels need 7.5 (Turing) or newer" in recipe.why_not("12.6")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "fast")
     assert "TORCH_CUDA_ARCH_LIST holds 'fast'; it takes numbers such as 8.0;9.0+PTX" in recipe.why_not("12.6")
+
+
+def test_architectures_of_what_is_there(nvcc_12, monkeypatch):
+    """Without a word of the user, the visible devices'; none of them newer than the compiler."""
+    devices = [(8, 6), (9, 0), (8, 6)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(devices))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: devices[index])
+    assert str(recipe.architectures(nvcc_12)) == "sm_86 sm_90"
+    assert str(recipe.architectures(nvcc_12, "8.0")) == "sm_80"
+    devices.append((12, 0))
+    reason = recipe.why_not("12.6")
+    assert reason.startswith("PyTorch sees a device of compute capability 12.0, which nvcc 12.6 ")
+    assert "does not know; it knows 7.5, 8.0" in reason
+    assert reason.endswith("name one in TORCH_CUDA_ARCH_LIST, as in 9.0+PTX")
+
+
+def test_what_is_compiled_is_said_first(nvcc_12, tmp_path, monkeypatch):
+    """With how to get more; this nvcc compiles nothing."""
+    monkeypatch.setattr(recipe, "visible_architectures", lambda: None)
+    nvcc_12.write_text(nvcc_12.read_text() + 'case "$*" in *" -c "*) exit 1;; esac\n')
+    said: list[str] = []
+    output, work, of_torch = tmp_path / "x.so", tmp_path / "work", Path(torch.__file__).parent
+    with pytest.raises(recipe.CannotBuild, match="failed"):
+        recipe.build(output, ROOT / "csrc", work, of_torch, "12.6", say=said.append)
+    assert said[0] == "ppcr_ext: compiling the CUDA kernels for sm_80 sm_90 compute_90"
+    assert said[1].endswith(" set TORCH_CUDA_ARCH_LIST='8.0;8.6;8.9;9.0;10.0;12.0+PTX'")
 
 
 @pytest.mark.parametrize(

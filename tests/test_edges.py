@@ -1,8 +1,11 @@
 """Edges of the contract: layouts without a copy, NaN and Inf, zero variance, empty tensors, warnings, one copy of odd strides."""
 
 import dataclasses
+import mmap
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from conftest import (
 )
 
 import ppcr_ext
+from ppcr_ext import functional
 
 
 def operators_called(f):
@@ -204,6 +208,74 @@ else:
     )
     environment = {"PATH": "/usr/bin:/bin", "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, timeout=300)
+
+
+def virtual_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(not Path("/proc/sys/vm/overcommit_memory").exists(), reason="Linux")
+def test_out_of_memory():
+    """PyTorch's own words, where it hands them over; nothing stays allocated."""
+    own = torch.__version__ >= "2.13"  # a comparison of versions
+    words = r"can't allocate memory: you tried to allocate \d{12,} bytes"
+    if not own:
+        words = "out of memory: no tensor of shape"
+    if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "1":
+        pytest.skip("this machine promises any amount of memory")
+    count = 2**38  # 1 TiB of float32, none of it touched
+    no_reserve = 0x4000
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    reserved = mmap.mmap(-1, 4 * count, flags=flags)
+    x = torch.frombuffer(reserved, dtype=torch.float32).view(1, 4, -1)
+    w, b = torch.zeros(7), torch.zeros(1)
+    parameters = (w, b, (1, 2, 4), 1e-5)
+    ops = torch.ops.ppcr_ext
+    calls = [
+        lambda: ppcr_ext.ppcr(x, w, b),
+        lambda: ppcr_ext.ppcr_add_relu(x, x, w, b),
+        lambda: ppcr_ext.ppcr_gate(x, w, b),
+        lambda: ppcr_ext.ppcr(x[..., ::2], w, b),  # the copy of odd strides
+        lambda: ops.ppcr_backward(x, x, *parameters),
+        lambda: ops.ppcr_add_relu_backward(x, x, x, *parameters),
+    ]
+    before = virtual_bytes()
+    for function in calls:
+        with pytest.raises(RuntimeError, match=words):
+            function()
+    assert virtual_bytes() - before < 2**30
+    assert ppcr_ext.ppcr(torch.ones(1, 4), w, b).tolist() == [[0.5] * 4]
+
+
+def test_out_of_memory_on_cuda(monkeypatch):
+    """The compiled operators raise RuntimeError whatever PyTorch raised, in its words or theirs."""
+    said = []
+
+    def operator(*_):
+        raise RuntimeError(said[-1])
+
+    class OnCuda(torch.Tensor):
+        is_cuda = True
+
+    for name in ("ppcr", "ppcr_backward"):
+        monkeypatch.setattr(torch.ops.ppcr_ext, name, types.SimpleNamespace(default=operator))
+    x, w = torch.ones(1, 4), torch.zeros(7)
+    operators = functional._PPCR["native"]
+    on_cuda = x.as_subclass(OnCuda)
+    for tensor, words, kind in (
+        (on_cuda, "CUDA out of memory. Tried to allocate 20.00 GiB.", torch.OutOfMemoryError),
+        (on_cuda, "ppcr_ext: out of memory: no tensor of shape [1] fits", torch.OutOfMemoryError),
+        (on_cuda, "CUDA error: an illegal memory access was encountered", RuntimeError),
+        (x, "ppcr_ext: out of memory: no tensor of shape [1] fits", RuntimeError),
+    ):
+        said.append(words)
+        for call in (
+            lambda t=tensor: operators.forward(t, w, None, levels=(1, 2, 4), eps=1e-5),
+            lambda t=tensor: operators.backward(t, t, w, None, levels=(1, 2, 4), eps=1e-5),
+        ):
+            with pytest.raises(RuntimeError) as raised:
+                call()
+            assert (raised.type, str(raised.value)) == (kind, words)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

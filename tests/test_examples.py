@@ -15,16 +15,16 @@ import torch
 pytestmark = pytest.mark.full
 pytest.importorskip("timm")
 ROOT = Path(__file__).parent.parent
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
 TINY = ["--batch", "10", "--epochs", "2"]
 STARTED = [sys.executable]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
-def run(program, *arguments, start=STARTED):
-    return subprocess.run(
-        [*start, str(ROOT / "examples" / program), *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )  # fmt: skip
+def run(program, *arguments, start=STARTED, cwd=None):
+    command = [*start, str(ROOT / "examples" / program), *map(str, arguments)]
+    options = {"capture_output": True, "text": True, "timeout": 300}
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, **options)
 
 
 @pytest.fixture
@@ -78,6 +78,21 @@ def test_digits_reach_95_percent(trained):
     assert sorted(p.name for p in trained.iterdir()) == ["checkpoint.pt", "curves.png", "metrics.csv", "test.csv"]
 
 
+@pytest.mark.parametrize(
+    ("level", "program", "options", "tables"),
+    [
+        ("-OO", "train.py", [*TINY, "--data", "tiny.npz"], 2),
+        ("-O", "gate_maps.py", ["--steps", 2, "--side", 32], 1),  # scikit-image needs docstrings
+    ],
+)
+def test_without_assertions_and_docstrings(level, program, options, tables, tmp_path):
+    """In any folder: the set-up has installed the package in place."""
+    medmnist(tmp_path / "tiny.npz", 40)
+    result = run(program, "--out", "out", *options, start=[sys.executable, level], cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "out").glob("*.csv"))) == tables
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, call):
     """The same metrics and the same bits in every weight and in the optimizer, with augmentation."""
     medmnist(tmp_path / "tiny.npz", 40)
@@ -118,11 +133,13 @@ class Code:
         return os.mkdir, ("/tmp/ppcr_ext_code_was_run",)
 
 
-def cifar(folder, data=None):
+def cifar(folder, data=None, count=20):
     folder.mkdir()
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        images = np.random.default_rng(0).integers(0, 256, (20, 3072), np.uint8)
-        (folder / name).write_bytes(pickle.dumps({"data": images if data is None else data, "labels": list(range(10)) * 2}))
+        images = np.random.default_rng(0).integers(0, 256, (count, 3072), np.uint8)
+        labels = [i % 10 for i in range(count)]
+        batch = {"data": images if data is None else data, "labels": labels}
+        (folder / name).write_bytes(pickle.dumps(batch))
 
 
 class TestData:
@@ -155,6 +172,12 @@ class TestData:
         image = data.test[0][0].numpy()
         for channel in range(3):  # normalized: the same up to scale and shift
             assert np.corrcoef(image[channel].ravel(), raw[channel].ravel())[0, 1] > 0.99999
+
+    def test_few_images_of_cifar10(self, tmp_path):
+        """One of them validates, where a tenth would be none."""
+        cifar(tmp_path / "c", count=1)
+        data = self.load(tmp_path / "c")
+        assert (len(data.train), len(data.validation), len(data.test)) == (4, 1, 1)
 
     def test_pickles_that_run_code_are_refused(self, tmp_path):
         from files import BadInput
@@ -200,6 +223,21 @@ def truncated(path):
     [
         (["--attention", "psychic"], "argument --attention: invalid choice: 'psychic'"),
         (["--epochs", "0"], "--epochs must be positive"),
+        (["--lr", "nan"], "--lr must be positive and finite, got nan"),
+        (["--lr", "inf"], "--lr must be positive and finite, got inf"),
+        (["--lr", "-0.1"], "--lr must be positive and finite, got -0.1"),
+        (["--stop-after", "0"], "--stop-after must be positive and finite, got 0"),
+        (["--stop-after", "-1"], "--stop-after must be positive and finite, got -1"),
+        (["--workers", "-1"], "--workers must be 0 or more and finite, got -1"),
+        (["--weight-decay", "-1"], "--weight-decay must be 0 or more and finite, got -1.0"),
+        (["--weight-decay", "nan"], "--weight-decay must be 0 or more and finite, got nan"),
+        (["--seed", "-1"], "--seed must be 0 or more and finite, got -1"),
+        (["--seed", str(2**64)], f"--seed must be below 2^32, got {2**64}"),
+        (["--batch", "1001"], "--batch 1001 is more than the 1000 training images"),
+        (["--data", "{tmp}/negative.npz"], "validation labels must be whole numbers from 0 on"),
+        (["--data", "{tmp}/real.npz"], "must be whole numbers from 0 on, got float64 from 0.5 on"),
+        (["--data", "{tmp}/fewer.npz"], "there are 20 test images and 10 labels"),
+        (["--resume", "--out", "{tmp}/good", "--epochs", "8", "--stop-after", "3"], "has 8 epochs"),
         (["--data", "{tmp}/missing.npz"], "neither digits nor an existing file"),
         (["--data", "{tmp}/corrupt.npz"], "is no whole .npz file"),
         (["--data", "{tmp}/other.npz"], "has no array 'val_images"),
@@ -220,6 +258,9 @@ def test_bad_input(arguments, words, tmp_path, trained, call):
     truncated(tmp_path / "corrupt.npz")
     medmnist(tmp_path / "other.npz", val_images=None)
     medmnist(tmp_path / "multi.npz", train_labels=np.zeros((20, 14), np.uint8))
+    medmnist(tmp_path / "negative.npz", val_labels=np.arange(20).reshape(-1, 1) - 1)
+    medmnist(tmp_path / "real.npz", train_labels=np.full((20, 1), 0.5))
+    medmnist(tmp_path / "fewer.npz", test_labels=np.zeros((10, 1), np.uint8))
     for name in ("truncated", "good"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "checkpoint.pt").write_bytes((trained / "checkpoint.pt").read_bytes())
@@ -236,6 +277,14 @@ def test_bad_input(arguments, words, tmp_path, trained, call):
     assert said.startswith("train.py: error: ")
     assert said.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_too_few_images_for_the_network(tmp_path, call):
+    """Found by the network itself: its deepest stage sees one pixel of each of these digits."""
+    network = ["--batch", 1, "--model", "torchvision/resnet18"]
+    status, said = call("train.py", *network, "--out", tmp_path, "--epochs", 1)
+    assert (status, said.count("\n")) == (2, 1)
+    assert "--batch: 1 images a process are too few for --model torchvision/resnet18" in said
 
 
 def test_bad_input_as_the_shell_sees_it(tmp_path):

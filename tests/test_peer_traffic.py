@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.full
 pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / "tools" / "peer_traffic.py").exists():

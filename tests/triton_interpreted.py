@@ -53,6 +53,15 @@ def _patch_once():
     if hasattr(interpreter, "_LangPatchScope"):
         interpreter._patch_lang = patch
 
+    # Triton 3.6 makes an int of an array of one element, as NumPy 2.4 no longer does.
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch_index(tensor, scope):
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_index
+
 
 # ---- buffers ------------------------------------------------------------------------------------------------------------------------
 

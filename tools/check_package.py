@@ -90,10 +90,9 @@ def check_contents(sdist: Path, wheel: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames() if not archive.getmember(name).isdir()}
     generated = {name for name in names if name == "PKG-INFO" or name == "setup.cfg" or name.startswith("ppcr_ext.egg-info/")}
-    wanted = tracked("ppcr_ext", "csrc", "tests", "tools", "examples") | tracked(
-        "*.md", "LICENSE", "pyproject.toml", "setup.py", "MANIFEST.in"
-    )
-    expect("the sdist", names - generated, {name for name in wanted if not name.startswith(("docs/", "benchmarks/"))})
+    # everything that the commands of its README need
+    wanted = {name for name in tracked() if not name.startswith((".ci/", ".git"))}
+    expect("the sdist", names - generated, wanted)
 
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert version is not None
@@ -115,11 +114,14 @@ def check_types(site: Path) -> None:
 
 
 def install(python: str, what: Path, site: Path, **environment: str | None) -> str:
-    pip = [python, "-m", "pip", "install", "-v", "--disable-pip-version-check", "--no-input", "--no-deps", "--no-index"]
-    return call(*pip, "--no-build-isolation", "--target", str(site), str(what), **environment)
+    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-deps"]
+    offline = ["--no-index", "--no-cache-dir", "--no-build-isolation"]
+    return call(*pip, *offline, "--target", str(site), str(what), **environment)
 
 
 def main() -> None:
+    if not (ROOT / ".git").exists():
+        raise SystemExit("make package compares with what git tracks: run it in a clone")
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
     sdist, wheel = build()
@@ -143,6 +145,11 @@ def check_without_compiler(sdist: Path) -> None:
     said = call(sys.executable, "-c", SMOKE, "reference", PYTHONPATH=str(WORK / "pure"), **no_compiler)
     if "runs its slow PyTorch reference for cpu tensors: the extension is not built (no C++ compiler" not in said:
         raise SystemExit(f"the pure-Python package did not say why it is slow:\n{said}")
+    if said.count("the extension is not built") != 1:
+        raise SystemExit(f"the pure-Python package says more than once why it is slow:\n{said}")
+    (wheel,) = (WORK / "pure").glob("*.dist-info/WHEEL")
+    tags = re.findall("^Tag: (.+)$", wheel.read_text(), re.M)
+    expect("tag of the pure wheel", tags, ["py3-none-any"])
     print(said.splitlines()[0])
 
 

@@ -71,6 +71,7 @@ def traced(peer: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype) -
 
 def pretend_gpu() -> None:
     """From here on PyTorch believes in an H200, as far as Inductor asks before it would compile a kernel."""
+    import torch._subclasses.fake_tensor
     import torch.utils._triton
     import triton
     from torch._dynamo.device_interface import CudaInterface
@@ -99,6 +100,8 @@ def pretend_gpu() -> None:
             if hasattr(target, name):
                 answer = lambda *_, value=value, **__: value  # noqa: E731
                 setattr(target, name, answer if target is torch.cuda else staticmethod(answer))
+    # PyTorch 2.11 would allocate on the device
+    torch._subclasses.fake_tensor.init_gpu_context = lambda *_: None
     for function in vars(torch.utils._triton).values():
         if hasattr(function, "cache_clear"):  # what it answered before
             function.cache_clear()

@@ -1,4 +1,7 @@
 // Which tiles, and which instruction set.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <cstdlib>
 #include <cstring>
 
@@ -43,12 +46,20 @@ namespace {
 enum Capability { kDefault, kAvx2, kAvx512 };
 constexpr const char* kNames[] = {"default", "avx2", "avx512"};
 
+#if defined(__x86_64__)
+// Clang has no word for it in __builtin_cpu_supports before version 18.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
+#endif
+
 Capability detect() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   Capability best = kDefault;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() && __builtin_cpu_supports("bmi") &&
+      __builtin_cpu_supports("bmi2")) {
     best = kAvx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))

@@ -151,7 +151,7 @@ std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, const Tenso
                                                  const std::optional<Tensor>& bias, const Parameters& levels, double eps) {
   Call call(x, weight, bias, levels, eps);
   check_gate_like("grad", grad, x);
-  const Tensor g = torch::stable::contiguous(grad);
+  const Tensor g = to_contiguous(grad);
   Tensor dx = new_like(call.x);
   call.problem.grad = g.const_data_ptr();
   call.problem.out = dx.mutable_data_ptr();

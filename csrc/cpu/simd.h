@@ -217,11 +217,16 @@ PPCR_INLINE V multiply_add(V a, V b, V c) {
 
 template <class S>
 constexpr int kFolded = kLanes<S> < 4 ? kLanes<S> : 4;  // partial sums that folding leaves of a vector
+#ifdef __clang__
+#define PPCR_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else  // which GCC has from version 12 on
+#define PPCR_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a < b){__VA_ARGS__})
+#endif
 // Low halves of a and b plus their high halves, in blocks of `block` lanes: the first step of folding both at once.
 template <int block, class V, int... I>
 PPCR_INLINE V add_blocks(V a, V b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (I / block * 2 * block + I % block)...) +
-         __builtin_shufflevector(a, b, (I / block * 2 * block + I % block + block)...);
+  return PPCR_SHUFFLE(a, b, (I / block * 2 * block + I % block)...) +
+         PPCR_SHUFFLE(a, b, (I / block * 2 * block + I % block + block)...);
 }
 // Folds four vectors to kFolded partial sums each and stores them side by side.
 template <class S, class V>
@@ -242,7 +247,7 @@ PPCR_INLINE void store_folded(S* to, V a, V b, V c, V d) {
 }
 template <class V, int... I>
 PPCR_INLINE V add_neighbours(V a, V b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (2 * I)...) + __builtin_shufflevector(a, b, (2 * I + 1)...);
+  return PPCR_SHUFFLE(a, b, (2 * I)...) + PPCR_SHUFFLE(a, b, (2 * I + 1)...);
 }
 // The sums of kLanes consecutive groups of kFolded values at p, one group a lane.
 template <class S>

@@ -89,7 +89,7 @@ class Call {
     pooling_ = check_parameters(input, weight, bias, levels, eps);
     Shape shape;
     x = to_layout(input, shape);
-    weight_ = torch::stable::contiguous(weight);
+    weight_ = to_contiguous(weight);
     if (bias) bias_ = *bias;
     problem_.images = shape.samples;
     problem_.channels = shape.channels;
@@ -133,8 +133,8 @@ class Call {
     const Plan& plan = plan_for(problem_, levels_, device, kernels);
     Tensor partials;
     if (problem_.backward) {
-      const int64_t sizes[] = {pooling_.contexts + 1, plan.partial_count};
-      partials = torch::stable::new_empty(x, {sizes, 2}, is_double() ? ScalarType::Double : ScalarType::Float);
+      const ScalarType wide = is_double() ? ScalarType::Double : ScalarType::Float;
+      partials = new_contiguous(x, {pooling_.contexts + 1, plan.partial_count}, wide);
       operands.partials = partials.mutable_data_ptr();
     }
     void* stream = nullptr;
@@ -198,7 +198,7 @@ std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, const Tenso
                                                  const Levels& levels, double eps) {
   Call call(Mode::kGate, true, x, weight, bias, levels, eps);
   check_gate_like("grad", grad, x);
-  const Tensor gradient = torch::stable::contiguous(grad), dx = new_like(call.x);
+  const Tensor gradient = to_contiguous(grad), dx = new_like(call.x);
   call.operands.grad = gradient.const_data_ptr();
   call.operands.out = dx.mutable_data_ptr();
   call.run();
