@@ -42,8 +42,8 @@ DeviceLimits limits_of(int device) {
   DeviceLimits limits;
   limits.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
   limits.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  // Code compiled for less than compute_90 has no cluster instructions, even on a device that could run them. Asked first: it throws
-  // where the library holds no code for the device.
+  // Code compiled for less than compute_90 has no cluster instructions, even on a device that could run them. Asked first: it
+  // throws where the library holds no code for the device.
   const bool clusters = running_architecture() >= 90 && attribute(cudaDevAttrClusterLaunch, device) != 0;
   limits.max_cluster = clusters ? kMaxCluster : 1;
   return known[device] = limits;
