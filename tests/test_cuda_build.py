@@ -3,6 +3,7 @@ machine code is what the kernels were written for. Nothing runs on a GPU here.""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.full
 needs_nvcc = pytest.mark.skipif(recipe.why_not(torch.version.cuda) is not None, reason=str(recipe.why_not(torch.version.cuda)))
 
 WORK = ROOT / "build" / "cuda_report"
+SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}  # bytes
 
 
 @pytest.fixture(scope="module")
@@ -84,17 +86,40 @@ def test_no_spills(kernels):
 @needs_nvcc
 def test_accesses_of_16_bytes(kernels):
     """Kernels with 16-byte vectors move the tensor in 16-byte instructions; narrower ones are for parameters and partial sums."""
-    sizes = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
     for k in kernels:
         if k.name.startswith("pixel_tile") and "not staged" not in k.variant:  # and single elements for the end of a tile
             assert k.loads["16"] > 0, k
             assert k.stores["16"] > 0 or (k.name == "pixel_tile_forward" and k.mode == "gate"), k
-        if k.mode == "gate" or f"vectors of {16 // sizes[k.dtype]}," not in k.variant:
+        if k.mode == "gate" or f"vectors of {16 // SIZES[k.dtype]}," not in k.variant:
             continue
         assert min(k.loads["16"], k.stores["16"]) > 0, k
         partials = 1 if k.name.endswith("backward") else 0
         assert sum(k.stores.values()) - k.stores["16"] <= partials, k
         assert sum(k.loads.values()) - k.loads["16"] <= 12, k  # weight and bias, of two types, in a loop that may be unrolled
+
+
+@needs_nvcc
+def test_contiguous_tensors_are_copied_ahead(kernels):
+    """All vectors of a tile are under way before the first is used, and nothing slow stands before them."""
+    checked = 0
+    for k in kernels:
+        found = re.search(r"vectors of (\d+), (\d+) steps", k.variant)
+        if not k.name.startswith("channel_major") or k.mode == "gate" or found is None:
+            continue
+        vector, steps = map(int, found.groups())
+        copies = [op for op in k.code if op.startswith("LDGSTS")]
+        if vector * SIZES[k.dtype] != 16:
+            assert not copies, k
+            continue
+        streams = 1 + (k.mode == "add_relu" or (k.name.endswith("backward") and steps <= 8))
+        assert len(copies) == 2 * streams * steps, k  # of the first tile, and of the next one in the loop
+        assert all(".128" in op for op in copies), k
+        first = k.code.index(copies[0])
+        assert not any(op.startswith(("I2F", "MUFU.RCP")) for op in k.code[:first]), k  # an integer division
+        assert first < 190, k
+        assert not any(op.startswith("MEMBAR") for op in k.code), k
+        checked += 1
+    assert checked == 44
 
 
 @needs_nvcc

@@ -36,7 +36,11 @@ class Kernel:
     spill_loads: int
     loads: collections.Counter[str]
     stores: collections.Counter[str]
-    instructions: int
+    code: list[str]  # opcodes, in order
+
+    @property
+    def instructions(self) -> int:
+        return len(self.code)
 
     @property
     def threads(self) -> int:
@@ -124,7 +128,7 @@ def kernels(work: Path = cuda_build.WORK) -> list[Kernel]:
             loads = collections.Counter(width(op) for op in code if op.startswith("LDG") and op != "LDGDEPBAR")
             stores = collections.Counter(width(op) for op in code if op.startswith("STG"))
             result.append(
-                Kernel(name, dtype, mode, variant, standard, registers, stack, spill_stores, spill_loads, loads, stores, len(code))
+                Kernel(name, dtype, mode, variant, standard, registers, stack, spill_stores, spill_loads, loads, stores, code)
             )
     return sorted(result, key=lambda k: (k.name, k.mode, k.variant, DTYPE_ORDER.index(k.dtype)))
 

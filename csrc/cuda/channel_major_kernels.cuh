@@ -1,13 +1,13 @@
-// Channel-major layout (contiguous [N, C, *spatial]): a cluster of blocks works on a tile of q pixels with all their channels, then
-// on the next one of its tiles. There are as many clusters as the device holds at once.
+// Channel-major layout (contiguous [N, C, *spatial]): a cluster of blocks works on a tile of q pixels with all their channels, then on
+// every so many tiles after it.
 //
-// Every thread keeps its vectors of one tensor in registers, from the sums to the result: x forward, gy backward (dx = gy g + dsum
-// needs no x). So the tensor crosses the memory bus once. As soon as a result is stored, its registers fill with the next tile's
-// vector. Other tensors (the residual; x and y backward) are copied to shared memory meanwhile, a tile ahead. Channels beyond what
-// the registers hold are read a second time: slower, not wrong.
+// Vectors of a tile are copied to shared memory while the tile before it is worked on. Those of one tensor go on to registers, from
+// the sums to the result: x forward, gy backward (dx = gy g + dsum needs no x). So the tensor crosses the memory bus once. Vectors
+// of less than 16 bytes are loaded to the registers directly, as soon as the last result is stored. Channels beyond what the
+// registers hold are read a second time: slower, not wrong.
 //
 //   threads sum their vectors -> shared memory -> sums over the rows of a step, sent to all blocks of the cluster -> a thread per
-//   pixel computes the gate -> every thread multiplies what it holds, and loads the next tile
+//   pixel computes the gate -> every thread multiplies what it holds
 #pragma once
 #include "channel_major_tile.cuh"
 
