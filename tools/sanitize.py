@@ -36,7 +36,7 @@ PROGRAMS = {
     "cuda-address": (
         CUDA,
         ADDRESS,
-        {"overrun": "heap-buffer-overflow", "shared": "heap-buffer-overflow", "misaligned": "misaligned address"},
+        {"overrun": "heap-buffer-overflow", "shared": "heap-buffer-overflow", "misaligned": "misaligned"},
     ),
     "cuda-thread": (CUDA, THREAD, {"race": "data race", "blocks": "data race"}),
 }

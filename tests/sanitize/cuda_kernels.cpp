@@ -83,12 +83,15 @@ void check(const Case& wanted, Mode mode, bool backward, const std::string& faul
   expect(out[0].same_bits(out[1]) && extra_out[0].same_bits(extra_out[1]), what + " depends on the order of threads");
 }
 
-// Channel-major: planes whose rows straddle vectors, tails, clusters, single elements, channels beyond the registers, unequal bins;
-// pixel-major with lanes that share a pixel, with a tail of lanes and of pixels; and the walk that takes any channels.
+// Channel-major: planes whose rows straddle vectors, tails, clusters, several tiles of a cluster, single elements, channels beyond
+// the registers, unequal bins; pixel-major with lanes that share a pixel, with a tail of lanes and of pixels; and the walk that
+// takes any channels.
 const Case kCases[] = {
     {{2, 64, 49, {1, 2, 4}}, false, ""},
     {{1, 64, 256, {1, 2, 4}}, false, "q=96,groups=2,cluster=2"},
     {{1, 64, 256, {1, 2, 4}}, false, "groups=1,cluster=8"},
+    {{3, 64, 49, {1, 2, 4}}, false, "groups=4,cluster=1,clusters=1"},
+    {{3, 64, 96, {1, 2, 4}}, false, "q=64,groups=2,cluster=4,clusters=2"},
     {{1, 64, 37, {1, 2, 4}}, false, "vector=1,q=37,groups=4"},
     {{1, 600, 16, {1, 2, 4}}, false, "groups=4,cluster=1"},
     {{1, 600, 16, {1, 3, 7}}, false, "groups=4,cluster=1"},
