@@ -1,7 +1,8 @@
 // From a plan to the compiled kernel. A Launcher starts kernels: on a GPU with cudaLaunchKernelEx, in the tests on the CPU. It has
 //   template <class Arguments> void operator()(void (*kernel)(Arguments), const Launch&, const Arguments&)
 #pragma once
-#include "channel_major_kernels.cuh"
+#include "channel_major_backward.cuh"
+#include "channel_major_forward.cuh"
 #include "finish_kernels.cuh"
 #include "pixel_major_kernels.cuh"
 #include "pixel_tile_kernels.cuh"

@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <string>
 
+#include "forced_plan.h"
 #include "units.h"
 
 namespace ppcr::cuda {
@@ -57,46 +58,7 @@ struct Plan {
   std::string error;  // why there is no plan
 };
 
-constexpr int64_t kMaxBlocks = 0x7fffffff;
 constexpr int64_t kMaxTiles = 1 << 30;  // so that the number of a tile and of the next one stay below 2^31
-
-// PPCR_PLAN, for tuning: "q=128,groups=4,cluster=2,clusters=264,vector=4,steps=8,variant=3,warps=4". What it names is taken as it
-// says; plans that differ are not considered.
-struct Forced {
-  int q = 0, groups = 0, cluster = 0, clusters = 0, vector = 0, steps = 0, warps = 0, variant = -1;
-  std::string error;
-};
-
-inline Forced parse_forced(const char* text) {
-  Forced forced;
-  if (text == nullptr) return forced;
-  std::string rest(text);
-  while (!rest.empty()) {
-    const size_t comma = rest.find(',');
-    const std::string item = rest.substr(0, comma);
-    rest = comma == std::string::npos ? "" : rest.substr(comma + 1);
-    const size_t equals = item.find('=');
-    const std::string name = item.substr(0, equals);
-    int* const field = name == "q"          ? &forced.q
-                       : name == "groups"   ? &forced.groups
-                       : name == "cluster"  ? &forced.cluster
-                       : name == "clusters" ? &forced.clusters
-                       : name == "vector"   ? &forced.vector
-                       : name == "steps"    ? &forced.steps
-                       : name == "warps"    ? &forced.warps
-                       : name == "variant"  ? &forced.variant
-                                            : nullptr;
-    char* end = nullptr;
-    const long value = equals == std::string::npos ? -1 : std::strtol(item.c_str() + equals + 1, &end, 10);
-    if (field == nullptr || end == nullptr || *end != 0 || value < 0 || value > kMaxBlocks) {
-      forced.error = "PPCR_PLAN: '" + item +
-                     "' is not one of q=, groups=, cluster=, clusters=, vector=, steps=, warps=, variant= with a number";
-      return forced;
-    }
-    *field = static_cast<int>(value);
-  }
-  return forced;
-}
 
 // Vectors per thread for which channel-major kernels are compiled (0 ends the list). Standard bins: 8 keeps four blocks on a
 // multiprocessor, 13 holds the tiles of 14x14 and 7x7 images in three.

@@ -2,7 +2,8 @@
 
 from . import Mutant
 
-MAJOR, TILE = "cuda/channel_major_kernels.cuh", "cuda/channel_major_tile.cuh"
+FORWARD, BACKWARD = "cuda/channel_major_forward.cuh", "cuda/channel_major_backward.cuh"
+BLOCK, TILE = "cuda/channel_major_block.cuh", "cuda/channel_major_tile.cuh"
 PIXEL, SHARED = "cuda/pixel_major_kernels.cuh", "cuda/pixel_tile_kernels.cuh"
 COMMON, FINISH, PLAN, UNITS = "cuda/device_common.cuh", "cuda/finish_kernels.cuh", "cuda/plan.h", "cuda/units.h"
 SYNC = "  __syncthreads();\n"
@@ -10,25 +11,25 @@ BIG = "more_than_2"
 
 MUTANTS = (
     # barriers
-    Mutant("missing barrier before the row sums", MAJOR, "    __syncthreads();\n    sum_rows", "    sum_rows", sample=True),
-    Mutant("missing barrier behind the row sums", MAJOR, "    if (tile.cluster == 1) __syncthreads();\n", ""),
-    Mutant("missing barrier behind the gates, forward", MAJOR, "    __syncthreads();\n    index = opaque(index);\n", ""),
-    Mutant("missing barrier behind the gates, backward", MAJOR, "    __syncthreads();\n\n    index = opaque(index);\n", ""),
-    Mutant("barrier in divergent code", MAJOR, "    __syncthreads();\n    sum_rows", "    if (threadIdx.x < 64) __syncthreads();\n    sum_rows"),
+    Mutant("missing barrier before the row sums", BLOCK, "    __syncthreads();\n    sum_rows", "    sum_rows", sample=True),
+    Mutant("missing barrier behind the row sums", BLOCK, "    if (tile.cluster == 1) __syncthreads();\n", ""),
+    Mutant("missing barrier behind the gates, forward", FORWARD, "    __syncthreads();\n    index = opaque(index);\n", ""),
+    Mutant("missing barrier behind the gates, backward", BACKWARD, "    __syncthreads();\n\n    index = opaque(index);\n", ""),
+    Mutant("barrier in divergent code", BLOCK, "    __syncthreads();\n    sum_rows", "    if (threadIdx.x < 64) __syncthreads();\n    sum_rows"),
     # what is copied ahead, and what blocks send one another
-    Mutant("x not waited for, forward", MAJOR, "      if constexpr (kSlots) wait_for_copies<kLater>();\n", ""),
-    Mutant("copies not waited for, backward", MAJOR, "      if constexpr (kSlots) wait_for_copies<0>();\n", "", sample=True),
-    Mutant("residual not waited for", MAJOR, "      if constexpr (kSlots && kAdd) wait_for_copies<kLater>();\n", ""),
-    Mutant("a group of copies too few waited for", MAJOR, "constexpr int kLater = kAdd ? 1 : 0;", "constexpr int kLater = kAdd ? 2 : 1;"),
-    Mutant("vector of a neighbour", MAJOR, "held[r] = *xs.at(r);", "held[r] = *Slots<T, V>{xs.own + (threadIdx.x % 2 ? -kSlotBytes : kSlotBytes)}.at(r);"),
-    Mutant("sums of other blocks read before they have come", MAJOR, "    if (tile.cluster > 1) wait_for(barriers + (turn & 1), turn >> 1 & 1);\n", ""),
+    Mutant("x not waited for, forward", FORWARD, "      if constexpr (kSlots) wait_for_copies<kLater>();\n", ""),
+    Mutant("copies not waited for, backward", BACKWARD, "      if constexpr (kSlots) wait_for_copies<0>();\n", "", sample=True),
+    Mutant("residual not waited for", FORWARD, "      if constexpr (kSlots && kAdd) wait_for_copies<kLater>();\n", ""),
+    Mutant("a group of copies too few waited for", FORWARD, "constexpr int kLater = kAdd ? 1 : 0;", "constexpr int kLater = kAdd ? 2 : 1;"),
+    Mutant("vector of a neighbour", FORWARD, "held[r] = *xs.at(r);", "held[r] = *Slots<T, V>{xs.own + (threadIdx.x % 2 ? -kSlotBytes : kSlotBytes)}.at(r);"),
+    Mutant("sums of other blocks read before they have come", BLOCK, "    if (tile.cluster > 1) wait_for(barriers + (turn & 1), turn >> 1 & 1);\n", ""),
     Mutant("barrier counts a block too few", TILE, "unsigned(count * tile.cluster * int(sizeof(A)))", "unsigned(count * (tile.cluster - 1) * int(sizeof(A)))"),
-    Mutant("parts of two tiles in one place", MAJOR, "int(turn & 1) * memory.part_values", "0 * memory.part_values"),
-    Mutant("one barrier for two tiles", MAJOR, "sums(), parts(), barriers + (turn & 1));", "sums(), parts(), barriers);"),
-    Mutant("sent before the cluster has begun", MAJOR, "    if (tile.cluster > 1) cluster_wait();\n", ""),
+    Mutant("parts of two tiles in one place", BLOCK, "int(turn & 1) * memory.part_values", "0 * memory.part_values"),
+    Mutant("one barrier for two tiles", BLOCK, "sums(), parts(), barriers + (turn & 1));", "sums(), parts(), barriers);"),
+    Mutant("sent before the cluster has begun", BLOCK, "    if (tile.cluster > 1) cluster_wait();\n", ""),
     # tiles
-    Mutant("a tile left out", MAJOR, "index += block.tile_stride(), ++block.turn", "index += block.tile_stride() + 1, ++block.turn", after="constexpr int kLater", sample=True),
-    Mutant("share of the last tile alone", MAJOR, "contributions[l * tile.q + q] += dz * pixel.n[l];", "contributions[l * tile.q + q] = dz * pixel.n[l];"),
+    Mutant("a tile left out", FORWARD, "index += block.tile_stride(), ++block.turn", "index += block.tile_stride() + 1, ++block.turn", sample=True),
+    Mutant("share of the last tile alone", BACKWARD, "contributions[l * tile.q + q] += dz * pixel.n[l];", "contributions[l * tile.q + q] = dz * pixel.n[l];"),
     Mutant("quotient off by one", "cuda/tile.h", "/ divisor + 1), shift};", "/ divisor), shift};"),
     Mutant("missing __syncthreads, pixel-major forward", PIXEL, "  __syncthreads();  // the sums", "  // the sums"),
     Mutant("missing __syncwarp, pixel-major forward", PIXEL, "  __syncwarp();\n", ""),
@@ -53,9 +54,9 @@ MUTANTS = (
     Mutant("straddling vector does not wrap", TILE, "column + j >= tile.q ? tile.q : 0", "column + j > tile.q ? tile.q : 0"),
     Mutant("sums of the first block for all of a cluster", TILE, "block & (tile.cluster - 1), line", "0, line"),
     Mutant("dot products in the lines of the sums", TILE, "const int line = tile.rounds * tile.groups + (group", "const int line = (group"),
-    Mutant("shares of clusters overlap", MAJOR, "partials[int64_t(l) * clusters + cluster]", "partials[int64_t(l) * (clusters - 1) + cluster]"),
+    Mutant("shares of clusters overlap", BACKWARD, "partials[int64_t(l) * clusters + cluster]", "partials[int64_t(l) * (clusters - 1) + cluster]"),
     # arithmetic
-    Mutant("sums rounded to x's type", MAJOR, "for (int j = 0; j < V; ++j) sum[j] += values[j];",
+    Mutant("sums rounded to x's type", BLOCK, "for (int j = 0; j < V; ++j) sum[j] += values[j];",
            "for (int j = 0; j < V; ++j) { T rounded; narrow(sum[j] + values[j], rounded); sum[j] = widen(rounded); }"),
     Mutant("one lane short in a shuffle", COMMON, "offset < lanes; offset <<= 1", "offset < lanes / 2; offset <<= 1", sample=True),
     Mutant("mask of the ReLU lets zero pass", COMMON, "outputs[j] <= Acc<T>(0)", "outputs[j] < Acc<T>(0)"),

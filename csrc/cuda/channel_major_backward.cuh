@@ -1,0 +1,227 @@
+// The backward kernel of the channel-major layout; how it works stands in channel_major_block.cuh.
+#pragma once
+#include "channel_major_block.cuh"
+
+namespace ppcr::cuda {
+
+template <class T, int V>
+PPCR_DEVICE void add_product(const Word<T, V>& x, const Word<T, V>& grad, Acc<T> (&sum)[V], Acc<T> (&dot)[V]) {
+  Acc<T> values[V], gradients[V];
+  unpack<T, V>(x, values);
+  unpack<T, V>(grad, gradients);
+  PPCR_UNROLLED
+  for (int j = 0; j < V; ++j) {
+    sum[j] += values[j];
+    dot[j] += gradients[j] * values[j];
+  }
+}
+
+template <class T, int V, Mode MODE>
+PPCR_DEVICE void products_from_memory(const Tensors<T>& tensors, const UnitPart& part, int64_t hop, int from, Acc<T> (&sum)[V],
+                                      Acc<T> (&dot)[V]) {
+  PPCR_ROLLED
+  for (int step = from; step < part.steps; step += kBatch) {
+    Word<T, V> words[kBatch], gradients[kBatch];
+    PPCR_UNROLLED
+    for (int b = 0; b < kBatch; ++b) {
+      const int64_t at = part.offset + (step + b) * hop;
+      words[b] = load_if<T, V>(step + b < part.steps, tensors.x + at);
+      gradients[b] = load_gradient<T, V, MODE>(tensors, step + b < part.steps, at);
+    }
+    PPCR_UNROLLED
+    for (int b = 0; b < kBatch; ++b) add_product<T, V>(words[b], gradients[b], sum, dot);
+  }
+}
+
+template <class T, int V, Mode MODE>
+PPCR_DEVICE void write_backward_from_memory(const Tensors<T>& tensors, const UnitPart& part, int64_t hop, int from,
+                                            const Acc<T> (&gate)[V], const Acc<T> (&dsum)[V]) {
+  if constexpr (MODE == Mode::kGate) {
+    const Word<T, V> word = pack<T, V>(dsum);
+    PPCR_BY_FOUR
+    for (int step = from; step < part.steps; ++step) store_if<T, V>(true, tensors.out + part.offset + step * hop, word);
+  } else {
+    PPCR_ROLLED
+    for (int step = from; step < part.steps; step += kBatch) {
+      Word<T, V> gradients[kBatch];
+      PPCR_UNROLLED
+      for (int b = 0; b < kBatch; ++b)
+        gradients[b] = load_gradient<T, V, MODE>(tensors, step + b < part.steps, part.offset + (step + b) * hop);
+      PPCR_UNROLLED
+      for (int b = 0; b < kBatch; ++b)
+        write_backward<T, V, MODE>(tensors, step + b < part.steps, part.offset + (step + b) * hop, gradients[b], gate, dsum);
+    }
+  }
+}
+
+// The cluster's share of dweight and dbias: a warp per parameter, the pixels in a fixed order.
+template <class A>
+PPCR_DEVICE void write_partials(const Tile& tile, unsigned cluster, unsigned clusters, int contexts, const A* contributions,
+                                A* partials) {
+  for (int l = int(threadIdx.x) / kWarp; l <= contexts; l += kThreads / kWarp) {
+    A value = 0;
+    for (int q = int(threadIdx.x) % kWarp; q < tile.q; q += kWarp) value += contributions[l * tile.q + q];
+    value = sum_lanes(value, kWarp);
+    if (threadIdx.x % kWarp == 0) partials[int64_t(l) * clusters + cluster] = value;
+  }
+}
+
+template <class T, int V, int STEPS, class Bins, Mode MODE>
+__global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T)) * V * STEPS, MODE, true))
+    channel_major_backward(const __grid_constant__ ChannelMajorArguments<T, Bins> arguments) {
+  using A = Acc<T>;
+  using Units = typename UnitsOf<Bins>::type;
+  const Tensors<T>& tensors = arguments.tensors;
+  const Tile& tile = arguments.tile;
+  const Units& units = arguments.units;
+  const Bins& bins = arguments.bins;
+  constexpr bool kGate = MODE == Mode::kGate, kAdd = MODE == Mode::kAddRelu;
+
+  wait_for_kernels_before();
+  PPCR_SHARED(raw);
+  ChannelMajorBlock<T, V, STEPS, Bins, MODE, true> block(arguments, raw);
+  constexpr bool kSlots = decltype(block)::kStreams > 0;
+  constexpr bool kGradAhead = kSlots && grad_ahead(MODE, STEPS);
+  const Slots<T, V> xs = block.stream(0), others = block.stream(1);  // others: y or gy
+  A* const gates = block.gates();
+  A* const dsums = gates + tile.q;                            // [segments][q]
+  A* const contributions = dsums + bins.segments() * tile.q;  // [contexts + 1][q]: dz n_l, dz, over the tiles
+  block.begin();
+  int64_t hop = step_hop(tile);
+  const auto part_in = [&](unsigned tile_index, int round) { return block.part_in(units, tile_index, round); };
+
+  Word<T, V> held[STEPS];
+  const auto load_held = [&](int r, const UnitPart& part) {
+    held[r] = load_if<T, V>(r < part.steps, (kGate ? tensors.x : tensors.grad) + part.offset + r * hop);
+  };
+  const auto copy_ahead = [&](int r, const UnitPart& part) {
+    if constexpr (kSlots) {
+      const int64_t at = part.offset + r * hop;
+      copy_async(xs.at(r), tensors.x + at, r < part.steps);
+      if constexpr (kAdd || kGradAhead) copy_async(others.at(r), (kAdd ? tensors.extra_in : tensors.grad) + at, r < part.steps);
+    }
+  };
+  unsigned index = block.first_tile();
+  {
+    const UnitPart part = part_in(index, 0);
+    PPCR_UNROLLED
+    for (int r = 0; r < STEPS; ++r) {
+      copy_ahead(r, part);
+      if constexpr (!kGradAhead) load_held(r, part);
+    }
+  }
+  close_copies();
+  stage_parameters<T>(tensors.weight, tensors.bias, bins.contexts(), block.parameters());
+  for (int l = 0; l <= bins.contexts(); ++l) PPCR_ROLLED
+  for (int q = int(threadIdx.x); q < tile.q; q += kThreads) contributions[l * tile.q + q] = 0;
+  block.await_cluster();
+
+  for (; index < tile.tiles; index += block.tile_stride(), ++block.turn) {
+    hop = opaque(hop);  // as in the forward kernel
+    A sum[V] = {}, dot[V] = {};
+    {
+      const UnitPart next = part_in(index + block.tile_stride(), 0);
+      [[maybe_unused]] UnitPart part;
+      if constexpr (!kGate && !kSlots) part = part_in(index, 0);
+      if constexpr (kSlots) wait_for_copies<0>();
+      PPCR_UNROLLED
+      for (int r = 0; r < STEPS; ++r) {
+        if constexpr (kGate) {
+          add_word<T, V>(held[r], sum);
+          load_held(r, next);
+        } else {
+          const auto other = [&](const Slots<T, V>& slots, const T* from) {
+            if constexpr (kSlots)
+              return *slots.at(r);
+            else
+              return load_if<T, V>(r < part.steps, from + part.offset + r * hop);
+          };
+          if constexpr (kGradAhead) held[r] = *others.at(r);
+          if constexpr (kAdd) held[r] = mask_relu<T, V>(held[r], other(others, tensors.extra_in));
+          add_product<T, V>(other(xs, tensors.x), held[r], sum, dot);
+          copy_ahead(r, next);
+          hop = opaque(hop);
+        }
+      }
+      close_copies();
+    }
+    if (tile.steps > STEPS) {
+      if constexpr (kGate)
+        sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, 0), hop, STEPS, sum);
+      else
+        products_from_memory<T, V, MODE>(tensors, part_in(index, 0), hop, STEPS, sum, dot);
+    }
+    block.put_sums(0, sum);
+    if constexpr (!Units::kOneRound) {
+      PPCR_ROLLED
+      for (int round = 1; round < tile.rounds; ++round) {
+        PPCR_UNROLLED
+        for (int j = 0; j < V; ++j) sum[j] = 0;
+        if constexpr (kGate)
+          sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, round), hop, 0, sum);
+        else
+          products_from_memory<T, V, MODE>(tensors, part_in(index, round), hop, 0, sum, dot);
+        block.put_sums(round, sum);
+      }
+    }
+    if constexpr (!kGate) block.put_sums(tile.rounds, dot);
+    block.exchange();
+
+    PPCR_ROLLED
+    for (int q = int(threadIdx.x); q < tile.q; q += kThreads) {
+      A dg = 0;  // stays 0 for pixels beyond the image, so that they add nothing to the parameters' gradients
+      if constexpr (kGate) {
+        const TilePlace place = tile_place(tile, tile_thread<V>(tile), index);
+        if (place.first + q < tile.image_pixels)
+          dg = widen(tensors.grad[int64_t(place.image) * tile.image_pixels + place.first + q]);
+      }
+      block.await_parts();
+      const A* const parts = block.parts();
+      A segments[Bins::kSegments];
+      segment_sums(tile, units, bins, block.memory.lines, parts, q, segments);
+      if constexpr (!kGate) dg = dot_sum(tile, block.memory.lines, parts, q);
+      Pixel<A, Bins> pixel;
+      gate_forward(bins, segments, block.parameters(), tensors.eps, pixel);
+      A gradients[Bins::kSegments];
+      const A dz = gate_backward(bins, pixel, dg, block.parameters(), gradients);
+      gates[q] = pixel.g;
+      PPCR_UNROLLED
+      for (int k = 0; k < bins.segments(); ++k) dsums[k * tile.q + q] = gradients[k];
+      PPCR_UNROLLED
+      for (int l = 0; l < bins.contexts(); ++l) contributions[l * tile.q + q] += dz * pixel.n[l];
+      contributions[bins.contexts() * tile.q + q] += dz;
+    }
+    __syncthreads();
+
+    index = opaque(index);
+    A gate[V], dsum[V];
+    const UnitPart part = part_in(index, 0);
+    const int column = tile_thread<V>(tile).column;
+    pixel_values<V>(tile, gates, column, gate);
+    pixel_values<V>(tile, dsums + units.segment(part.unit) * tile.q, column, dsum);
+    if constexpr (kGate) {
+      write_backward_from_memory<T, V, MODE>(tensors, part, hop, 0, gate, dsum);
+    } else {
+      const UnitPart next = part_in(index + block.tile_stride(), 0);
+      PPCR_UNROLLED
+      for (int r = 0; r < STEPS; ++r) {
+        write_backward<T, V, MODE>(tensors, r < part.steps, part.offset + r * hop, held[r], gate, dsum);
+        if constexpr (!kGradAhead) load_held(r, next);
+      }
+      if (tile.steps > STEPS) write_backward_from_memory<T, V, MODE>(tensors, part, hop, STEPS, gate, dsum);
+    }
+    if constexpr (!Units::kOneRound) {
+      PPCR_ROLLED
+      for (int round = 1; round < tile.rounds; ++round) {
+        const UnitPart later = part_in(index, round);
+        pixel_values<V>(tile, dsums + units.segment(later.unit) * tile.q, column, dsum);
+        write_backward_from_memory<T, V, MODE>(tensors, later, hop, 0, gate, dsum);
+      }
+    }
+  }
+  // What a thread added for its pixels, all threads see since the last barrier.
+  if (block.is_first())
+    write_partials(tile, block.first_tile(), block.tile_stride(), bins.contexts(), contributions, tensors.partials);
+}
+
+}  // namespace ppcr::cuda
