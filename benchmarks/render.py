@@ -13,16 +13,18 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import pages
+from . import pages, shares
 from .pages import END, START
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+SHARES = "plans.json"  # of tools/gpu_plans.py, with a page of its own
 
 
 def devices(results: Path = RESULTS) -> list[Path]:
     """The folders of measured devices, GPUs first."""
-    found = [path for path in results.iterdir() if any(path.glob("*.json"))] if results.is_dir() else []
+    folders = results.iterdir() if results.is_dir() else []
+    found = [path for path in folders if any(file.name != SHARES for file in path.glob("*.json"))]
     return sorted(found, key=lambda path: (path.name == "cpu", path.name))
 
 
@@ -51,6 +53,9 @@ def texts(root: Path = ROOT) -> dict[Path, str]:
     """Every file that is made from measured ones, with what it should say."""
     results = root / "benchmarks" / "results"
     made = {folder / "README.md": pages.page(folder) for folder in devices(results)}
+    for file in sorted(results.glob(f"*/{SHARES}")):
+        page = file.with_name("README.md")
+        made[page] = "\n".join(filter(None, (made.get(page), shares.page(json.loads(file.read_text())))))
     readme = root / "README.md"
     return {readme: rendered(readme.read_text(), results), **made}
 

@@ -15,7 +15,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -23,9 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import ppcr_ext  # noqa: F401  registers the operators
+from benchmarks.shares import STAGES, UNITS
 
-STAGES = ((64, 112, 128), (64, 56, 256), (256, 56, 256), (512, 28, 256), (1024, 14, 256), (2048, 7, 256))
-UNITS = {("ppcr", "forward"): 2, ("ppcr", "backward"): 3, ("add_relu", "forward"): 3, ("add_relu", "backward"): 5}
 LEVELS = [1, 2, 4]
 KEPT = 3  # results that stay alive, so that none is written where a cache still holds the last
 OPS = torch.ops.ppcr_ext
@@ -134,38 +133,6 @@ def sweep(cell: Cell, inputs: Inputs, copied: float) -> list[dict[str, object]]:
     return rows
 
 
-DIRECTIONS = [f"{operation} {direction}" for operation, direction in UNITS]
-
-
-def page(results: dict[str, Any]) -> str:
-    """A Markdown page of committed results: for every layout a table, shares before and after."""
-
-    def share(run: dict[str, Any], dtype: str, layout: str, stage: list[int], what: str) -> str:
-        for row in run["rows"]:
-            named = (row["dtype"], row["layout"], row["stage"], f"{row['operation']} {row['direction']}")
-            if named == (dtype, layout, stage, what):
-                return f"{row['share']:.2f}" + ("°" if row.get("build") == "earlier" else "")
-        return "-"
-
-    lines = [
-        f"# CUDA kernels on an {results['device']}",
-        "",
-        "Share of a copy's bandwidth: bytes that the call must move over its time, over those of `y.copy_(x)`.",
-        f"PyTorch {results['torch']}, driver {results['driver']}, {results['date']}; `tools/gpu_plans.py`, device time.",
-        "Above 1: more reading than in a copy, which is faster than writing.",
-        "",
-        *(f"- {run['name']}: {run['about']}" for run in results["runs"]),
-    ]
-    for layout in ("contiguous", "channels_last"):
-        lines += ["", f"## {layout}, before → after", "", "| images x channels x side | dtype | " + " | ".join(DIRECTIONS) + " |"]
-        lines += ["| --- | --- |" + " ---: |" * len(DIRECTIONS)]
-        for (channels, side, images), dtype in itertools.product(STAGES, ("float16", "float32")):
-            stage = [channels, side, images]
-            cell = (" → ".join(share(run, dtype, layout, stage, what) for run in results["runs"]) for what in DIRECTIONS)
-            lines.append(f"| {images}x{channels}x{side}x{side} | {dtype} | " + " | ".join(cell) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "gpu")
@@ -173,11 +140,7 @@ def main() -> int:
     parser.add_argument("--dtypes", default="float16,float32")
     parser.add_argument("--layouts", default="contiguous,channels_last")
     parser.add_argument("--once", help="runs cells whose name holds one of these words once, for a profiler")
-    parser.add_argument("--page", type=Path, help="writes README.md beside this file of committed results; needs no GPU")
     options = parser.parse_args()
-    if options.page is not None:
-        options.page.with_name("README.md").write_text(page(json.loads(options.page.read_text())))
-        return 0
     dtypes, layouts = options.dtypes.split(","), options.layouts.split(",")
     if options.once is not None:
         for cell in cells(dtypes, layouts):
