@@ -1,6 +1,6 @@
 // Runs CUDA kernels on a CPU, for tests: a host compiler compiles the unchanged .cuh files, every CUDA thread is a fiber.
 //
-// A fiber runs until it reaches __syncthreads, a *_sync warp function or cluster_sync. The scheduler then looks whether all threads
+// A fiber runs until it reaches __syncthreads, a *_sync warp function or cluster_wait. The scheduler then looks whether all threads
 // that must meet are there, at the same line, computes what a shuffle returns, and resumes them. Blocks run one after another, the
 // blocks of a cluster together. What it finds:
 //
