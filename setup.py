@@ -45,7 +45,9 @@ PURE = NO_TORCH or recipe.why_no_compiler()
 
 def cpu_extension():
     sources = [str(Path("csrc") / source) for source in recipe.CPU_SOURCES]
-    return CppExtension("ppcr_ext._cpu", sources, extra_compile_args=recipe.compiler_flags(), py_limited_api=True)
+    return CppExtension(
+        "ppcr_ext._cpu", sources, extra_compile_args=recipe.compiler_flags(), py_limited_api=True
+    )
 
 
 def record(folder, cpu, cuda):

@@ -11,7 +11,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import end_to_end, files, inputs, operators, picture, pictures, report, scaling, session, suite, timing
+from . import (
+    end_to_end,
+    files,
+    inputs,
+    operators,
+    picture,
+    pictures,
+    report,
+    scaling,
+    session,
+    suite,
+    timing,
+)
 
 DESCRIPTION = """\
 Errors and times of every usable backend of ppcr_ext, beside plain PyTorch. SUITE is one of
@@ -42,13 +54,37 @@ SUITES = ("retina", "shapes", "operators", "scaling", "end-to-end")
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "python -m benchmarks", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m benchmarks",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("suite", nargs="?", default="retina", choices=SUITES, metavar="SUITE", help="what to measure (retina)")
-    parser.add_argument("--rounds", type=_positive, default=30, metavar="N", help="timing rounds per input, at most (30)")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="threads (torch's default; 2 in shapes and operators)")
-    parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where files go (results)")
-    parser.add_argument("--no-compile", action="store_true", help="leave out the columns under torch.compile")
+    parser.add_argument(
+        "suite",
+        nargs="?",
+        default="retina",
+        choices=SUITES,
+        metavar="SUITE",
+        help="what to measure (retina)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_positive,
+        default=30,
+        metavar="N",
+        help="timing rounds per input, at most (30)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_positive,
+        metavar="N",
+        help="threads (torch's default; 2 in shapes and operators)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("results"), metavar="DIR", help="where files go (results)"
+    )
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave out the columns under torch.compile"
+    )
     parser.add_argument(
         "--dtypes",
         type=_dtypes,
@@ -57,13 +93,27 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="retina and shapes: dtypes, with commas; float32 is always timed, the others forward and fused only (%(default)s)",
     )
     more = parser.add_argument_group("operators and scaling")
-    more.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (%(default)s)")
-    more.add_argument("--quick", action="store_true", help="few inputs and rounds, for a first impression")
     more.add_argument(
-        "--all", action="store_true", help="operators: all shapes, dtypes and modes; hours on a CPU (default on cuda)"
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu or cuda (%(default)s)",
     )
-    more.add_argument("--resume", action="store_true", help="keep the rows of an interrupted run of the same commit and device")
-    more.add_argument("--compare", type=Path, metavar="OLD.json", help="say what got slower than in that file")
+    more.add_argument(
+        "--quick", action="store_true", help="few inputs and rounds, for a first impression"
+    )
+    more.add_argument(
+        "--all",
+        action="store_true",
+        help="operators: all shapes, dtypes and modes; hours on a CPU (default on cuda)",
+    )
+    more.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the rows of an interrupted run of the same commit and device",
+    )
+    more.add_argument(
+        "--compare", type=Path, metavar="OLD.json", help="say what got slower than in that file"
+    )
     return parser.parse_args(argv)
 
 
@@ -77,8 +127,13 @@ def _dtypes(text: str) -> list[torch.dtype]:
     known = {suite.dtype_name(d): d for d in (torch.float32, torch.float16, torch.bfloat16)}
     unknown = [name for name in text.split(",") if name not in known]
     if unknown:
-        raise argparse.ArgumentTypeError(f"unknown dtype {unknown[0]!r}; known are {', '.join(known)}")
-    return [torch.float32, *(known[name] for name in dict.fromkeys(text.split(",")) if name != "float32")]
+        raise argparse.ArgumentTypeError(
+            f"unknown dtype {unknown[0]!r}; known are {', '.join(known)}"
+        )
+    return [
+        torch.float32,
+        *(known[name] for name in dict.fromkeys(text.split(",")) if name != "float32"),
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,10 +149,22 @@ def suites(args: argparse.Namespace) -> int:
     device, threads = torch.device(args.device), args.threads or min(2, torch.get_num_threads())
     if args.suite == "operators":
         everything = args.all or (device.type == "cuda" and not args.quick)
-        groups = operators.groups(device, everything=everything, quick=args.quick, compiling=not args.no_compile, threads=threads)
+        groups = operators.groups(
+            device,
+            everything=everything,
+            quick=args.quick,
+            compiling=not args.no_compile,
+            threads=threads,
+        )
         limit, draw = 0.5 if args.quick else 2.0, pictures.draw_operators
     else:
-        counts = [1] if device.type == "cuda" else [args.threads] if args.threads else sorted({1, threads})
+        counts = (
+            [1]
+            if device.type == "cuda"
+            else [args.threads]
+            if args.threads
+            else sorted({1, threads})
+        )
         groups = scaling.groups(device, quick=args.quick, threads=counts)
         limit, draw = 0.2 if args.quick else 0.8, pictures.draw_scaling
     return session.run(
@@ -133,7 +200,10 @@ def layers(args: argparse.Namespace) -> int:
         print(f"  {name}: {reason}")
 
     if args.suite == "retina":
-        print("feature maps: retina photograph, ResNet-50 with PPCR, 8 views of 224x224 ...", flush=True)
+        print(
+            "feature maps: retina photograph, ResNet-50 with PPCR, 8 views of 224x224 ...",
+            flush=True,
+        )
     cases = inputs.sweep_cases() if args.suite == "shapes" else inputs.retina_cases()
     result = run(cases, backends, args)
 
@@ -151,12 +221,16 @@ def layers(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def run(cases: Sequence[inputs.Case], backends: Sequence[str], args: argparse.Namespace) -> suite.Result:
+def run(
+    cases: Sequence[inputs.Case], backends: Sequence[str], args: argparse.Namespace
+) -> suite.Result:
     """All cases in both layouts, with a progress bar."""
     compiled = [name for name in backends if name != suite.REFERENCE] + ["pooled once"]
     if args.suite == "shapes":
         compiled.append("level by level")
-    columns = suite.columns(backends, compiled=[] if args.no_compile else compiled, dtypes=args.dtypes)
+    columns = suite.columns(
+        backends, compiled=[] if args.no_compile else compiled, dtypes=args.dtypes
+    )
     preparing = 2 if args.no_compile else COMPILE_ROUNDS
     result = suite.Result()
     total = len(cases) * len(inputs.LAYOUTS) * (preparing + args.rounds)

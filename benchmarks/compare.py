@@ -41,11 +41,15 @@ def timings(rows: Iterable[dict[str, Any]]) -> dict[Key, Timed]:
     rows = list(rows)
 
     def place(row: dict[str, Any]) -> Key:
-        return tuple(tuple(row[name]) if isinstance(row[name], list) else row[name] for name in PLACE)
+        return tuple(
+            tuple(row[name]) if isinstance(row[name], list) else row[name] for name in PLACE
+        )
 
     copies = {place(row): row["median_us"] for row in rows if row["kind"] == "copy"}
     return {
-        (*place(row), row["what"], row["direction"]): Timed(row["low_us"], row["median_us"], row["high_us"], copies[place(row)])
+        (*place(row), row["what"], row["direction"]): Timed(
+            row["low_us"], row["median_us"], row["high_us"], copies[place(row)]
+        )
         for row in rows
         if row["kind"] not in ("copy", "floor")
     }
@@ -63,7 +67,10 @@ def read(path: Path) -> Old:
 def slower(old: Timed, new: Timed) -> bool:
     """By :data:`RULE`. A slower machine slows the copy too, a disturbed copy leaves the time: each alone proves nothing."""
     apart = new.low > old.high and new.median > (1 + NOISE) * old.median
-    relative = new.low / new.copy > old.high / old.copy and new.median / new.copy > (1 + NOISE) * old.median / old.copy
+    relative = (
+        new.low / new.copy > old.high / old.copy
+        and new.median / new.copy > (1 + NOISE) * old.median / old.copy
+    )
     return apart and relative
 
 
@@ -72,14 +79,18 @@ def against(old: Old, new: Old) -> tuple[str, list[Key]]:
     lines = []
     for name in ("device", "cpu", "capability", "cores", "torch"):
         if old.environment.get(name) != new.environment.get(name):
-            lines.append(f"another {name}: {old.environment.get(name)} then, {new.environment.get(name)} now")
+            lines.append(
+                f"another {name}: {old.environment.get(name)} then, {new.environment.get(name)} now"
+            )
     both = [key for key in new.timed if key in old.timed]
     found = [key for key in both if slower(old.timed[key], new.timed[key])]
     faster = [key for key in both if slower(new.timed[key], old.timed[key])]
     found.sort(key=lambda key: -new.timed[key].median / old.timed[key].median)
     for key in found:
         one, other = old.timed[key], new.timed[key]
-        words = ", ".join("x".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in key)
+        words = ", ".join(
+            "x".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in key
+        )
         lines.append(
             f"slower: {words}: {one.median:.1f} us then, {other.median:.1f} us now ({other.median / one.median:.2f} times)"
         )

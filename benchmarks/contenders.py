@@ -32,7 +32,9 @@ class Operator:
     def necessary_bytes(self, direction: str, shape: Sequence[int], dtype: torch.dtype) -> int:
         """What has to be read and written once at the least; parameters, some hundred bytes, are left out."""
         both = tuple(a + b for a, b in zip(self.forward, self.backward, strict=True))
-        tensors, gates = {"forward": self.forward, "backward": self.backward, "step": both}[direction]
+        tensors, gates = {"forward": self.forward, "backward": self.backward, "step": both}[
+            direction
+        ]
         elements = torch.Size(shape).numel()
         return dtype.itemsize * (tensors * elements + gates * elements // shape[1])
 
@@ -63,18 +65,27 @@ class Contender:
 
     def compiled(self, mode: str) -> Contender:
         short = "compiled" if mode == "default" else f"compiled ({mode})"
-        return Contender(f"{self.name} {short}", self.kind, self.layer, self.parameters, mode, self.exact)
+        return Contender(
+            f"{self.name} {short}", self.kind, self.layer, self.parameters, mode, self.exact
+        )
 
     def program(self) -> Layer:
         """The layer, under torch.compile if so wanted: one program for each direction, so that none evicts another."""
-        return self.layer if self.mode is None else torch.compile(self.layer, mode=self.mode, dynamic=False, fullgraph=True)
+        return (
+            self.layer
+            if self.mode is None
+            else torch.compile(self.layer, mode=self.mode, dynamic=False, fullgraph=True)
+        )
 
 
 def parameters(dtype: torch.dtype, device: torch.device, levels: Sequence[int]) -> list[Tensor]:
     """weight and bias, drawn from N(0, 1); float32 beside half types, as autocast keeps them."""
     generator = torch.Generator().manual_seed(0)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    return [torch.randn(n, generator=generator, dtype=torch.float64).to(device, wide) for n in (sum(levels), 1)]
+    return [
+        torch.randn(n, generator=generator, dtype=torch.float64).to(device, wide)
+        for n in (sum(levels), 1)
+    ]
 
 
 def backend(operator: str, name: str, drawn: list[Tensor], levels: Sequence[int]) -> Contender:
@@ -106,7 +117,11 @@ def neighbours(channels: int, dtype: torch.dtype, device: torch.device) -> list[
     from timm.layers.squeeze_excite import SEModule
 
     torch.manual_seed(0)
-    modules = {"SE": SEModule(channels), "ECA": EcaModule(channels=channels), "CBAM spatial gate": SpatialAttn()}
+    modules = {
+        "SE": SEModule(channels),
+        "ECA": EcaModule(channels=channels),
+        "CBAM spatial gate": SpatialAttn(),
+    }
     return [_module(name, module.to(device, dtype)) for name, module in modules.items()]
 
 
@@ -119,12 +134,17 @@ def _module(name: str, module: nn.Module) -> Contender:
     wide = copy.deepcopy(module).double()
     exact = either(wide.train(), copy.deepcopy(wide).eval())
     frozen = copy.deepcopy(module).eval()
-    return Contender(name, "neighbour", either(module.train(), frozen), list(module.parameters()), exact=exact)
+    return Contender(
+        name, "neighbour", either(module.train(), frozen), list(module.parameters()), exact=exact
+    )
 
 
 def layer_norm(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Contender:
     """PyTorch's own fused normalization, for the cost of a call on a tiny tensor."""
-    own = [torch.ones(list(shape[1:]), dtype=dtype, device=device), torch.zeros(list(shape[1:]), dtype=dtype, device=device)]
+    own = [
+        torch.ones(list(shape[1:]), dtype=dtype, device=device),
+        torch.zeros(list(shape[1:]), dtype=dtype, device=device),
+    ]
 
     def layer(x: Tensor, residual: Tensor | None, own: Sequence[Tensor]) -> Tensor:
         return F.layer_norm(x, x.shape[1:], own[0], own[1])

@@ -34,7 +34,10 @@ from .inputs import LAYOUTS
 from .network import OWN, VARIANTS, check, network, saved_bytes
 
 SITTING = 5  # rounds; see sittings()
-NETWORKS = {"resnet18": (16, 32), "resnet50": (4, 224)}  # images of a batch and their side, on a CPU
+NETWORKS = {
+    "resnet18": (16, 32),
+    "resnet50": (4, 224),
+}  # images of a batch and their side, on a CPU
 CUDA_IMAGES = {"resnet18": 1024, "resnet50": 256}
 
 
@@ -54,8 +57,14 @@ class Setting:
         return cls(**{field.name: getattr(row, field.name) for field in fields(cls)})
 
     def __str__(self) -> str:
-        extras = [name for name, used in (("bfloat16 autocast", self.amp), ("compiled", self.compiled)) if used]
-        return ", ".join([f"{self.network} {self.images}x3x{self.side}x{self.side}", self.layout, *extras])
+        extras = [
+            name
+            for name, used in (("bfloat16 autocast", self.amp), ("compiled", self.compiled))
+            if used
+        ]
+        return ", ".join(
+            [f"{self.network} {self.images}x3x{self.side}x{self.side}", self.layout, *extras]
+        )
 
 
 @dataclass
@@ -94,7 +103,10 @@ class Program:
 
     def inference(self) -> None:
         self.model.eval()
-        with torch.no_grad(), torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.setting.amp):
+        with (
+            torch.no_grad(),
+            torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.setting.amp),
+        ):
             self.forward(self.x)
 
 
@@ -137,7 +149,12 @@ class Sitting:
 
 
 def sit(
-    setting: Setting, variants: Sequence[str], rounds: int, device: str, tick: Callable[[int], object], first: bool = True
+    setting: Setting,
+    variants: Sequence[str],
+    rounds: int,
+    device: str,
+    tick: Callable[[int], object],
+    first: bool = True,
 ) -> Sitting:
     """All variants of one setting, interleaved; checked in the first sitting."""
     torch.compiler.reset()
@@ -146,10 +163,20 @@ def sit(
     target = torch.arange(setting.images, device=device) % 10
     form = LAYOUTS[setting.layout]
     x = x.contiguous(memory_format=form)
-    models = {name: network(setting.network, name).to(device, memory_format=form) for name in variants}  # type: ignore[call-overload]
+    models = {
+        name: network(setting.network, name).to(device, memory_format=form) for name in variants
+    }  # type: ignore[call-overload]
     few = slice(0, min(setting.images, 16))
-    errors = check(models, x[few], target[few], setting.amp) if first and set(OWN) <= set(variants) else {}
-    saved = {name: saved_bytes(model, x, target, setting.amp) for name, model in models.items()} if first else {}
+    errors = (
+        check(models, x[few], target[few], setting.amp)
+        if first and set(OWN) <= set(variants)
+        else {}
+    )
+    saved = (
+        {name: saved_bytes(model, x, target, setting.amp) for name, model in models.items()}
+        if first
+        else {}
+    )
     calls: dict[tuple[str, str], Callable[[], None]] = {}
     for name, model in models.items():
         program = Program(model, setting, x, target)
@@ -177,19 +204,32 @@ def sittings(setting: Setting, rounds: int) -> list[int]:
     return [(rounds + i) // count for i in range(count)]
 
 
-def measure(setting: Setting, variants: Sequence[str], rounds: int, device: str, tick: Callable[[int], object]) -> list[Row]:
+def measure(
+    setting: Setting,
+    variants: Sequence[str],
+    rounds: int,
+    device: str,
+    tick: Callable[[int], object],
+) -> list[Row]:
     """All variants of one setting in all sittings, each with its variants in another order."""
     found: list[Sitting] = []
     shuffle = random.Random(0)
     for n in sittings(setting, rounds):
-        found.append(sit(setting, shuffle.sample(variants, len(variants)), n, device, tick, first=not found))
+        found.append(
+            sit(setting, shuffle.sample(variants, len(variants)), n, device, tick, first=not found)
+        )
         gc.collect()
-    took = {key: [value for one in found for value in one.took[key]] for key in itertools.product(variants, ("step", "inference"))}
+    took = {
+        key: [value for one in found for value in one.took[key]]
+        for key in itertools.product(variants, ("step", "inference"))
+    }
     shares = [one.share for one in found if one.share is not None]
     rows = []
     for (name, mode), values in took.items():
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        ratio, ratio_low, ratio_high = median_interval([a / b for a, b in zip(values, took["none", mode], strict=True)])
+        ratio, ratio_low, ratio_high = median_interval(
+            [a / b for a, b in zip(values, took["none", mode], strict=True)]
+        )
         step = mode == "step"
         rows.append(
             Row(
@@ -205,9 +245,14 @@ def measure(setting: Setting, variants: Sequence[str], rounds: int, device: str,
 def settings(device: str, everything: bool) -> list[tuple[Setting, tuple[str, ...]]]:
     """On a CPU both networks eagerly in both layouts, and ResNet-18 compiled without the neighbours; else, or with --all, the
     product of networks, layouts, precisions and compilation."""
-    sizes = {name: (CUDA_IMAGES[name] if device == "cuda" else images, side) for name, (images, side) in NETWORKS.items()}
+    sizes = {
+        name: (CUDA_IMAGES[name] if device == "cuda" else images, side)
+        for name, (images, side) in NETWORKS.items()
+    }
     made: list[tuple[Setting, tuple[str, ...]]] = []
-    for (name, (images, side)), layout, amp, compiled in itertools.product(sizes.items(), LAYOUTS, (False, True), (False, True)):
+    for (name, (images, side)), layout, amp, compiled in itertools.product(
+        sizes.items(), LAYOUTS, (False, True), (False, True)
+    ):
         variants: tuple[str, ...] = VARIANTS
         if not everything:
             if amp or (compiled and (name != "resnet18" or layout != "channels_last")):
@@ -230,7 +275,12 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown: a line for each setting and mode, the ratios to "none" with their intervals."""
     lines = ["| | " + " | ".join(VARIANTS[1:]) + " |", "| --- |" + " ---: |" * (len(VARIANTS) - 1)]
     for (setting_name, mode), found in _grouped(rows).items():
-        cells = [f"{r.ratio:.3f} ({r.ratio_low:.3f} to {r.ratio_high:.3f})" if (r := found.get(v)) else "" for v in VARIANTS[1:]]
+        cells = [
+            f"{r.ratio:.3f} ({r.ratio_low:.3f} to {r.ratio_high:.3f})"
+            if (r := found.get(v))
+            else ""
+            for v in VARIANTS[1:]
+        ]
         lines.append(f"| {setting_name}, {mode} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -242,7 +292,9 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    colours = dict(zip(VARIANTS[1:], ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#CC79A7"), strict=True))  # Okabe and Ito's
+    colours = dict(
+        zip(VARIANTS[1:], ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#CC79A7"), strict=True)
+    )  # Okabe and Ito's
     grouped = _grouped(rows)
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.85 * len(grouped)), layout="constrained")
     height = 0.8 / len(colours)
@@ -251,14 +303,22 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> Path:
             if variant not in found:
                 continue
             row, at = found[variant], j + (i - (len(colours) - 1) / 2) * height
-            axes.barh(at, row.ratio - 1, height, left=1, color=colour, label=variant if j == 0 else None)
+            axes.barh(
+                at, row.ratio - 1, height, left=1, color=colour, label=variant if j == 0 else None
+            )
             axes.plot([row.ratio_low, row.ratio_high], [at, at], color="black", linewidth=1)
             beside = (max(row.ratio_high, 1), at)
-            axes.annotate(f"{row.ratio:.2f}", beside, (4, 0), textcoords="offset points", va="center", size=7)
+            axes.annotate(
+                f"{row.ratio:.2f}", beside, (4, 0), textcoords="offset points", va="center", size=7
+            )
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_yticks(range(len(grouped)), [f"{setting}\n{mode}" for setting, mode in grouped], fontsize=8)
+    axes.set_yticks(
+        range(len(grouped)), [f"{setting}\n{mode}" for setting, mode in grouped], fontsize=8
+    )
     axes.invert_yaxis()
-    axes.set_xlabel("time over that of the network without attention (bars: medians; lines: 95 % intervals)")
+    axes.set_xlabel(
+        "time over that of the network without attention (bars: medians; lines: 95 % intervals)"
+    )
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     axes.margins(x=0.06, y=0.01)
@@ -276,10 +336,16 @@ def write(rows: Sequence[Row], where: Path, about: dict[str, Any]) -> list[Path]
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    where.with_suffix(".json").write_text(json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    where.with_suffix(".json").write_text(
+        json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+    )
     env = about["environment"]
     title = f"{env['cpu'] if env['device'] == 'cpu' else env['device']}, PyTorch {env['torch']}, {about['rounds']} rounds"
-    return [where.with_suffix(".csv"), where.with_suffix(".json"), draw(rows, where.with_suffix(".png"), title)]
+    return [
+        where.with_suffix(".csv"),
+        where.with_suffix(".json"),
+        draw(rows, where.with_suffix(".png"), title),
+    ]
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
@@ -291,15 +357,33 @@ def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
 def run(argv: Sequence[str] | None = None) -> int:
     """The command: measures, prints the table, writes end_to_end.csv, .json and .png."""
     parser = argparse.ArgumentParser("python -m benchmarks end-to-end", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="timing rounds of each setting (%(default)s)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=15,
+        metavar="N",
+        help="timing rounds of each setting (%(default)s)",
+    )
     parser.add_argument("--quick", action="store_true", help="ResNet-18 in one layout, few rounds")
     parser.add_argument("--network", choices=list(NETWORKS), help="one of the networks, eagerly")
-    parser.add_argument("--all", action="store_true", help="the whole product of settings, as on a GPU")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (%(default)s)")
     parser.add_argument(
-        "--resume", action="store_true", help="keep the settings of an interrupted run of the same commit and device"
+        "--all", action="store_true", help="the whole product of settings, as on a GPU"
     )
-    parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where files go (%(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=2, metavar="N", help="CPU threads (%(default)s)"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the settings of an interrupted run of the same commit and device",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="where files go (%(default)s)",
+    )
     args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(args.threads)
@@ -317,8 +401,16 @@ def run(argv: Sequence[str] | None = None) -> int:
     rows = resumed(where.with_suffix(".json"), about) if args.resume else []
     done = {str(Setting.of(row)) for row in rows}
     left = [(setting, variants) for setting, variants in chosen if str(setting) not in done]
-    total = sum(2 * len(variants) * (len(sittings(setting, args.rounds)) + args.rounds) for setting, variants in left)
-    with tqdm(total=total, bar_format="{l_bar}{bar}| {elapsed}, {remaining} left", smoothing=0, file=sys.stderr) as bar:
+    total = sum(
+        2 * len(variants) * (len(sittings(setting, args.rounds)) + args.rounds)
+        for setting, variants in left
+    )
+    with tqdm(
+        total=total,
+        bar_format="{l_bar}{bar}| {elapsed}, {remaining} left",
+        smoothing=0,
+        file=sys.stderr,
+    ) as bar:
         try:
             for setting, variants in left:
                 bar.set_description(str(setting))

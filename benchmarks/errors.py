@@ -87,15 +87,23 @@ def truth(
     for context, (begin, end) in enumerate(edges):
         dx[:, begin:end] += dt[:, context : context + 1] / (end - begin)
     if dx_scale is not None:
-        largest = column.abs() + column.abs().mean() + normalized.abs() * (column * normalized).abs().mean(1, keepdim=True)
+        largest = (
+            column.abs()
+            + column.abs().mean()
+            + normalized.abs() * (column * normalized).abs().mean(1, keepdim=True)
+        )
         largest = largest * dz.abs() / deviation
         for context, (begin, end) in enumerate(edges):
             dx_scale[:, begin:end] += largest[:, context : context + 1] / (end - begin)
     terms = torch.cat([dz * normalized, dz], 1).movedim(1, 0).flatten(1)
-    return Truth(y, dx, terms.sum(1), terms.abs().sum(1), dx_scale, gy if residual is not None else None)
+    return Truth(
+        y, dx, terms.sum(1), terms.abs().sum(1), dx_scale, gy if residual is not None else None
+    )
 
 
-def measure(layer: Layer, x: Tensor, gy: Tensor, weight: Tensor, bias: Tensor, exact: Truth) -> Errors:
+def measure(
+    layer: Layer, x: Tensor, gy: Tensor, weight: Tensor, bias: Tensor, exact: Truth
+) -> Errors:
     """The errors of one layer in the layout and dtype of x."""
     leaves = [t.detach().clone().requires_grad_() for t in (x, weight, bias)]
     y = layer(*leaves)

@@ -36,7 +36,9 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(terse=True),
@@ -67,7 +69,9 @@ def _commit() -> str:
 
 def _git(*args: str) -> str:
     root = Path(__file__).parent
-    return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", *args], cwd=root, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def _cpu_model() -> str:
@@ -99,7 +103,10 @@ def read(path: Path) -> tuple[dict[str, Any], Result]:
     content = json.loads(path.read_text())
     result = Result([Row(**row) for row in content["rows"]])
     for row in content["errors"]:
-        row["errors"], row["limits"] = errors.Errors(**row["errors"]), errors.Errors(**row["limits"])
+        row["errors"], row["limits"] = (
+            errors.Errors(**row["errors"]),
+            errors.Errors(**row["limits"]),
+        )
         result.errors.append(ErrorRow(**row))
     return content, result
 

@@ -44,11 +44,18 @@ class Case:
 def sweep_cases() -> list[Case]:
     """Random inputs of :data:`SWEEP`: channels drawn from 1.5 + 2 N(0, 1), gradients from N(0, 1)."""
     generator = torch.Generator().manual_seed(0)
-    weight, bias = torch.randn(sum(LEVELS), generator=generator), torch.randn(1, generator=generator)
+    weight, bias = (
+        torch.randn(sum(LEVELS), generator=generator),
+        torch.randn(1, generator=generator),
+    )
     cases = []
     for shape in SWEEP:
         x = 1.5 + 2 * torch.randn(shape, generator=generator)
-        cases.append(Case("x".join(map(str, shape)), x, torch.randn(shape, generator=generator), weight, bias))
+        cases.append(
+            Case(
+                "x".join(map(str, shape)), x, torch.randn(shape, generator=generator), weight, bias
+            )
+        )
     return cases
 
 
@@ -61,8 +68,16 @@ def retina_batch(size: int = 224) -> Tensor:
     corners = [(top, left) for top in (0, side - crop) for left in (0, side - crop)]
     crops = [photograph[..., top : top + crop, left : left + crop] for top, left in corners]
     flips = [photograph.flip(dims) for dims in ((), (2,), (3,), (2, 3))]
-    batch = torch.cat([F.interpolate(view, (size, size), mode="bilinear", antialias=True) for view in flips + crops])
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # ImageNet's, as usual
+    batch = torch.cat(
+        [
+            F.interpolate(view, (size, size), mode="bilinear", antialias=True)
+            for view in flips + crops
+        ]
+    )
+    mean, std = (
+        torch.tensor([0.485, 0.456, 0.406]),
+        torch.tensor([0.229, 0.224, 0.225]),
+    )  # ImageNet's, as usual
     return (batch - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
 
@@ -85,7 +100,9 @@ def retina_cases() -> list[Case]:
 
         layer.register_forward_hook(keep)
 
-    layers = {stage: getattr(model, stage)[-1].ppcr for stage in ("layer1", "layer2", "layer3", "layer4")}
+    layers = {
+        stage: getattr(model, stage)[-1].ppcr for stage in ("layer1", "layer2", "layer3", "layer4")
+    }
     for stage, layer in layers.items():
         listen(stage, layer)
     batch = retina_batch()
@@ -98,5 +115,13 @@ def retina_cases() -> list[Case]:
         gy = gy / gy.square().mean().sqrt()
         layer = layers[stage]
         name = f"{stage} {'x'.join(map(str, x.shape))}"
-        cases.append(Case(name, x.detach().contiguous(), gy.detach().contiguous(), layer.weight.data, layer.bias.data))
+        cases.append(
+            Case(
+                name,
+                x.detach().contiguous(),
+                gy.detach().contiguous(),
+                layer.weight.data,
+                layer.bias.data,
+            )
+        )
     return cases

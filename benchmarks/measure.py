@@ -18,12 +18,19 @@ from .contenders import DIRECTIONS, FLOORS, LEVELS, OPERATORS, Contender
 from .errors import TOLERANCES, Errors, Truth, relative, truth
 
 ROTATED_BYTES_CUDA = 1 << 30  # inputs together at least this much: many times any L2
-ROTATED_BYTES_MOST = 400 << 20  # on a CPU 1.5 times the last cache, but no more than this: a core never owns a larger one
+ROTATED_BYTES_MOST = (
+    400 << 20
+)  # on a CPU 1.5 times the last cache, but no more than this: a core never owns a larger one
 COPIES_MOST = 1024
 
 # What half types may lose in plain PyTorch, which rounds between its kernels, and what a neighbour may: other layers, other sums.
 PLAIN_FACTOR = 4
-NEIGHBOUR_LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+NEIGHBOUR_LIMITS = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,16 @@ class Group:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return (self.suite, self.operator, self.case, self.shape, self.layout, self.dtype, self.threads, self.levels)
+        return (
+            self.suite,
+            self.operator,
+            self.case,
+            self.shape,
+            self.layout,
+            self.dtype,
+            self.threads,
+            self.levels,
+        )
 
 
 @dataclass
@@ -90,7 +106,16 @@ class Row:
     @property
     def group(self) -> tuple[Any, ...]:
         shape, levels = tuple(self.shape), tuple(self.levels)
-        return (self.suite, self.operator, self.case, shape, self.layout, self.dtype, self.threads, levels)
+        return (
+            self.suite,
+            self.operator,
+            self.case,
+            shape,
+            self.layout,
+            self.dtype,
+            self.threads,
+            levels,
+        )
 
 
 @dataclass
@@ -102,7 +127,11 @@ class Measured:
 
 
 def to_layout(t: Tensor, layout: str) -> Tensor:
-    return t.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "channels_last" else t.contiguous()
+    return (
+        t.movedim(1, -1).contiguous().movedim(-1, 1)
+        if layout == "channels_last"
+        else t.contiguous()
+    )
 
 
 class Ring:
@@ -114,7 +143,9 @@ class Ring:
     def __init__(self, group: Group, device: torch.device) -> None:
         dtype = getattr(torch, group.dtype)
         generator = torch.Generator(device).manual_seed(0)
-        gy_shape = (group.shape[0], 1, *group.shape[2:]) if group.operator == "gate" else group.shape
+        gy_shape = (
+            (group.shape[0], 1, *group.shape[2:]) if group.operator == "gate" else group.shape
+        )
 
         def draw(shape: Sequence[int], mean: float, deviation: float) -> Tensor:
             drawn = torch.randn(shape, generator=generator, device=device) * deviation + mean
@@ -123,9 +154,13 @@ class Ring:
         self.weight, self.bias = contenders.parameters(dtype, device, group.levels)
         self.x, self.gy = draw(group.shape, 1.5, 2), draw(gy_shape, 0, 1)
         self.residual = draw(group.shape, 0, 1) if group.operator == "add_relu" else None
-        if self.residual is not None:  # away from the kink of the ReLU, where rounding decides on the gradient
+        if (
+            self.residual is not None
+        ):  # away from the kink of the ReLU, where rounding decides on the gradient
             y = truth(self.x, self.gy, self.weight, self.bias, group.levels)
-            self.residual = self.residual + 0.25 * ((y.y + self.residual.double()).abs() < 0.05).to(dtype)
+            self.residual = self.residual + 0.25 * ((y.y + self.residual.double()).abs() < 0.05).to(
+                dtype
+            )
         tensors = [self.x, self.gy] + ([] if self.residual is None else [self.residual])
         own = sum(t.numel() * t.itemsize for t in tensors)
         count = -(-cache_bytes(device) // own) if group.rotate else 1
@@ -141,7 +176,10 @@ class Ring:
         self.turn = next(self._turn)
         x, gy, *residual = self.copies[self.turn]
         if grad:
-            x, residual = x.detach().requires_grad_(), [t.detach().requires_grad_() for t in residual]
+            x, residual = (
+                x.detach().requires_grad_(),
+                [t.detach().requires_grad_() for t in residual],
+            )
         return x, gy, residual[0] if residual else None
 
     def keep(self, result: object) -> None:
@@ -155,7 +193,9 @@ def cache_bytes(device: torch.device) -> int:
     sizes = [0]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()
-        sizes.append(int(text.rstrip("KMG")) * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1))
+        sizes.append(
+            int(text.rstrip("KMG")) * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
+        )
     return min(ROTATED_BYTES_MOST, max(sizes) * 3 // 2 or ROTATED_BYTES_MOST)
 
 
@@ -169,7 +209,10 @@ class Program:
     def __post_init__(self) -> None:
         self.infer, self.train = self.contender.program(), self.contender.program()
         self.frozen = [p.detach() for p in self.contender.parameters]
-        self.leaves = [p if not p.is_leaf or p.requires_grad else p.clone().requires_grad_() for p in self.contender.parameters]
+        self.leaves = [
+            p if not p.is_leaf or p.requires_grad else p.clone().requires_grad_()
+            for p in self.contender.parameters
+        ]
 
     def forward(self) -> object:
         x, _, residual = self.ring.next()
@@ -207,28 +250,42 @@ def check(program: Program, exact: Truth, dtype: torch.dtype) -> tuple[float, Er
     contender, ring = program.contender, program.ring
     with torch.no_grad():
         inferred = program.infer(ring.x, ring.residual, program.frozen)
-    x, residual = (None if t is None else t.detach().clone().requires_grad_() for t in (ring.x, ring.residual))
+    x, residual = (
+        None if t is None else t.detach().clone().requires_grad_() for t in (ring.x, ring.residual)
+    )
     y = program.train(x, residual, program.leaves)  # type: ignore[arg-type]
     leaves = [x, *program.leaves, *([] if residual is None else [residual])]
     dx, *rest = torch.autograd.grad(y, leaves, ring.gy)  # type: ignore[arg-type]
     if contender.exact is not None:
-        got, limit = _neighbour_errors(contender, ring, inferred, y.detach(), dx), NEIGHBOUR_LIMITS[dtype]
+        got, limit = (
+            _neighbour_errors(contender, ring, inferred, y.detach(), dx),
+            NEIGHBOUR_LIMITS[dtype],
+        )
         return *got, got[0] <= limit and got[1].within(Errors(limit, limit, limit))
     errors = Errors(relative(y.detach(), exact.y), relative(dx, exact.dx, exact.dx_scale), 0)
     if exact.dresidual is not None:
         errors.dx = max(errors.dx, relative(rest[-1], exact.dresidual))
     for got_one, at in zip(rest[:2], (slice(None, -1), slice(-1, None)), strict=True):
-        errors.parameters = max(errors.parameters, relative(got_one, exact.parameters[at], exact.scale[at]))
+        errors.parameters = max(
+            errors.parameters, relative(got_one, exact.parameters[at], exact.scale[at])
+        )
     limits = TOLERANCES[dtype]
     if contender.kind == "plain" and dtype in (torch.float16, torch.bfloat16):
-        limits = Errors(limits.y * PLAIN_FACTOR, limits.dx * PLAIN_FACTOR, limits.parameters * PLAIN_FACTOR)
+        limits = Errors(
+            limits.y * PLAIN_FACTOR, limits.dx * PLAIN_FACTOR, limits.parameters * PLAIN_FACTOR
+        )
     error = relative(inferred, exact.y)
     return error, errors, error <= limits.y and errors.within(limits)
 
 
-def _neighbour_errors(contender: Contender, ring: Ring, inferred: Tensor, y: Tensor, dx: Tensor) -> tuple[float, Errors]:
+def _neighbour_errors(
+    contender: Contender, ring: Ring, inferred: Tensor, y: Tensor, dx: Tensor
+) -> tuple[float, Errors]:
     assert contender.exact is not None
-    wide, own = ring.x.double().requires_grad_(), [p.detach().double() for p in contender.parameters]
+    wide, own = (
+        ring.x.double().requires_grad_(),
+        [p.detach().double() for p in contender.parameters],
+    )
     with torch.no_grad():
         error = relative(inferred, contender.exact(wide, None, own))
     expected = contender.exact(wide, None, own)
@@ -249,15 +306,23 @@ def peak_bytes(call: timing.Call, device: torch.device) -> int:
         del result
         return peak
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would tell of a missing GPU
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profile:
         result = call.run(*given)
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = itertools.accumulate((event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())), initial=0)
+    events = [
+        event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
+    held = itertools.accumulate(
+        (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())), initial=0
+    )
     del result
     return max(held)
 
 
-def usable(group: Group, offered: Sequence[Contender], ring: Ring) -> tuple[list[Contender], list[dict[str, str]]]:
+def usable(
+    group: Group, offered: Sequence[Contender], ring: Ring
+) -> tuple[list[Contender], list[dict[str, str]]]:
     """Those that take the input, and for the others the reason that they give."""
     taken, skipped, refused = [], [], {}
     small = ring.x[:1], None if ring.residual is None else ring.residual[:1]
@@ -270,7 +335,9 @@ def usable(group: Group, offered: Sequence[Contender], ring: Ring) -> tuple[list
                 refused[contender.layer] = str(error)
         if contender.layer in refused:
             where = f"{group.operator}, {group.case}, {group.layout}, {group.dtype}"
-            skipped.append({"case": where, "what": contender.name, "reason": refused[contender.layer]})
+            skipped.append(
+                {"case": where, "what": contender.name, "reason": refused[contender.layer]}
+            )
         else:
             taken.append(contender)
     return taken, skipped
@@ -280,14 +347,24 @@ def offer(group: Group, backends: Sequence[str], device: torch.device) -> list[C
     """All contenders of a group, the compiled ones last."""
     dtype = getattr(torch, group.dtype)
     drawn = contenders.parameters(dtype, device, group.levels)
-    names = backends if group.backends is None else [name for name in backends if name in group.backends]
+    names = (
+        backends
+        if group.backends is None
+        else [name for name in backends if name in group.backends]
+    )
     made = [contenders.backend(group.operator, name, drawn, group.levels) for name in names]
     made += [contenders.plain(group.operator, name, drawn, group.levels) for name in group.plain]
     if group.neighbours == ("F.layer_norm",):
         made.append(contenders.layer_norm(group.shape, dtype, device))
     elif group.neighbours:
-        made += [c for c in contenders.neighbours(group.shape[1], dtype, device) if c.name in group.neighbours]
-    return made + [c.compiled(mode) for mode in group.modes for c in made if c.name in group.compiled]
+        made += [
+            c
+            for c in contenders.neighbours(group.shape[1], dtype, device)
+            if c.name in group.neighbours
+        ]
+    return made + [
+        c.compiled(mode) for mode in group.modes for c in made if c.name in group.compiled
+    ]
 
 
 def measure(
@@ -303,7 +380,9 @@ def measure(
     torch.set_num_threads(group.threads)
     dtype = getattr(torch, group.dtype)
     ring = Ring(group, device)
-    exact = truth(ring.x, ring.gy, ring.weight, ring.bias, group.levels, group.operator, ring.residual)
+    exact = truth(
+        ring.x, ring.gy, ring.weight, ring.bias, group.levels, group.operator, ring.residual
+    )
     result = Measured()
     taken, result.skipped = usable(group, offered(group, backends, device), ring)
     calls: dict[tuple[str, str], timing.Call] = {}
@@ -336,12 +415,21 @@ def measure(
         known["copy", "forward"]["within"] = False
     for (what, direction), took in times.items():
         counted = OPERATORS["ppcr" if what == "copy" else group.operator]
-        row = _row(group, what, direction, took, counted.necessary_bytes(direction, group.shape, dtype), copied)
+        row = _row(
+            group,
+            what,
+            direction,
+            took,
+            counted.necessary_bytes(direction, group.shape, dtype),
+            copied,
+        )
         result.rows.append(replace(row, **known[what, direction]))
     return result
 
 
-def _row(group: Group, what: str, direction: str, took: timing.Timing, needed: int, copied: float) -> Row:
+def _row(
+    group: Group, what: str, direction: str, took: timing.Timing, needed: int, copied: float
+) -> Row:
     speed = needed / took.median
     return Row(
         group.suite,
@@ -379,5 +467,7 @@ def _copy(ring: Ring) -> None:
 
 def _floor_errors(ring: Ring, floor: contenders.Floor, dtype: torch.dtype) -> dict[str, Any]:
     wide = floor(*(None if t is None else t.double() for t in (ring.x, ring.gy, ring.residual)))
-    error = max(relative(a, b) for a, b in zip(floor(ring.x, ring.gy, ring.residual), wide, strict=True))
+    error = max(
+        relative(a, b) for a, b in zip(floor(ring.x, ring.gy, ring.residual), wide, strict=True)
+    )
     return {"error_y": error, "within": error <= TOLERANCES[dtype].y}

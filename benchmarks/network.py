@@ -17,7 +17,10 @@ from .inputs import LEVELS
 
 VARIANTS = ("none", "PPCR fused", "PPCR unfused", "PPCR plain", "SE", "CBAM")
 OWN = VARIANTS[1:4]  # the same network three times over
-TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.2}  # relative L2 error of a whole network's loss gradient; see check()
+TOLERANCE = {
+    torch.float32: 0.02,
+    torch.bfloat16: 0.2,
+}  # relative L2 error of a whole network's loss gradient; see check()
 
 
 def resnet50() -> ResNet:
@@ -118,6 +121,9 @@ def saved_bytes(model: nn.Module, x: Tensor, target: Tensor, amp: bool) -> int:
             alive.append(t)
         return t
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+        torch.autocast(x.device.type, torch.bfloat16, enabled=amp),
+    ):
         F.cross_entropy(model(x).to(x.dtype), target)
     return sum(kept.values())

@@ -41,10 +41,22 @@ CPU = (
     (1, 256, 56),
     (64, 512, 7),
 )
-CPU_OTHERS = ((128, 64, 32, 32), (1, 64, 256, 256), (1, 32, 64, 64, 64), (5, 36, 33, 47), (4, 50, 27, 27))
-CPU_FEW = ((8, 256, 56, 56), (8, 2048, 7, 7), (1, 64, 256, 256))  # gate and add_relu, every dtype, every backend
+CPU_OTHERS = (
+    (128, 64, 32, 32),
+    (1, 64, 256, 256),
+    (1, 32, 64, 64, 64),
+    (5, 36, 33, 47),
+    (4, 50, 27, 27),
+)
+CPU_FEW = (
+    (8, 256, 56, 56),
+    (8, 2048, 7, 7),
+    (1, 64, 256, 256),
+)  # gate and add_relu, every dtype, every backend
 CPU_QUICK = ((8, 512, 28, 28), (8, 2048, 7, 7), (5, 36, 33, 47))
-CUDA_QUICK = tuple((256, channels, side, side) for channels, side in ((64, 56), *STAGES["ResNet-50"]))
+CUDA_QUICK = tuple(
+    (256, channels, side, side) for channels, side in ((64, 56), *STAGES["ResNet-50"])
+)
 CUDA_QUICK_COMPILED = (CUDA_QUICK[1], CUDA_QUICK[-1])  # compiling takes most of the time
 TINY = (1, 8, 2, 2)
 
@@ -76,7 +88,9 @@ def tiny(operator: str, threads: int) -> Group:
     )
 
 
-def groups(device: torch.device, *, everything: bool, quick: bool, compiling: bool, threads: int) -> list[Group]:
+def groups(
+    device: torch.device, *, everything: bool, quick: bool, compiling: bool, threads: int
+) -> list[Group]:
     """What to measure, small inputs last: where time runs out, the figures that matter are there."""
     if everything:
         made = list(_everything(device, threads))
@@ -85,8 +99,15 @@ def groups(device: torch.device, *, everything: bool, quick: bool, compiling: bo
     elif quick:
         made = list(_cpu(CPU_QUICK, (), threads))
         made = [g for g in made if g.layout == "contiguous" or g.shape == CPU_QUICK[0]]
-        made = [replace(g, plain=("pooled once",), modes=g.modes if g.shape == CPU_QUICK[0] else ()) for g in made]
-        made += [replace(g, operator=o, neighbours=(), modes=()) for g in made[:1] for o in ("gate", "add_relu")]
+        made = [
+            replace(g, plain=("pooled once",), modes=g.modes if g.shape == CPU_QUICK[0] else ())
+            for g in made
+        ]
+        made += [
+            replace(g, operator=o, neighbours=(), modes=())
+            for g in made[:1]
+            for o in ("gate", "add_relu")
+        ]
     else:
         stages = tuple((batch, channels, side, side) for batch, channels, side in CPU)
         made = list(_cpu((*stages, *CPU_OTHERS), CPU_FEW, threads))
@@ -96,9 +117,19 @@ def groups(device: torch.device, *, everything: bool, quick: bool, compiling: bo
 
 def _cpu(shapes: Iterable[Shape], few: tuple[Shape, ...], threads: int) -> Iterable[Group]:
     for shape, layout in itertools.product(shapes, LAYOUTS):
-        group = Group("operators", "ppcr", case_name(shape), shape, layout, threads=threads, modes=("default",))
+        group = Group(
+            "operators",
+            "ppcr",
+            case_name(shape),
+            shape,
+            layout,
+            threads=threads,
+            modes=("default",),
+        )
         beside = NEIGHBOURS if len(shape) == 4 and shape in few else ()
-        yield replace(group, neighbours=beside, backends=None if shape in few else ("native", "triton"))
+        yield replace(
+            group, neighbours=beside, backends=None if shape in few else ("native", "triton")
+        )
     for shape, layout in itertools.product(few, LAYOUTS):
         group = Group("operators", "ppcr", case_name(shape), shape, layout, threads=threads)
         for operator in ("add_relu", "gate"):
@@ -112,15 +143,31 @@ def _cuda_quick(threads: int) -> Iterable[Group]:
         modes = ("default",) if dtype == "float16" and shape in CUDA_QUICK_COMPILED else ()
         beside, backends = ("pooled once",), ("native", "triton")
         yield Group(
-            "operators", "ppcr", case_name(shape), shape, layout, dtype, threads, plain=beside, modes=modes, backends=backends
+            "operators",
+            "ppcr",
+            case_name(shape),
+            shape,
+            layout,
+            dtype,
+            threads,
+            plain=beside,
+            modes=modes,
+            backends=backends,
         )
 
 
 def _everything(device: torch.device, threads: int) -> Iterable[Group]:
-    stages = {(batch, c, side, side) for batch in BATCHES for network in STAGES.values() for c, side in network}
+    stages = {
+        (batch, c, side, side)
+        for batch in BATCHES
+        for network in STAGES.values()
+        for c, side in network
+    }
     shapes = [*sorted(stages, key=lambda shape: -torch.Size(shape).numel()), *OTHERS]
     modes = MODES_CUDA if device.type == "cuda" else ("default",)
-    product = itertools.product(("ppcr", "add_relu", "gate"), ("bfloat16", "float32", "float16", "float64"), shapes, LAYOUTS)
+    product = itertools.product(
+        ("ppcr", "add_relu", "gate"), ("bfloat16", "float32", "float16", "float64"), shapes, LAYOUTS
+    )
     for operator, dtype, shape, layout in product:
         yield Group(
             "operators",
@@ -132,5 +179,7 @@ def _everything(device: torch.device, threads: int) -> Iterable[Group]:
             threads,
             modes=modes if dtype != "float64" else (),
             compiled=("pooled once", "level by level"),
-            neighbours=NEIGHBOURS if operator == "ppcr" and len(shape) == 4 and dtype != "float64" else (),
+            neighbours=NEIGHBOURS
+            if operator == "ppcr" and len(shape) == 4 and dtype != "float64"
+            else (),
         )

@@ -31,7 +31,9 @@ def headline(folder: Path) -> str:
     """The README's few lines on the device of a folder, from the operators suite or, where that was not run, from the shapes."""
     operators, shapes = folder / "operators.json", folder / "shapes.json"
     if operators.is_file():
-        return "\n\n".join([_operators_headline(folder, session.read(operators)), *_end_to_end_headline(folder)])
+        return "\n\n".join(
+            [_operators_headline(folder, session.read(operators)), *_end_to_end_headline(folder)]
+        )
     if shapes.is_file():
         content, result = files.read(shapes)
         return "\n\n".join([*_shapes_headline(content, result), *_end_to_end_headline(folder)])
@@ -53,14 +55,22 @@ def page(folder: Path) -> str:
 
 def spread(ratios: Sequence[float]) -> str:
     """Geometric mean and range, ``-`` of nothing."""
-    return f"{report.geometric_mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "-"
+    return (
+        f"{report.geometric_mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        if ratios
+        else "-"
+    )
 
 
-def ratios(rows: Sequence[Row], dtype: str, operator: str, direction: str, what: str, fused: str) -> list[float]:
+def ratios(
+    rows: Sequence[Row], dtype: str, operator: str, direction: str, what: str, fused: str
+) -> list[float]:
     """Times of ``what`` over those of the fused backend, on every input where both were measured."""
     grouped = pictures.inputs(rows, operator, dtype).values()
     both = [
-        (one[what, direction], one[fused, direction]) for one in grouped if {(what, direction), (fused, direction)} <= one.keys()
+        (one[what, direction], one[fused, direction])
+        for one in grouped
+        if {(what, direction), (fused, direction)} <= one.keys()
     ]
     return [other.median_us / own.median_us for other, own in both]
 
@@ -73,7 +83,9 @@ def _fused(rows: Sequence[Row]) -> str:
 def _operators_headline(folder: Path, record: session.Record) -> str:
     rows, environment = record.rows, record.environment
     dtype, fused = pictures.headline_dtype(rows, environment), _fused(record.rows)
-    count = len({row.case for row in rows if row.dtype == dtype and not row.case.startswith("tiny")})
+    count = len(
+        {row.case for row in rows if row.dtype == dtype and not row.case.startswith("tiny")}
+    )
     return "\n\n".join(
         [
             f"How many times as long plain PyTorch takes as the `{fused}` backend: geometric means over up to {count} shapes in both "
@@ -84,22 +96,40 @@ def _operators_headline(folder: Path, record: session.Record) -> str:
     )
 
 
-def _ratio_table(rows: Sequence[Row], dtype: str, fused: str, columns: Sequence[tuple[str, str]], kinds: Sequence[str]) -> str:
+def _ratio_table(
+    rows: Sequence[Row],
+    dtype: str,
+    fused: str,
+    columns: Sequence[tuple[str, str]],
+    kinds: Sequence[str],
+) -> str:
     """The fused backend's share of a copy's bandwidth, then the ratios of the others to it, fastest first."""
     own = []
     for operator, direction in columns:
         inputs = pictures.inputs(rows, operator, dtype).values()
-        shares = [one[fused, direction].copy_fraction for one in inputs if (fused, direction) in one]
-        own.append(f"1, at {report.geometric_mean(shares):.2f} of a copy's bandwidth" if shares else "-")
+        shares = [
+            one[fused, direction].copy_fraction for one in inputs if (fused, direction) in one
+        ]
+        own.append(
+            f"1, at {report.geometric_mean(shares):.2f} of a copy's bandwidth" if shares else "-"
+        )
     lines = []
     for what in dict.fromkeys(
-        row.what for row in rows if row.kind in kinds and row.dtype == dtype and not row.case.startswith("tiny")
+        row.what
+        for row in rows
+        if row.kind in kinds and row.dtype == dtype and not row.case.startswith("tiny")
     ):
         found = [ratios(rows, dtype, *column, what, fused) for column in columns]
         if any(found):
             lines.append((report.geometric_mean(found[0]), [what, *map(spread, found)]))
     lines.sort(key=lambda line: line[0])
-    header = ["", *(f"{operator} {'forward+backward' if direction == 'step' else direction}" for operator, direction in columns)]
+    header = [
+        "",
+        *(
+            f"{operator} {'forward+backward' if direction == 'step' else direction}"
+            for operator, direction in columns
+        ),
+    ]
     return markdown_table(header, [[f"**{fused}**", *own], *(line for _, line in lines)])
 
 
@@ -118,7 +148,10 @@ def _operators(path: Path) -> str:
         for operator in ("ppcr", "gate", "add_relu"):
             if pictures.inputs(rows, operator, dtype):
                 columns = [(operator, direction) for direction in ("forward", "backward", "step")]
-                parts += [f"{operator}, {dtype}:", _ratio_table(rows, dtype, fused, columns, [k for k in kinds if k != "fused"])]
+                parts += [
+                    f"{operator}, {dtype}:",
+                    _ratio_table(rows, dtype, fused, columns, [k for k in kinds if k != "fused"]),
+                ]
     parts += ["What a call costs: microseconds on a tensor of 1x8x2x2.", _latency_table(rows)]
     parts += [
         "Peak memory above the inputs, results included, in multiples of x's bytes; means over the inputs.",
@@ -135,8 +168,12 @@ def _latency_table(rows: Sequence[Row]) -> str:
     tiny = [row for row in rows if row.case.startswith("tiny")]
     found = {(row.operator, row.what, row.direction): row for row in tiny}
     lines = []
-    for operator, what in dict.fromkeys((row.operator, row.what) for row in tiny if row.kind not in ("copy", "floor")):
-        cells = [f"{found[operator, what, d].median_us:.1f}" for d in ("forward", "backward", "step")]
+    for operator, what in dict.fromkeys(
+        (row.operator, row.what) for row in tiny if row.kind not in ("copy", "floor")
+    ):
+        cells = [
+            f"{found[operator, what, d].median_us:.1f}" for d in ("forward", "backward", "step")
+        ]
         lines.append([what if what.startswith("F.") else f"{operator}, {what}", *cells])
     return markdown_table(["", "forward", "backward", "forward+backward"], lines)
 
@@ -147,7 +184,10 @@ def _memory_table(rows: Sequence[Row]) -> str:
     for operator in ("ppcr", "gate", "add_relu"):
         inputs = pictures.inputs(rows, operator, dtype).values()
         whats = dict.fromkeys(
-            what for one in inputs for (what, _), row in one.items() if row.kind in ("fused", "reference", "plain")
+            what
+            for one in inputs
+            for (what, _), row in one.items()
+            if row.kind in ("fused", "reference", "plain")
         )
         for what in whats:
             cells = []
@@ -180,7 +220,12 @@ def _scaling(path: Path) -> str:
         f"{scaling.FITTED} sizes: 1 is proportional."
     )
     return "\n\n".join(
-        ["## Scaling", text, "![Time against size](scaling.png)", markdown_table(["", "of", "exponent", "range"], lines)]
+        [
+            "## Scaling",
+            text,
+            "![Time against size](scaling.png)",
+            markdown_table(["", "of", "exponent", "range"], lines),
+        ]
     )
 
 
@@ -194,7 +239,8 @@ def _end_to_end(path: Path) -> str:
         if row.saved_bytes is not None and not row.compiled:
             kept.setdefault(str(end_to_end.Setting.of(row)), {})[row.variant] = row.saved_bytes
     memory = [
-        [setting, *(f"{found[v] / 2**20:.0f}" if v in found else "-" for v in network.VARIANTS)] for setting, found in kept.items()
+        [setting, *(f"{found[v] / 2**20:.0f}" if v in found else "-" for v in network.VARIANTS)]
+        for setting, found in kept.items()
     ]
     return "\n\n".join(
         [
@@ -234,7 +280,11 @@ def _shapes_headline(content: dict[str, Any], result: Result) -> list[str]:
     summary = report.summarize(result)
     count = len({row.case for row in result.rows})
     rows = [
-        [f"**{name}**" if name in summary.worst else name, f"{summary.forward[name]:.2f}", f"{step:.2f}"]
+        [
+            f"**{name}**" if name in summary.worst else name,
+            f"{summary.forward[name]:.2f}",
+            f"{step:.2f}",
+        ]
         for name, step in summary.step.items()
     ]
     return [
@@ -278,7 +328,9 @@ def _real_table(result: Result) -> str:
     names = report.column_names(result)
     rows = []
     for (case, layout), columns in report.inputs(result).items():
-        cells = [f"{columns[name].forward_ratio:.2f} / {columns[name].step_ratio:.2f}" for name in names]
+        cells = [
+            f"{columns[name].forward_ratio:.2f} / {columns[name].step_ratio:.2f}" for name in names
+        ]
         rows.append([f"{case}, {layout}", *cells])
     return markdown_table(["forward / forward+backward", *names], rows)
 

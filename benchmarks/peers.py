@@ -43,7 +43,10 @@ def level_by_level_gate(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequenc
         if x.shape[1] % level == 0:
             contexts.append(x.unflatten(1, (level, -1)).mean(2, dtype=wide))
         else:
-            contexts += [x[:, begin:end].mean(1, keepdim=True, dtype=wide) for begin, end in bins(x.shape[1], level)]
+            contexts += [
+                x[:, begin:end].mean(1, keepdim=True, dtype=wide)
+                for begin, end in bins(x.shape[1], level)
+            ]
     return _gate(x, _centre(contexts), weight, bias)
 
 
@@ -56,7 +59,10 @@ def pooled_once_gate(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[i
             f"got levels {tuple(levels)} and {x.shape[1]} channels"
         )
     finest_means = x.unflatten(1, (finest, -1)).mean(2, dtype=accumulation_dtype(x.dtype))
-    contexts = [finest_means if level == finest else finest_means.unflatten(1, (level, -1)).mean(2) for level in levels]
+    contexts = [
+        finest_means if level == finest else finest_means.unflatten(1, (level, -1)).mean(2)
+        for level in levels
+    ]
     return _gate(x, _centre(contexts), weight, bias)
 
 
@@ -68,7 +74,9 @@ def as_matmul(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int]) ->
 
 
 @functools.cache
-def centred_pooling(channels: int, levels: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def centred_pooling(
+    channels: int, levels: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """``[L, C]``: 1/|bin| where context l holds channel c, less the mean over l. A layer would keep it in a buffer."""
     matrix = torch.zeros(sum(levels), channels, dtype=torch.float64)
     edges = [edge for level in levels for edge in bins(channels, level)]
@@ -86,7 +94,11 @@ def pooled_once(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int]) 
 
 
 GATES: dict[str, Peer] = {"pooled once": pooled_once_gate, "level by level": level_by_level_gate}
-PEERS: dict[str, Peer] = {"pooled once": pooled_once, "level by level": level_by_level, "matmul": as_matmul}
+PEERS: dict[str, Peer] = {
+    "pooled once": pooled_once,
+    "level by level": level_by_level,
+    "matmul": as_matmul,
+}
 
 
 def floor_forward(x: Tensor) -> Tensor:

@@ -8,7 +8,14 @@ from .report import MODES, column_names, inputs, summarize
 from .suite import Result
 
 # Okabe and Ito's colours, told apart by the colour-blind too; the markers tell the columns apart without colour.
-STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
+STYLES = [
+    ("#0072B2", "o"),
+    ("#D55E00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#E69F00", "v"),
+    ("#56B4E9", "P"),
+]
 
 
 def draw(result: Result, path: Path, title: str) -> Path:
@@ -23,7 +30,9 @@ def draw(result: Result, path: Path, title: str) -> Path:
     labels = [f"{case}\n{layout}" for case, layout in grouped]
     eager = [name for name in names if not name.endswith(" compiled")]
     styles = {name: STYLES[i % len(STYLES)] for i, name in enumerate(eager)}
-    figure, axes = plt.subplots(1, 2, figsize=(13, 2.2 + 0.42 * len(labels)), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        1, 2, figsize=(13, 2.2 + 0.42 * len(labels)), sharey=True, layout="constrained"
+    )
     for axis, (mode, mode_title) in zip(axes, MODES.items(), strict=True):
         for name in names:
             colour, marker = styles[name.removesuffix(" compiled")]
@@ -47,9 +56,13 @@ def draw(result: Result, path: Path, title: str) -> Path:
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
         low, high = axis.get_xlim()
-        axis.set_xticks([tick for tick in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64) if low <= tick <= high])
+        axis.set_xticks(
+            [tick for tick in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64) if low <= tick <= high]
+        )
         axis.grid(axis="both", color="0.9")
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.10), ncols=2, frameon=False)
+        axis.legend(
+            fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.10), ncols=2, frameon=False
+        )
     axes[0].set_yticks(range(len(labels)), labels, fontsize=8)
     axes[0].invert_yaxis()
     figure.suptitle(title, fontsize=11)

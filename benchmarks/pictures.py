@@ -25,7 +25,11 @@ NAMES = {
     "level by level": "level by level, eager",
     "pooled once compiled": "pooled once, torch.compile",
 }
-TITLES = {"forward": "forward", "backward": "backward", "step": "training step (forward and backward)"}
+TITLES = {
+    "forward": "forward",
+    "backward": "backward",
+    "step": "training step (forward and backward)",
+}
 
 
 def headline_dtype(rows: Sequence[Row], environment: dict[str, Any]) -> str:
@@ -34,7 +38,9 @@ def headline_dtype(rows: Sequence[Row], environment: dict[str, Any]) -> str:
     return wanted if any(row.dtype == wanted for row in rows) else rows[0].dtype
 
 
-def inputs(rows: Sequence[Row], operator: str, dtype: str) -> dict[tuple[str, str], dict[tuple[str, str], Row]]:
+def inputs(
+    rows: Sequence[Row], operator: str, dtype: str
+) -> dict[tuple[str, str], dict[tuple[str, str], Row]]:
     """``{(case, layout): {(what, direction): row}}``, without the tiny tensor."""
     found: dict[tuple[str, str], dict[tuple[str, str], Row]] = {}
     for row in rows:
@@ -62,7 +68,9 @@ def draw_scaling(rows: list[Row], out: Path, environment: dict[str, Any]) -> lis
     found, fitted = scaling.series(rows), scaling.fits(rows)
     exponents = {(fit.axis, fit.threads, fit.what, fit.direction): fit for fit in fitted}
     threads = sorted({row.threads for row in rows})
-    figure, panels = plt.subplots(2, len(scaling.AXES), figsize=(15, 9), layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(
+        2, len(scaling.AXES), figsize=(15, 9), layout="constrained", squeeze=False
+    )
     for (axis, label), column in zip(scaling.AXES.items(), panels.T, strict=True):
         for direction, panel in zip(("forward", "step"), column, strict=True):
             for (case, number, what, way), points in found.items():
@@ -85,30 +93,54 @@ def draw_scaling(rows: list[Row], out: Path, environment: dict[str, Any]) -> lis
             panel.set_yscale("log")
             panel.set_xlabel(label)
             panel.set_ylabel("microseconds")
-            ranges = {(fit.first, fit.last) for fit in fitted if (fit.axis, fit.direction) == (axis, direction)}
+            ranges = {
+                (fit.first, fit.last)
+                for fit in fitted
+                if (fit.axis, fit.direction) == (axis, direction)
+            }
             span = ", ".join(f"{first} to {last}" for first, last in sorted(ranges))
-            panel.set_title(f"{direction}; exponents fitted over {span}" if span else direction, fontsize=9)
+            panel.set_title(
+                f"{direction}; exponents fitted over {span}" if span else direction, fontsize=9
+            )
             panel.grid(color="0.9")
             panel.legend(fontsize=7.5, frameon=False, loc="upper left")
             low, high = panel.get_ylim()
             panel.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
-    figure.suptitle(f"Time against size, with the exponents of a power law. float32, {_machine(rows, environment)}", fontsize=11)
+    figure.suptitle(
+        f"Time against size, with the exponents of a power law. float32, {_machine(rows, environment)}",
+        fontsize=11,
+    )
     return [_save(figure, out / "scaling.png")]
 
 
-def _roofline(grouped: dict[tuple[str, str], dict[tuple[str, str], Row]], path: Path, title: str) -> Path:
+def _roofline(
+    grouped: dict[tuple[str, str], dict[tuple[str, str], Row]], path: Path, title: str
+) -> Path:
     figure, panels = _panels(grouped, 3, 0.3)
     for panel, direction in zip(panels, ("forward", "backward", "step"), strict=True):
         for what, (colour, marker) in STYLES.items():
             if what == "copy":
                 continue
-            points = [(row.copy_fraction, i) for i, one in enumerate(grouped.values()) if (row := one.get((what, direction)))]
+            points = [
+                (row.copy_fraction, i)
+                for i, one in enumerate(grouped.values())
+                if (row := one.get((what, direction)))
+            ]
             if points:
                 front = 3 if what in ("native", "triton") else 2
                 label = "x * 0.5, x + gy" if what == "floor" else NAMES.get(what, what)
                 size = 11 if marker == "|" else 7
                 x, y = zip(*points, strict=True)
-                panel.plot(x, y, linestyle="none", marker=marker, markersize=size, color=colour, label=label, zorder=front)
+                panel.plot(
+                    x,
+                    y,
+                    linestyle="none",
+                    marker=marker,
+                    markersize=size,
+                    color=colour,
+                    label=label,
+                    zorder=front,
+                )
         panel.axvline(1, color="black", linewidth=1)
         panel.set_xlim(left=0)
         panel.set_title(TITLES[direction])
@@ -120,15 +152,28 @@ def _roofline(grouped: dict[tuple[str, str], dict[tuple[str, str], Row]], path: 
     return _save(figure, path)
 
 
-def _speedup(grouped: dict[tuple[str, str], dict[tuple[str, str], Row]], path: Path, title: str) -> Path:
-    fused = next((what for what in ("native", "triton") for one in grouped.values() if (what, "forward") in one), "native")
+def _speedup(
+    grouped: dict[tuple[str, str], dict[tuple[str, str], Row]], path: Path, title: str
+) -> Path:
+    fused = next(
+        (
+            what
+            for what in ("native", "triton")
+            for one in grouped.values()
+            if (what, "forward") in one
+        ),
+        "native",
+    )
     wanted = ("pooled once compiled", "pooled once", "level by level")
     peers = [peer for peer in wanted if any((peer, "forward") in one for one in grouped.values())]
     figure, panels = _panels(grouped, 2, 0.45)
     for panel, direction in zip(panels, ("forward", "step"), strict=True):
         for at, peer in enumerate(peers):
             bars = [
-                (i + (at - (len(peers) - 1) / 2) * 0.26, one[peer, direction].median_us / one[fused, direction].median_us)
+                (
+                    i + (at - (len(peers) - 1) / 2) * 0.26,
+                    one[peer, direction].median_us / one[fused, direction].median_us,
+                )
                 for i, one in enumerate(grouped.values())
                 if (peer, direction) in one and (fused, direction) in one
             ]
@@ -158,7 +203,9 @@ def _speedup(grouped: dict[tuple[str, str], dict[tuple[str, str], Row]], path: P
 def _panels(grouped: dict[tuple[str, str], Any], count: int, height: float) -> tuple[Any, Any]:
     """Panels beside each other that share a line for every input."""
     labels = [f"{case}, {layout}" for case, layout in grouped]
-    figure, panels = _pyplot().subplots(1, count, figsize=(15, 2.2 + height * len(labels)), sharey=True, layout="constrained")
+    figure, panels = _pyplot().subplots(
+        1, count, figsize=(15, 2.2 + height * len(labels)), sharey=True, layout="constrained"
+    )
     panels[0].set_yticks(range(len(labels)), labels, fontsize=8)
     panels[0].set_ylim(len(labels) - 0.4, -0.6)
     return figure, panels

@@ -32,7 +32,9 @@ def section(results: Path = RESULTS) -> str:
     """The README's results as Markdown; a sentence where nothing is measured yet."""
     folders = devices(results)
     parts = [pages.headline(folder) for folder in folders]
-    links = ", ".join(f"[{folder.name}](benchmarks/results/{folder.name}/README.md)" for folder in folders)
+    links = ", ".join(
+        f"[{folder.name}](benchmarks/results/{folder.name}/README.md)" for folder in folders
+    )
     return "\n\n".join(
         [*parts, f"All figures, with errors and memory, and the files they come from: {links}."]
         if parts
@@ -55,7 +57,9 @@ def texts(root: Path = ROOT) -> dict[Path, str]:
     made = {folder / "README.md": pages.page(folder) for folder in devices(results)}
     for file in sorted(results.glob(f"*/{SHARES}")):
         page = file.with_name("README.md")
-        made[page] = "\n".join(filter(None, (made.get(page), shares.page(json.loads(file.read_text())))))
+        made[page] = "\n".join(
+            filter(None, (made.get(page), shares.page(json.loads(file.read_text()))))
+        )
     readme = root / "README.md"
     return {readme: rendered(readme.read_text(), results), **made}
 
@@ -66,10 +70,16 @@ def take(source: Path, results: Path = RESULTS) -> list[Path]:
     for path in sorted(source.glob("*.json")):
         content = json.loads(path.read_text())
         if not content.get("complete", True):
-            raise ValueError(f"{path} is incomplete: its run was interrupted (--resume finishes it)")
+            raise ValueError(
+                f"{path} is incomplete: its run was interrupted (--resume finishes it)"
+            )
         if content.get("settings", {}).get("quick"):
             raise ValueError(f"{path} was measured with --quick, a first impression and no result")
-        device = re.sub(r"[^a-z0-9]+", "-", content["environment"].get("device", "cpu").lower().removeprefix("nvidia ")).strip("-")
+        device = re.sub(
+            r"[^a-z0-9]+",
+            "-",
+            content["environment"].get("device", "cpu").lower().removeprefix("nvidia "),
+        ).strip("-")
         target = results / device
         target.mkdir(parents=True, exist_ok=True)
         for one in (path, path.with_suffix(".csv"), *sorted(source.glob(f"{path.stem}*.png"))):
@@ -83,7 +93,9 @@ def take(source: Path, results: Path = RESULTS) -> list[Path]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.render", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
-    parser.add_argument("--take", type=Path, metavar="DIR", help="copy what was measured from there first")
+    parser.add_argument(
+        "--take", type=Path, metavar="DIR", help="copy what was measured from there first"
+    )
     args = parser.parse_args(argv)
     if args.take is not None:
         try:
@@ -91,7 +103,11 @@ def main(argv: list[str] | None = None) -> int:
         except ValueError as error:
             print(error, file=sys.stderr)
             return 1
-    wrong = [(path, text) for path, text in texts().items() if not path.is_file() or path.read_text() != text]
+    wrong = [
+        (path, text)
+        for path, text in texts().items()
+        if not path.is_file() or path.read_text() != text
+    ]
     for path, text in wrong:
         print(f"{path}: {'differs from the measured files' if args.check else 'written'}")
         if not args.check:

@@ -48,7 +48,9 @@ class Summary:
     forward: dict[str, float]  # geometric means of the ratios to the floor
     step: dict[str, float]
     worst: dict[str, Worst]
-    half: dict[str, float]  # geometric means of a half type's forward time over float32's of the same backend
+    half: dict[
+        str, float
+    ]  # geometric means of a half type's forward time over float32's of the same backend
     half_worst: dict[str, float]
 
 
@@ -61,7 +63,11 @@ def inputs(result: Result) -> dict[tuple[str, str], dict[str, Row]]:
 
 
 def column_names(result: Result, *, floor: bool = False, half: bool = False) -> list[str]:
-    names = dict.fromkeys(row.column for row in result.rows if (floor or row.column != FLOOR) and (half or row.dtype == "float32"))
+    names = dict.fromkeys(
+        row.column
+        for row in result.rows
+        if (floor or row.column != FLOOR) and (half or row.dtype == "float32")
+    )
     return list(names)
 
 
@@ -127,10 +133,23 @@ def error_table(result: Result) -> str:
         cells = []
         for quantity in ("y", "dx", "parameters"):
             # NaN must show, and max() would lose it
-            largest = max((getattr(row.errors, quantity) for row in rows), key=lambda e: (math.isnan(e), e))
+            largest = max(
+                (getattr(row.errors, quantity) for row in rows), key=lambda e: (math.isnan(e), e)
+            )
             cells += [f"{largest:.1e}", f"{getattr(rows[0].limits, quantity):.0e}"]
         groups[key] = [*cells, "yes" if all(row.ok for row in rows) else "NO"]
-    header = ["backend", "dtype", "layout", "y", "may be", "dx", "may be", "dweight, dbias", "may be", "within"]
+    header = [
+        "backend",
+        "dtype",
+        "layout",
+        "y",
+        "may be",
+        "dx",
+        "may be",
+        "dweight, dbias",
+        "may be",
+        "within",
+    ]
     return table(header, [[*key, *cells] for key, cells in groups.items()])
 
 
@@ -138,12 +157,19 @@ def summary_text(result: Result) -> str:
     summary = summarize(result)
     lines = ["geometric means of the ratios to the floor (forward, forward+backward):"]
     width = max(map(len, summary.forward), default=0)
-    lines += [f"  {name:{width}}  {summary.forward[name]:6.2f} {summary.step[name]:6.2f}" for name in summary.forward]
+    lines += [
+        f"  {name:{width}}  {summary.forward[name]:6.2f} {summary.step[name]:6.2f}"
+        for name in summary.forward
+    ]
     for name, worst in summary.worst.items():
         where = f"{worst.case}, {worst.layout}, {worst.mode}"
-        lines.append(f"{name}: at worst {worst.ratio:.2f} times the fastest plain formulation ({worst.peer}; {where})")
+        lines.append(
+            f"{name}: at worst {worst.ratio:.2f} times the fastest plain formulation ({worst.peer}; {where})"
+        )
     for name, mean in summary.half.items():
-        lines.append(f"{name}: forward {mean:.2f} times float32's time, at worst {summary.half_worst[name]:.2f}")
+        lines.append(
+            f"{name}: forward {mean:.2f} times float32's time, at worst {summary.half_worst[name]:.2f}"
+        )
     return "\n".join(lines)
 
 
@@ -151,18 +177,29 @@ def disturbances(result: Result) -> str:
     """A warning that names the inputs whose timing other processes disturbed, or nothing."""
     rows = [columns[FLOOR] for columns in inputs(result).values()]
     lines = [
-        f"  {row.case}, {row.layout}: {row.others:.0%}" for row in rows if row.others is not None and row.others > timing.DISTURBED
+        f"  {row.case}, {row.layout}: {row.others:.0%}"
+        for row in rows
+        if row.others is not None and row.others > timing.DISTURBED
     ]
     if not lines:
         return ""
-    return "\n".join(["WARNING: other processes used the processor meanwhile; do not trust the times of", *lines])
+    return "\n".join(
+        ["WARNING: other processes used the processor meanwhile; do not trust the times of", *lines]
+    )
 
 
 def full_report(result: Result) -> str:
     parts = []
     for mode, title in MODES.items():
-        parts += [f"{title}, ratio to the floor (1 is the least any layer can take)", ratio_table(result, mode)]
+        parts += [
+            f"{title}, ratio to the floor (1 is the least any layer can take)",
+            ratio_table(result, mode),
+        ]
     for mode, title in MODES.items():
         parts += [f"{title}, milliseconds (medians)", time_table(result, mode)]
-    parts += ["largest errors against float64 (relative L2)", error_table(result), summary_text(result)]
+    parts += [
+        "largest errors against float64 (relative L2)",
+        error_table(result),
+        summary_text(result),
+    ]
     return "\n\n".join(part for part in [*parts, disturbances(result)] if part)

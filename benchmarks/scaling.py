@@ -10,7 +10,12 @@ import torch
 
 from .measure import Group, Row
 
-AXES = {"pixels": "pixels per image", "channels": "channels", "levels": "contexts (sum of the levels)", "batch": "images"}
+AXES = {
+    "pixels": "pixels per image",
+    "channels": "channels",
+    "levels": "contexts (sum of the levels)",
+    "batch": "images",
+}
 FITTED = 4  # the largest points: what a call costs at the least hides the slope of the small ones
 
 
@@ -19,7 +24,10 @@ def groups(device: torch.device, *, quick: bool, threads: Sequence[int]) -> list
     base = 8 if device.type == "cuda" else 1  # a GPU needs more to fill it
     series: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {
         "pixels": [((base, 64, side, side), (1, 2, 4)) for side in (8, 16, 32, 64, 128, 256)],
-        "channels": [((base, channels, 28, 28), (1, 2, 4)) for channels in (32, 64, 128, 256, 512, 1024, 2048)],
+        "channels": [
+            ((base, channels, 28, 28), (1, 2, 4))
+            for channels in (32, 64, 128, 256, 512, 1024, 2048)
+        ],
         "levels": [((2 * base, 256, 28, 28), tuple(2**i for i in range(n))) for n in range(2, 7)],
         "batch": [((batch * base, 256, 14, 14), (1, 2, 4)) for batch in (1, 2, 4, 8, 16, 32, 64)],
     }
@@ -65,7 +73,9 @@ def series(rows: Sequence[Row]) -> dict[tuple[str, int, str, str], list[tuple[in
     """``{(axis, threads, what, direction): [(size, microseconds), ..]}``, in order of size."""
     found: dict[tuple[str, int, str, str], list[tuple[int, float]]] = {}
     for row in rows:
-        found.setdefault((row.case, row.threads, row.what, row.direction), []).append((size(row), row.median_us))
+        found.setdefault((row.case, row.threads, row.what, row.direction), []).append(
+            (size(row), row.median_us)
+        )
     return {key: sorted(points) for key, points in found.items()}
 
 

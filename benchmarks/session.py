@@ -51,14 +51,19 @@ class Record:
         where.parent.mkdir(parents=True, exist_ok=True)
         table, everything = where.with_suffix(".csv"), where.with_suffix(".json")
         content = asdict(self)
-        new = everything.with_suffix(".json.new")  # so that an interruption leaves the old file or the new one
+        new = everything.with_suffix(
+            ".json.new"
+        )  # so that an interruption leaves the old file or the new one
         new.write_text(json.dumps(files.rounded(content), indent=1, allow_nan=True) + "\n")
         new.replace(everything)
         with table.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([f.name for f in fields(Row)])
             for row in self.rows:
-                cells = asdict(row) | {"shape": "x".join(map(str, row.shape)), "levels": "-".join(map(str, row.levels))}
+                cells = asdict(row) | {
+                    "shape": "x".join(map(str, row.shape)),
+                    "levels": "-".join(map(str, row.levels)),
+                }
                 writer.writerow([files.rounded(cell) for cell in cells.values()])
         return [table, everything]
 
@@ -70,7 +75,9 @@ def read(path: Path) -> Record:
         rows = [Row(**row) for row in content.pop("rows")]
         return Record(**content, rows=rows)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a file of the operators or the scaling suite: {error}") from error
+        raise ValueError(
+            f"{path} is not a file of the operators or the scaling suite: {error}"
+        ) from error
 
 
 def resume(record: Record, path: Path) -> str:
@@ -107,13 +114,21 @@ def run(
 ) -> int:
     """Measures all groups into ``out``/``suite``.*; 0, 1 (an error too large, or slower than ``against``), or 130 (interrupted)."""
     begin = time.perf_counter()
-    older = compare.read(against) if against is not None else None  # before anything is measured or overwritten
+    older = (
+        compare.read(against) if against is not None else None
+    )  # before anything is measured or overwritten
     timing.keep_memory()
     backends, reasons = usable_backends(device)
-    record = Record(suite, files.environment(device), {"rounds": rounds, "seconds_per_group": limit, "quick": quick})
+    record = Record(
+        suite,
+        files.environment(device),
+        {"rounds": rounds, "seconds_per_group": limit, "quick": quick},
+    )
     where = out / suite
     env = record.environment
-    print(f"{env['device']}, {env['cpu']} ({env['capability']}), torch {env['torch']}; backends: {', '.join(backends)}")
+    print(
+        f"{env['device']}, {env['cpu']} ({env['capability']}), torch {env['torch']}; backends: {', '.join(backends)}"
+    )
     for name, reason in reasons.items():
         print(f"  {name}: {reason}")
     if resuming:
@@ -124,7 +139,9 @@ def run(
     try:
         with _progress(sum(seconds_of(group, limit) for group in left)) as bar:
             for group in left:
-                bar.set_description(f"{group.operator} {group.case}, {group.layout}, {group.dtype}, {group.threads} threads")
+                bar.set_description(
+                    f"{group.operator} {group.case}, {group.layout}, {group.dtype}, {group.threads} threads"
+                )
                 got = measuring(group, backends, device, rounds, limit)
                 record.rows += got.rows
                 record.skipped += got.skipped
@@ -137,7 +154,9 @@ def run(
     if record.rows:
         written += draw(record.rows, out, env)
     seconds = time.perf_counter() - begin
-    print(f"{'INTERRUPTED, incomplete: ' if interrupted else ''}wrote {', '.join(map(str, written))} in {seconds:.0f} s")
+    print(
+        f"{'INTERRUPTED, incomplete: ' if interrupted else ''}wrote {', '.join(map(str, written))} in {seconds:.0f} s"
+    )
     return _judge(record, older) or (INTERRUPTED if interrupted else 0)
 
 
@@ -158,11 +177,14 @@ def _judge(record: Record, older: compare.Old | None) -> int:
     wrong = [row for row in record.rows if not row.within]
     for row in wrong:
         found = f"y {row.error_y}, dx {row.error_dx}, dweight and dbias {row.error_parameters}"
-        print(f"error above tolerance: {row.what}, {row.operator} {row.direction}, {row.case}, {row.layout}, {row.dtype}: {found}")
+        print(
+            f"error above tolerance: {row.what}, {row.operator} {row.direction}, {row.case}, {row.layout}, {row.dtype}: {found}"
+        )
     slower: list[compare.Key] = []
     if older is not None:
         report, slower = compare.against(
-            older, compare.Old(record.environment, compare.timings([asdict(row) for row in record.rows]))
+            older,
+            compare.Old(record.environment, compare.timings([asdict(row) for row in record.rows])),
         )
         print(report)
     return 1 if wrong or slower else 0

@@ -80,7 +80,10 @@ class Result:
     errors: list[ErrorRow] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        return {"rows": [asdict(row) for row in self.rows], "errors": [asdict(row) for row in self.errors]}
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "errors": [asdict(row) for row in self.errors],
+        }
 
 
 def usable_backends(device: str | torch.device = "cpu") -> tuple[list[str], dict[str, str]]:
@@ -92,7 +95,12 @@ def usable_backends(device: str | torch.device = "cpu") -> tuple[list[str], dict
             reasons[name] = reason
     for name in names:
         try:
-            backend_layer(name)(*(torch.zeros(shape, device=device) for shape in ((1, 4, 2, 2), (sum(LEVELS),), (1,))))
+            backend_layer(name)(
+                *(
+                    torch.zeros(shape, device=device)
+                    for shape in ((1, 4, 2, 2), (sum(LEVELS),), (1,))
+                )
+            )
         except (ValueError, TypeError, RuntimeError) as error:
             reasons[name] = str(error)
         else:
@@ -116,16 +124,22 @@ def peer_layer(name: str) -> Layer:
     return layer
 
 
-def columns(backends: Sequence[str], *, compiled: Sequence[str], dtypes: Sequence[torch.dtype]) -> list[Column]:
+def columns(
+    backends: Sequence[str], *, compiled: Sequence[str], dtypes: Sequence[torch.dtype]
+) -> list[Column]:
     """What to time, in the order of the tables: also under torch.compile those that ``compiled`` names, in half types
     the fused backends alone."""
     made = [Column(name, backend_layer(name)) for name in backends]
     made += [Column(name, peer_layer(name), backend=False) for name in peers.PEERS]
     for column in [column for column in made if column.name in compiled]:
-        made.append(Column(f"{column.name} compiled", column.layer, backend=column.backend, compiled=True))
+        made.append(
+            Column(f"{column.name} compiled", column.layer, backend=column.backend, compiled=True)
+        )
     for dtype in dtypes:
         if dtype != torch.float32:
-            made += [Column(name, backend_layer(name), dtype) for name in backends if name != REFERENCE]
+            made += [
+                Column(name, backend_layer(name), dtype) for name in backends if name != REFERENCE
+            ]
     return made
 
 
@@ -133,7 +147,9 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def check_case(case: Case, backends: Sequence[str], dtypes: Sequence[torch.dtype]) -> list[ErrorRow]:
+def check_case(
+    case: Case, backends: Sequence[str], dtypes: Sequence[torch.dtype]
+) -> list[ErrorRow]:
     """Errors of every backend on one case, in every layout and dtype."""
     made = []
     for dtype in dtypes:
@@ -143,11 +159,21 @@ def check_case(case: Case, backends: Sequence[str], dtypes: Sequence[torch.dtype
             for name in backends:
                 got = measure(backend_layer(name), x, gy, case.weight, case.bias, exact)
                 limits = TOLERANCES[dtype]
-                made.append(ErrorRow(case.name, layout, name, dtype_name(dtype), got, limits, got.within(limits)))
+                made.append(
+                    ErrorRow(
+                        case.name, layout, name, dtype_name(dtype), got, limits, got.within(limits)
+                    )
+                )
     return made
 
 
-def time_case(case: Case, layout: str, made: Sequence[Column], rounds: int, tick: Callable[[], object] = lambda: None) -> list[Row]:
+def time_case(
+    case: Case,
+    layout: str,
+    made: Sequence[Column],
+    rounds: int,
+    tick: Callable[[], object] = lambda: None,
+) -> list[Row]:
     """Forward and forward+backward of every column on one input, all interleaved."""
     torch.compiler.reset()  # so that no case meets the compiled code of another
     exact = truth(*case.tensors("contiguous", torch.float32), case.weight, case.bias, LEVELS)
@@ -171,11 +197,15 @@ def time_case(case: Case, layout: str, made: Sequence[Column], rounds: int, tick
             calls[f"{key} step"] = timing.Call(partial(_train, step, leaves, gy), grad=True)
             measured[key] = measure(step, x, gy, case.weight, case.bias, exact)
     times = timing.interleave(calls, rounds, tick=tick)
-    kinds = {column_key(column): "fused" if column.fused else "plain" for column in made} | {FLOOR: FLOOR}
+    kinds = {column_key(column): "fused" if column.fused else "plain" for column in made} | {
+        FLOOR: FLOOR
+    }
     dtypes = {column_key(column): dtype_name(column.dtype) for column in made}
     rows = []
     for key, kind in kinds.items():
-        row = Row(case.name, list(x.shape), layout, key, dtypes.get(key, "float32"), kind, 0, 0, 0, 0)
+        row = Row(
+            case.name, list(x.shape), layout, key, dtypes.get(key, "float32"), kind, 0, 0, 0, 0
+        )
         for mode in ("forward", "step"):
             if f"{key} {mode}" in times:
                 _fill(row, mode, times[f"{key} {mode}"], times[f"{FLOOR} {mode}"])
@@ -191,7 +221,11 @@ def _train(layer: Layer, leaves: list[Tensor], gy: Tensor) -> tuple[Tensor, ...]
 
 
 def column_key(column: Column) -> str:
-    return column.name if column.dtype == torch.float32 else f"{column.name} {dtype_name(column.dtype)}"
+    return (
+        column.name
+        if column.dtype == torch.float32
+        else f"{column.name} {dtype_name(column.dtype)}"
+    )
 
 
 def _fill(row: Row, mode: str, took: timing.Timing, floor: timing.Timing) -> None:

@@ -20,7 +20,9 @@ import torch
 
 SHORTEST = 1e-3  # seconds that one timing lasts at the least: shorter calls are repeated inside it
 FEWEST = 5  # rounds before a limit in seconds can end the timing
-DISTURBED = 0.05  # share of the processor time, taken by others, beyond which a timing is not to be trusted
+DISTURBED = (
+    0.05  # share of the processor time, taken by others, beyond which a timing is not to be trusted
+)
 TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds; the kernel counts processor time in these
 
 Key = TypeVar("Key")
@@ -67,7 +69,9 @@ class HostClock:
 class CudaClock:
     """Times what a CUDA device does, by events in its current stream."""
 
-    shortest = 5e-3  # events are coarser, and a longer queue hides the launches as a training step does
+    shortest = (
+        5e-3  # events are coarser, and a longer queue hides the launches as a training step does
+    )
 
     def mark(self) -> Any:
         event = torch.cuda.Event(enable_timing=True)
@@ -163,7 +167,11 @@ def _seconds(call: Call, by: Clock) -> float:
 
 
 def rounds_of(
-    calls: Mapping[Key, Callable[[], float]], rounds: int, *, tick: Callable[[], object] = lambda: None, limit: float = math.inf
+    calls: Mapping[Key, Callable[[], float]],
+    rounds: int,
+    *,
+    tick: Callable[[], object] = lambda: None,
+    limit: float = math.inf,
 ) -> tuple[dict[Key, list[float]], float | None]:
     """What every call returns, seconds, in every round, each in a new random order; and the share of the processor time that others
     took. ``tick`` is called after every round. No further round begins once ``limit`` seconds have passed, if :data:`FEWEST` are done.
@@ -213,7 +221,10 @@ def interleave(
         call.repeats = max(1, math.ceil(by.shortest / max(once, 1e-7)))
     with quiet():
         seconds, share = rounds_of(
-            {key: partial(_seconds, call, by) for key, call in calls.items()}, rounds, tick=tick, limit=limit
+            {key: partial(_seconds, call, by) for key, call in calls.items()},
+            rounds,
+            tick=tick,
+            limit=limit,
         )
     return {key: _summary(values, share) for key, values in seconds.items()}
 

@@ -1,5 +1,6 @@
-// Argument checks and layouts of the operators, shared by both devices. The Python layer has checked most of this already, with
-// its own error types; here stands what keeps a direct call of torch.ops.ppcr_ext.* from reading out of bounds.
+// Argument checks and layouts of the operators, shared by both devices. The Python layer has
+// checked most of this already, with its own error types; here stands what keeps a direct call of
+// torch.ops.ppcr_ext.* from reading out of bounds.
 #pragma once
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
@@ -19,7 +20,8 @@ namespace ppcr {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// PyTorch 2.10 to 2.12 check calls of the C interface with the macro that the header-only library has.
+// PyTorch 2.10 to 2.12 check calls of the C interface with the macro that the header-only library
+// has.
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK
 #define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
 #endif
@@ -33,14 +35,17 @@ inline std::string shape_of(const Tensor& t) {
 }
 
 inline void check_same_device(const char* name, const Tensor& t, const Tensor& x) {
-  PPCR_CHECK(t.is_cpu() == x.is_cpu() && t.is_cuda() == x.is_cuda() && t.get_device_index() == x.get_device_index(), name,
-             " must be on x's device");
+  PPCR_CHECK(t.is_cpu() == x.is_cpu() && t.is_cuda() == x.is_cuda() &&
+                 t.get_device_index() == x.get_device_index(),
+             name, " must be on x's device");
 }
 
 inline void check_x(const Tensor& x) {
   const ScalarType type = x.scalar_type();
-  PPCR_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half || type == ScalarType::BFloat16,
-             "x must be float32, float64, float16 or bfloat16, got ", torch::headeronly::toString(type));
+  PPCR_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+                 type == ScalarType::BFloat16,
+             "x must be float32, float64, float16 or bfloat16, got ",
+             torch::headeronly::toString(type));
   PPCR_CHECK(x.dim() >= 2, "x must have shape [N, C, *spatial], got ", shape_of(x));
 }
 
@@ -49,8 +54,9 @@ inline void check_like_x(const char* name, const Tensor& t, const Tensor& x) {
   bool same = t.dim() == x.dim();
   for (int64_t i = 0; same && i < x.dim(); ++i) same = t.size(i) == x.size(i);
   PPCR_CHECK(same, name, " must have x's shape ", shape_of(x), ", got ", shape_of(t));
-  PPCR_CHECK(t.scalar_type() == x.scalar_type(), name, " must have x's dtype ", torch::headeronly::toString(x.scalar_type()),
-             ", got ", torch::headeronly::toString(t.scalar_type()));
+  PPCR_CHECK(t.scalar_type() == x.scalar_type(), name, " must have x's dtype ",
+             torch::headeronly::toString(x.scalar_type()), ", got ",
+             torch::headeronly::toString(t.scalar_type()));
   check_same_device(name, t, x);
 }
 
@@ -58,24 +64,30 @@ inline void check_like_x(const char* name, const Tensor& t, const Tensor& x) {
 inline void check_gate_like(const char* name, const Tensor& t, const Tensor& x) {
   bool same = t.dim() == x.dim();
   for (int64_t i = 0; same && i < x.dim(); ++i) same = t.size(i) == (i == 1 ? 1 : x.size(i));
-  PPCR_CHECK(same, name, " must have the gate's shape [N, 1, *spatial] of x ", shape_of(x), ", got ", shape_of(t));
-  PPCR_CHECK(t.scalar_type() == x.scalar_type(), name, " must have x's dtype ", torch::headeronly::toString(x.scalar_type()),
-             ", got ", torch::headeronly::toString(t.scalar_type()));
+  PPCR_CHECK(same, name, " must have the gate's shape [N, 1, *spatial] of x ", shape_of(x),
+             ", got ", shape_of(t));
+  PPCR_CHECK(t.scalar_type() == x.scalar_type(), name, " must have x's dtype ",
+             torch::headeronly::toString(x.scalar_type()), ", got ",
+             torch::headeronly::toString(t.scalar_type()));
   check_same_device(name, t, x);
 }
 
 inline void check_parameter(const char* name, const Tensor& t, int64_t count, const Tensor& x) {
-  PPCR_CHECK(t.dim() == 1 && t.size(0) == count, name, " must have shape [", count, "], got ", shape_of(t));
+  PPCR_CHECK(t.dim() == 1 && t.size(0) == count, name, " must have shape [", count, "], got ",
+             shape_of(t));
   const ScalarType type = t.scalar_type(), x_type = x.scalar_type();
   PPCR_CHECK(type == x_type || (type == ScalarType::Float && x_type != ScalarType::Double), name,
-             " must be float32 or x's dtype (float64 for a float64 x), got ", torch::headeronly::toString(type));
+             " must be float32 or x's dtype (float64 for a float64 x), got ",
+             torch::headeronly::toString(type));
   check_same_device(name, t, x);
 }
 
-inline Pooling check_parameters(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+inline Pooling check_parameters(const Tensor& x, const Tensor& weight,
+                                const std::optional<Tensor>& bias,
                                 const std::vector<int64_t>& levels, double eps) {
   Pooling pooling;
-  const char* wrong = make_pooling(levels.data(), static_cast<int64_t>(levels.size()), x.size(1), pooling);
+  const char* wrong =
+      make_pooling(levels.data(), static_cast<int64_t>(levels.size()), x.size(1), pooling);
   PPCR_CHECK(wrong == nullptr, wrong);
   check_parameter("weight", weight, pooling.contexts, x);
   if (bias) check_parameter("bias", *bias, 1, x);
@@ -83,8 +95,8 @@ inline Pooling check_parameters(const Tensor& x, const Tensor& weight, const std
   return pooling;
 }
 
-// Each pixel's channels are consecutive, and pixels dense: torch's channels_last, at any rank. Strides of size-1 dimensions say
-// nothing.
+// Each pixel's channels are consecutive, and pixels dense: torch's channels_last, at any rank.
+// Strides of size-1 dimensions say nothing.
 inline bool is_pixel_major(const Tensor& x) {
   int64_t expected = 1;
   const auto dense = [&](int64_t d) {
@@ -102,8 +114,8 @@ inline bool is_pixel_major(const Tensor& x) {
 // the C interface: a call through the dispatcher by name, as torch::stable::empty_like makes it,
 // takes 2 us, and a small backward pass makes three.
 using MaybeType = std::optional<ScalarType>;
-inline Tensor new_strided(const Tensor& like, int64_t dim, const int64_t* sizes, const int64_t* strides,
-                          MaybeType of_type = std::nullopt) {
+inline Tensor new_strided(const Tensor& like, int64_t dim, const int64_t* sizes,
+                          const int64_t* strides, MaybeType of_type = std::nullopt) {
   int32_t dtype = 0, device_type = 0, device_index = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
@@ -111,7 +123,8 @@ inline Tensor new_strided(const Tensor& like, int64_t dim, const int64_t* sizes,
   if (of_type) dtype = static_cast<int32_t>(*of_type);
   AtenTensorHandle handle = nullptr;
   try {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type, device_index, &handle));
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type, device_index, &handle));
   } catch (const std::runtime_error& error) {
     // Before 2.13 PyTorch keeps its words to itself, and only this call is named. With sizes of
     // tensors that are there it is memory.
@@ -129,7 +142,8 @@ inline Tensor new_like(const Tensor& x) {
 }
 
 using Sizes = std::vector<int64_t>;
-inline Tensor new_contiguous(const Tensor& like, const Sizes& sizes, MaybeType of_type = std::nullopt) {
+inline Tensor new_contiguous(const Tensor& like, const Sizes& sizes,
+                             MaybeType of_type = std::nullopt) {
   Sizes strides(sizes.size());
   int64_t stride = 1;
   for (size_t d = sizes.size(); d-- > 0;) {
@@ -173,7 +187,8 @@ inline Tensor to_layout(const Tensor& x, Shape& shape) {
 // t in x's layout, copied where it has another. x comes from to_layout.
 inline Tensor to_layout_of(const Tensor& t, const Tensor& x) {
   bool same = true;
-  for (int64_t d = 0; d < x.dim(); ++d) same = same && (x.size(d) == 1 || t.stride(d) == x.stride(d));
+  for (int64_t d = 0; d < x.dim(); ++d)
+    same = same && (x.size(d) == 1 || t.stride(d) == x.stride(d));
   if (same) return t;
   Tensor copy = new_like(x);
   return torch::stable::copy_(copy, t);

@@ -1,12 +1,13 @@
-// The mathematics of one pixel, written once for every device: from the sums of its channel segments to the gate, and back.
+// The mathematics of one pixel, written once for every device: from the sums of its channel
+// segments to the gate, and back.
 //
-//   contexts       t_l = (sum of the segments of bin l) / |bin l|          cross-channel pyramid pooling
-//   normalization  n_l = (t_l - mean t) / sqrt(var t + eps)                pixel normalization, biased two-pass variance
-//   integration    z   = sum_l weight_l n_l + bias                         pixel context integration
-//   gate           g   = sigmoid(z)                                        recalibration: y_c = x_c g
+//   contexts       t_l = (sum of the segments of bin l) / |bin l|          cross-channel pyramid
+//   pooling normalization  n_l = (t_l - mean t) / sqrt(var t + eps)                pixel
+//   normalization, biased two-pass variance integration    z   = sum_l weight_l n_l + bias pixel
+//   context integration gate           g   = sigmoid(z) recalibration: y_c = x_c g
 //
-// V is the type that holds one value per pixel: a float or double on a GPU, a SIMD vector of pixels on a CPU. S is its scalar.
-// Math supplies inv_sqrt(V) and sigmoid(V).
+// V is the type that holds one value per pixel: a float or double on a GPU, a SIMD vector of pixels
+// on a CPU. S is its scalar. Math supplies inv_sqrt(V) and sigmoid(V).
 #pragma once
 #include "ppcr_types.h"
 
@@ -41,7 +42,8 @@ struct AnyBins {
   int l_count, k_count;
   uint8_t begin[kMaxContexts], end[kMaxContexts];
   S inverse[kMaxContexts];
-  PPCR_HD explicit AnyBins(const Pooling& pooling) : l_count(pooling.contexts), k_count(pooling.segments) {
+  PPCR_HD explicit AnyBins(const Pooling& pooling)
+      : l_count(pooling.contexts), k_count(pooling.segments) {
     for (int l = 0; l < l_count; ++l) {
       begin[l] = pooling.first[l];
       end[l] = pooling.last[l];
@@ -65,11 +67,12 @@ struct Pixel {
 
 // sums: one per segment. weight: one per context.
 template <class Math, class V, class S, class Bins>
-PPCR_HD void pixel_forward(const Bins& bins, const V* sums, const S* weight, S bias, S eps, Pixel<V, Bins>& pixel) {
+PPCR_HD void pixel_forward(const Bins& bins, const V* sums, const S* weight, S bias, S eps,
+                           Pixel<V, Bins>& pixel) {
   const int contexts = bins.contexts();
   const S inverse_contexts = S(1) / S(contexts);
-  V pivot{},
-      mean{};  // contexts are taken relative to the first: what is normalized are differences, and these are exact where small
+  V pivot{}, mean{};  // contexts are taken relative to the first: what is normalized are
+                      // differences, and these are exact where small
   PPCR_UNROLL
   for (int l = 0; l < contexts; ++l) {
     const int first = bins.first(l), last = bins.last(l);
@@ -98,10 +101,12 @@ PPCR_HD void pixel_forward(const Bins& bins, const V* sums, const S* weight, S b
   pixel.g = Math::sigmoid(pixel.z + bias);
 }
 
-// dg: gradient of the gate, sum_c gy_c x_c. Writes dsums, what every channel of a segment adds to its dx, and returns dz, the
-// gradient of the bias; that of weight_l is dz n_l. weight_mean: mean of the weights.
+// dg: gradient of the gate, sum_c gy_c x_c. Writes dsums, what every channel of a segment adds to
+// its dx, and returns dz, the gradient of the bias; that of weight_l is dz n_l. weight_mean: mean
+// of the weights.
 template <class V, class S, class Bins>
-PPCR_HD V pixel_backward(const Bins& bins, const Pixel<V, Bins>& pixel, V dg, const S* weight, S weight_mean, V* dsums) {
+PPCR_HD V pixel_backward(const Bins& bins, const Pixel<V, Bins>& pixel, V dg, const S* weight,
+                         S weight_mean, V* dsums) {
   const int contexts = bins.contexts(), segments = bins.segments();
   const V dz = dg * pixel.g * (S(1) - pixel.g);
   const V scale = dz * pixel.inv_std;

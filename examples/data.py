@@ -51,7 +51,9 @@ class Augmented(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any], side: int) -> None:
         self.dataset = dataset
-        self.transform = v2.Compose([v2.RandomCrop(side, padding=max(1, side // 8)), v2.RandomHorizontalFlip()])
+        self.transform = v2.Compose(
+            [v2.RandomCrop(side, padding=max(1, side // 8)), v2.RandomHorizontalFlip()]
+        )
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -90,8 +92,12 @@ def _digits(augment: bool) -> Data:
 
     digits = load_digits()
     images, labels = (digits.images[..., None] * (255 / 16)).astype(np.uint8), digits.target
-    rest, test, rest_labels, test_labels = train_test_split(images, labels, test_size=500, stratify=labels, random_state=0)
-    train, val, train_labels, val_labels = train_test_split(rest, rest_labels, test_size=297, stratify=rest_labels, random_state=0)
+    rest, test, rest_labels, test_labels = train_test_split(
+        images, labels, test_size=500, stratify=labels, random_state=0
+    )
+    train, val, train_labels, val_labels = train_test_split(
+        rest, rest_labels, test_size=297, stratify=rest_labels, random_state=0
+    )
     return _from_arrays([(train, train_labels), (val, val_labels), (test, test_labels)], augment)
 
 
@@ -104,15 +110,28 @@ def _medmnist(path: Path, augment: bool) -> Data:
                 images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
                 parts.append((images[..., None] if images.ndim == 3 else images, labels))
     except KeyError as error:
-        raise BadInput(f"--data: {path} has no array {error.args[0]!r}, which MedMNIST files have") from None
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+        raise BadInput(
+            f"--data: {path} has no array {error.args[0]!r}, which MedMNIST files have"
+        ) from None
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zipfile.zlib.error,
+    ) as error:  # type: ignore[attr-defined]
         raise BadInput(f"--data: {path} is no whole .npz file: {error}") from None
     checked = []
     for images, labels in parts:
         if images.ndim != 4 or images.dtype != np.uint8:
-            raise BadInput(f"--data: {path} holds images {images.dtype} {images.shape} with labels {labels.shape}: no 2-D MedMNIST")
+            raise BadInput(
+                f"--data: {path} holds images {images.dtype} {images.shape} with labels {labels.shape}: no 2-D MedMNIST"
+            )
         if labels.ndim == 2 and labels.shape[1] != 1:
-            raise BadInput(f"--data: {path} has {labels.shape[1]} labels an image; this example classifies into one class each")
+            raise BadInput(
+                f"--data: {path} has {labels.shape[1]} labels an image; this example classifies into one class each"
+            )
         checked.append((images, labels.reshape(-1)))
     return _from_arrays(checked, augment)
 
@@ -130,7 +149,9 @@ class _ArraysOnly(pickle.Unpickler):
         self.refuse(module, name)
 
     def refuse(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which batches of CIFAR-10 do not")
+        raise pickle.UnpicklingError(
+            f"it asks for {module}.{name}, which batches of CIFAR-10 do not"
+        )
 
 
 def _cifar10(path: Path, augment: bool) -> Data:
@@ -140,9 +161,18 @@ def _cifar10(path: Path, augment: bool) -> Data:
         try:
             with open(path / name, "rb") as file:
                 batch = _ArraysOnly(file, encoding="latin1").load()
-            images.append(np.asarray(batch["data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+            images.append(
+                np.asarray(batch["data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            )
             labels.append(np.asarray(batch["labels"]))
-        except (OSError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        except (
+            OSError,
+            EOFError,
+            KeyError,
+            TypeError,
+            ValueError,
+            pickle.UnpicklingError,
+        ) as error:
             raise BadInput(f"--data: {path / name} is no batch of CIFAR-10: {error}") from None
     training, training_labels = np.concatenate(images[:5]), np.concatenate(labels[:5])
     held_out = max(1, len(training) // 10)
@@ -162,13 +192,28 @@ def _image_folder(path: Path, augment: bool, size: int) -> Data:
 
     normalize = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # ImageNet's, as usual
     transform = v2.Compose(
-        [v2.ToImage(), v2.Resize((size, size), antialias=True), v2.ToDtype(torch.float32, scale=True), normalize]
+        [
+            v2.ToImage(),
+            v2.Resize((size, size), antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+            normalize,
+        ]
     )
     try:
-        train, validation = (ImageFolder(str(path / split), transform) for split in ("train", "val"))
-        test = ImageFolder(str(path / "test"), transform) if (path / "test").is_dir() else validation
+        train, validation = (
+            ImageFolder(str(path / split), transform) for split in ("train", "val")
+        )
+        test = (
+            ImageFolder(str(path / "test"), transform) if (path / "test").is_dir() else validation
+        )
     except (OSError, ValueError) as error:
         raise BadInput(f"--data: {path} is no ImageFolder: {error}") from None
     if not train.classes == validation.classes == test.classes:
         raise BadInput(f"--data: {path}: train, val and test hold different classes")
-    return Data(Augmented(train, size) if augment else train, validation, test, channels=3, classes=len(train.classes))
+    return Data(
+        Augmented(train, size) if augment else train,
+        validation,
+        test,
+        channels=3,
+        classes=len(train.classes),
+    )

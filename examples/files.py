@@ -28,7 +28,9 @@ def run(main: Callable[[], None]) -> None:
         main()
     except BadInput as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(
+                f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr
+            )
         sys.exit(2)
 
 
@@ -44,7 +46,9 @@ def make_folder(folder: Path) -> None:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets ``write`` make a file beside ``path``, then renames it: readers see the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")  # the suffix says which format to write
+    temporary = path.with_name(
+        f".{path.stem}.part{path.suffix}"
+    )  # the suffix says which format to write
     try:
         write(temporary)
         with open(temporary, "rb") as file:

@@ -23,15 +23,28 @@ from tqdm import tqdm
 
 import ppcr_ext
 
-PICTURES = {"retina": skimage.data.retina, "immunohistochemistry": skimage.data.immunohistochemistry}
+PICTURES = {
+    "retina": skimage.data.retina,
+    "immunohistochemistry": skimage.data.immunohistochemistry,
+}
 QUANTILES = (0.05, 0.5, 0.95)
-COLUMNS = ("picture", "layer", "mean", "std", "minimum", *(f"quantile_{q}" for q in QUANTILES), "maximum")
+COLUMNS = (
+    "picture",
+    "layer",
+    "mean",
+    "std",
+    "minimum",
+    *(f"quantile_{q}" for q in QUANTILES),
+    "maximum",
+)
 
 
 class Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
+        )
         self.ppcr = ppcr_ext.PPCR(width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +70,9 @@ def picture(name: str, side: int) -> Tensor:
     return torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
 
 
-def train(image: Tensor, steps: int, sigma: float = 0.1, patch: int = 32, batch: int = 16) -> Denoiser:
+def train(
+    image: Tensor, steps: int, sigma: float = 0.1, patch: int = 32, batch: int = 16
+) -> Denoiser:
     """A denoiser of patches of one picture; ``sigma`` is the standard deviation of the noise."""
     torch.manual_seed(0)
     model, side = Denoiser(), image.shape[-1]
@@ -69,7 +84,9 @@ def train(image: Tensor, steps: int, sigma: float = 0.1, patch: int = 32, batch:
     bar = tqdm(range(steps), "training", disable=None)
     for _ in bar:
         corners = torch.randint(0, side - patch + 1, (batch, 2)).tolist()
-        clean = torch.cat([image[..., top : top + patch, left : left + patch] for top, left in corners])
+        clean = torch.cat(
+            [image[..., top : top + patch, left : left + patch] for top, left in corners]
+        )
         noise = sigma * torch.randn_like(clean)
         loss = nn.functional.mse_loss(model(clean + noise), noise)
         optimizer.zero_grad()
@@ -82,7 +99,9 @@ def train(image: Tensor, steps: int, sigma: float = 0.1, patch: int = 32, batch:
 
 def draw(path: Path, image: Tensor, gates: dict[str, np.ndarray], title: str) -> None:
     """The picture, and every layer's gate map over it in grey, on a colour scale of the layer's own."""
-    figure, axes = plt.subplots(1, len(gates) + 1, figsize=(4 * (len(gates) + 1), 4.2), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(
+        1, len(gates) + 1, figsize=(4 * (len(gates) + 1), 4.2), layout="constrained", sharey=True
+    )
     shown = image[0].permute(1, 2, 0).numpy()
     axes[0].imshow(shown)
     axes[0].set(title="picture", ylabel="row (pixels)")
@@ -103,7 +122,11 @@ def draw(path: Path, image: Tensor, gates: dict[str, np.ndarray], title: str) ->
 
 def statistics(name: str, layer: str, gate: Tensor) -> dict[str, Any]:
     quantiles = torch.quantile(gate.flatten(), torch.tensor(QUANTILES)).tolist()
-    values = (name, layer, *(f"{v:.5f}" for v in (gate.mean(), gate.std(), gate.min(), *quantiles, gate.max())))
+    values = (
+        name,
+        layer,
+        *(f"{v:.5f}" for v in (gate.mean(), gate.std(), gate.min(), *quantiles, gate.max())),
+    )
     return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -111,7 +134,9 @@ def main() -> None:
     parser = files.Parser(description="Gate maps on two real pictures.")
     parser.add_argument("--out", type=Path, default=Path("results/gates"))
     parser.add_argument("--steps", type=int, default=400, help="training steps for each picture")
-    parser.add_argument("--side", type=int, default=256, help="side in pixels to which the pictures are brought")
+    parser.add_argument(
+        "--side", type=int, default=256, help="side in pixels to which the pictures are brought"
+    )
     options = parser.parse_args()
     if options.steps < 1 or options.side < 32:
         raise files.BadInput("--steps must be at least 1 and --side at least 32")

@@ -31,7 +31,9 @@ class Block(nn.Module):
             nn.Conv2d(channels, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True),
             nn.Conv2d(out, out, 3, padding=1, bias=False), nn.BatchNorm2d(out),
         )  # fmt: skip
-        self.attention = ppcr_ext.PPCR(out) if attention == "ppcr" else LAYERS.get(attention, nn.Identity)(out)
+        self.attention = (
+            ppcr_ext.PPCR(out) if attention == "ppcr" else LAYERS.get(attention, nn.Identity)(out)
+        )
         self.shortcut = (
             nn.Identity()
             if channels == out
@@ -67,7 +69,14 @@ def build(name: str, attention: str, channels: int, classes: int) -> nn.Module:
             model = torchvision.models.get_model(architecture, weights=None, num_classes=classes)
             if channels != 3:
                 first = model.conv1
-                model.conv1 = nn.Conv2d(channels, first.out_channels, first.kernel_size, first.stride, first.padding, bias=False)
+                model.conv1 = nn.Conv2d(
+                    channels,
+                    first.out_channels,
+                    first.kernel_size,
+                    first.stride,
+                    first.padding,
+                    bias=False,
+                )
         else:
             raise BadInput(f"--model: {name!r} is not small, torchvision/NAME or timm/NAME")
         if attention == "ppcr":
@@ -75,7 +84,9 @@ def build(name: str, attention: str, channels: int, classes: int) -> nn.Module:
         elif attention != "none":
             _insert(model, LAYERS[attention])
     except (AttributeError, RuntimeError, ValueError) as error:
-        raise BadInput(f"--model: {name} cannot be built with --attention {attention}: {error}") from None
+        raise BadInput(
+            f"--model: {name} cannot be built with --attention {attention}: {error}"
+        ) from None
     return model
 
 
@@ -85,7 +96,9 @@ def _insert(model: nn.Module, layer: Callable[[int], nn.Module]) -> None:
             torchvision.models.resnet.BasicBlock: "bn2", torchvision.models.resnet.Bottleneck: "bn3"}  # fmt: skip
     blocks = [block for block in model.modules() if type(block) in last]
     if not blocks:
-        raise ValueError(f"{type(model).__name__} has no residual block of torchvision's or timm's ResNets")
+        raise ValueError(
+            f"{type(model).__name__} has no residual block of torchvision's or timm's ResNets"
+        )
     for block in blocks:
         norm = getattr(block, last[type(block)])
         if hasattr(block, "se"):

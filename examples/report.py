@@ -24,7 +24,9 @@ def metrics(logits: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
     probabilities = logits.double().softmax(1).numpy()
     auc = float("nan")
     if len(np.unique(truth)) == classes > 1 and np.isfinite(probabilities).all():
-        auc = roc_auc_score(truth, probabilities[:, 1] if classes == 2 else probabilities, multi_class="ovr")
+        auc = roc_auc_score(
+            truth, probabilities[:, 1] if classes == 2 else probabilities, multi_class="ovr"
+        )
     return {
         "loss": float(torch.nn.functional.cross_entropy(logits, labels)),
         "accuracy": float(accuracy_score(truth, found)),
@@ -41,7 +43,12 @@ def draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     for column, label in (("train_loss", "training"), ("loss", "validation")):
         left.plot(epochs, [row[column] for row in rows], marker=".", label=label)
     left.set(xlabel="epoch", ylabel="cross-entropy", yscale="log", title="Loss")
-    for column, label in (("accuracy", "accuracy"), ("macro_f1", "macro F1"), ("auc", "AUC"), ("kappa", "Cohen's kappa")):
+    for column, label in (
+        ("accuracy", "accuracy"),
+        ("macro_f1", "macro F1"),
+        ("auc", "AUC"),
+        ("kappa", "Cohen's kappa"),
+    ):
         right.plot(epochs, [row[column] for row in rows], marker=".", label=label)
     right.set(xlabel="epoch", ylabel="on the validation images", title="Metrics")
     for axes in (left, right):

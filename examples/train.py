@@ -33,7 +33,19 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
 
 # What a checkpoint must share with the run that goes on from it.
-IDENTITY = ("data", "model", "attention", "batch", "lr", "weight_decay", "epochs", "seed", "amp", "augment", "image_size")
+IDENTITY = (
+    "data",
+    "model",
+    "attention",
+    "batch",
+    "lr",
+    "weight_decay",
+    "epochs",
+    "seed",
+    "amp",
+    "augment",
+    "image_size",
+)
 
 POSITIVE = ("epochs", "batch", "lr", "image_size", "stop_after")
 NOT_NEGATIVE = ("weight_decay", "workers", "seed")
@@ -41,8 +53,14 @@ NOT_NEGATIVE = ("weight_decay", "workers", "seed")
 
 def arguments() -> Any:
     parser = files.Parser(description="Trains a classifier with PPCR or another attention layer.")
-    parser.add_argument("--data", default="digits", help="digits, a MedMNIST .npz, a CIFAR-10 folder or an ImageFolder")
-    parser.add_argument("--model", default="small", help="small, torchvision/NAME or timm/NAME (residual networks)")
+    parser.add_argument(
+        "--data",
+        default="digits",
+        help="digits, a MedMNIST .npz, a CIFAR-10 folder or an ImageFolder",
+    )
+    parser.add_argument(
+        "--model", default="small", help="small, torchvision/NAME or timm/NAME (residual networks)"
+    )
     parser.add_argument("--attention", choices=ATTENTION, default="ppcr")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=64, help="images a step, over all processes")
@@ -53,7 +71,9 @@ def arguments() -> Any:
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--augment", action="store_true", help="random crops and flips")
-    parser.add_argument("--image-size", type=int, default=224, help="side of the images of an ImageFolder")
+    parser.add_argument(
+        "--image-size", type=int, default=224, help="side of the images of an ImageFolder"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that load images")
     parser.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp", help="under torchrun")
     parser.add_argument("--out", type=Path, default=Path("results/train"))
@@ -76,9 +96,15 @@ class Trainer:
 
     def __init__(self, options: Any, data: Data) -> None:
         self.options, self.data = options, data
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.rank, self.world = (
+            (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        )
         cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+        self.device = (
+            torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            if cuda
+            else torch.device("cpu")
+        )
         if options.batch % self.world:
             raise BadInput(f"--batch {options.batch} is not divisible by {self.world} processes")
         torch.manual_seed(options.seed)  # every process builds the same network
@@ -93,7 +119,11 @@ class Trainer:
         elif dist.is_initialized():
             self.model = DistributedDataParallel(model, [self.device.index] if cuda else None)
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(), options.lr, momentum=0.9, weight_decay=options.weight_decay, nesterov=True
+            self.model.parameters(),
+            options.lr,
+            momentum=0.9,
+            weight_decay=options.weight_decay,
+            nesterov=True,
         )
         self.sampler: DistributedSampler[Any] = DistributedSampler(
             data.train, self.world, self.rank, seed=options.seed, drop_last=True
@@ -103,7 +133,9 @@ class Trainer:
             there = f"the {len(data.train)} training images"
             raise BadInput(f"--batch {options.batch} is more than {there}")
         steps = options.epochs * len(self.batches)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, options.lr, total_steps=steps + 1, pct_start=0.2)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, options.lr, total_steps=steps + 1, pct_start=0.2
+        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.amp == "float16")
         self.rows: list[dict[str, Any]] = []
 
@@ -126,11 +158,18 @@ class Trainer:
 
     def epoch(self, index: int) -> float:
         """One pass over the training images; the mean loss."""
-        torch.manual_seed(self.options.seed + 1000 * (index + 1) + self.rank)  # of augmentation: no state to save
+        torch.manual_seed(
+            self.options.seed + 1000 * (index + 1) + self.rank
+        )  # of augmentation: no state to save
         self.sampler.set_epoch(index)
         self.model.train()
         total = torch.zeros((), device=self.device)
-        bar = tqdm(self.batches, f"epoch {index + 1}/{self.options.epochs}", leave=False, disable=None if self.rank == 0 else True)
+        bar = tqdm(
+            self.batches,
+            f"epoch {index + 1}/{self.options.epochs}",
+            leave=False,
+            disable=None if self.rank == 0 else True,
+        )
         for images, labels in bar:
             try:
                 logits = self._forward(images)
@@ -152,13 +191,18 @@ class Trainer:
     def evaluate(self, dataset: Dataset[Any]) -> dict[str, float]:
         """Every process looks at all images, so that none is counted twice."""
         self.model.eval()
-        logits, labels = zip(*((self._forward(images).cpu(), labels) for images, labels in self._loader(dataset)), strict=True)
+        logits, labels = zip(
+            *((self._forward(images).cpu(), labels) for images, labels in self._loader(dataset)),
+            strict=True,
+        )
         return metrics(torch.cat(logits), torch.cat(labels), self.data.classes)
 
     def save(self, path: Path, epoch: int) -> None:
         """The whole state in one file, whatever the number of processes."""
         model, optimizer = get_state_dict(
-            self.model, self.optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+            self.model,
+            self.optimizer,
+            options=StateDictOptions(full_state_dict=True, cpu_offload=True),
         )
         state = {"epoch": epoch, "model": model, "optimizer": optimizer, "schedule": self.schedule.state_dict(),
                  "scaler": self.scaler.state_dict(), "rows": self.rows,
@@ -174,10 +218,14 @@ class Trainer:
         except FileNotFoundError:
             raise BadInput(f"--resume: there is no checkpoint {path}") from None
         except Exception as error:  # torch.load raises many kinds
-            raise BadInput(f"--resume: {path} is no whole checkpoint of this program ({type(error).__name__})") from None
+            raise BadInput(
+                f"--resume: {path} is no whole checkpoint of this program ({type(error).__name__})"
+            ) from None
         for name in IDENTITY:
             if identity.get(name) != getattr(self.options, name):
-                raise BadInput(f"--resume: {path} was made with --{name.replace('_', '-')} {identity.get(name)}")
+                raise BadInput(
+                    f"--resume: {path} was made with --{name.replace('_', '-')} {identity.get(name)}"
+                )
         set_state_dict(
             self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"],
             options=StateDictOptions(full_state_dict=True),
@@ -214,18 +262,29 @@ def train(options: Any) -> None:
     for index in range(start, min(options.epochs, options.stop_after or options.epochs)):
         began = time.perf_counter()
         loss = trainer.epoch(index)
-        row = {"epoch": index + 1, "train_loss": loss, **trainer.evaluate(data.validation), "seconds": time.perf_counter() - began}
+        row = {
+            "epoch": index + 1,
+            "train_loss": loss,
+            **trainer.evaluate(data.validation),
+            "seconds": time.perf_counter() - began,
+        }
         trainer.rows.append(row)
         trainer.save(checkpoint, index + 1)
         if trainer.rank == 0:
             write_csv(options.out / "metrics.csv", trainer.rows, COLUMNS)
             draw(options.out / "curves.png", trainer.rows, f"{options.model}, {options.attention}")
-            print(f"epoch {index + 1}: train loss {loss:.3f}, validation accuracy {row['accuracy']:.4f}", flush=True)
+            print(
+                f"epoch {index + 1}: train loss {loss:.3f}, validation accuracy {row['accuracy']:.4f}",
+                flush=True,
+            )
     if len(trainer.rows) == options.epochs:
         result = trainer.evaluate(data.test)
         if trainer.rank == 0:
             write_csv(options.out / "test.csv", [result], COLUMNS[2:-1])
-            print("test: " + ", ".join(f"{name} {value:.4f}" for name, value in result.items()), flush=True)
+            print(
+                "test: " + ", ".join(f"{name} {value:.4f}" for name, value in result.items()),
+                flush=True,
+            )
 
 
 def main() -> None:

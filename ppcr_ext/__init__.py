@@ -15,7 +15,17 @@ from .module import PPCR
 from .native import build
 from .networks import insert_ppcr
 
-__all__ = ["PPCR", "available_backends", "backends", "build", "insert_ppcr", "ppcr", "ppcr_add_relu", "ppcr_gate", "record_gates"]
+__all__ = [
+    "PPCR",
+    "available_backends",
+    "backends",
+    "build",
+    "insert_ppcr",
+    "ppcr",
+    "ppcr_add_relu",
+    "ppcr_gate",
+    "record_gates",
+]
 
 
 def _version() -> str:

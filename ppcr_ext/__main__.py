@@ -13,9 +13,13 @@ def main() -> None:
     print(f"PyTorch          {torch.__version__} (CUDA {torch.version.cuda or 'none'})")
     print(f"Python           {platform.python_version()}, {platform.platform()}")
     print(f"CPU library      {native.library() or 'none'}")
-    print(f"CPU capability   {native.cpu_capability() or 'none'} (PyTorch's: {torch.backends.cpu.get_cpu_capability()})")
+    print(
+        f"CPU capability   {native.cpu_capability() or 'none'} (PyTorch's: {torch.backends.cpu.get_cpu_capability()})"
+    )
     print(f"CUDA archs       {native.cuda_architectures() or 'none compiled'}")
-    print(f"CUDA device      {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}")
+    print(
+        f"CUDA device      {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}"
+    )
     print("backends, best first")
     for name, state in ppcr_ext.backends().items():
         print(f"  {name:<14} {state}")

@@ -21,7 +21,12 @@ from pathlib import Path
 
 from ._build import TORCH_TARGET, announce
 
-KERNEL_SOURCES = ("launch_bfloat16.cu", "launch_half.cu", "launch_float.cu", "launch_double.cu")  # the longest first
+KERNEL_SOURCES = (
+    "launch_bfloat16.cu",
+    "launch_half.cu",
+    "launch_float.cu",
+    "launch_double.cu",
+)  # the longest first
 ENTRY_SOURCE = "ppcr_cuda.cpp"
 # Where no device is visible and none is named: their machine code runs on all of 8.x and 9.x, and
 # later devices compile the PTX.
@@ -30,7 +35,13 @@ EVERY_ARCHITECTURE = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 OLDEST = (7, 5)  # the oldest that nvcc 13 and all of these kernels know
 
 # What TORCH_CUDA_ARCH_LIST may name besides numbers, as in torch.utils.cpp_extension.
-_NAMED = {"Turing": "7.5+PTX", "Ampere": "8.0;8.6+PTX", "Ada": "8.9+PTX", "Hopper": "9.0+PTX", "Blackwell": "10.0;12.0+PTX"}
+_NAMED = {
+    "Turing": "7.5+PTX",
+    "Ampere": "8.0;8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell": "10.0;12.0+PTX",
+}
 
 
 class CannotBuild(RuntimeError):
@@ -46,10 +57,15 @@ class Architectures:
 
     def flags(self) -> list[str]:
         codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in self.binaries]
-        return codes + ([f"-gencode=arch=compute_{self.ptx},code=compute_{self.ptx}"] if self.ptx else [])
+        return codes + (
+            [f"-gencode=arch=compute_{self.ptx},code=compute_{self.ptx}"] if self.ptx else []
+        )
 
     def __str__(self) -> str:
-        return " ".join([f"sm_{number}" for number in self.binaries] + ([f"compute_{self.ptx}"] if self.ptx else []))
+        return " ".join(
+            [f"sm_{number}" for number in self.binaries]
+            + ([f"compute_{self.ptx}"] if self.ptx else [])
+        )
 
 
 def why_not_usable(capability: tuple[int, int], architectures: str) -> str | None:
@@ -104,7 +120,9 @@ def find_nvcc() -> Path | None:
 
 def nvcc_version(nvcc: Path) -> str:
     """``"13.0"``"""
-    output = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        [str(nvcc), "--version"], capture_output=True, text=True, check=True
+    ).stdout
     found = re.search(r"release (\d+\.\d+)", output)
     if found is None:
         raise CannotBuild(f"{nvcc} --version names no release: {output.strip()[:200]}")
@@ -113,7 +131,9 @@ def nvcc_version(nvcc: Path) -> str:
 
 def toolkit(nvcc: Path) -> Path:
     """The toolkit's folder, also where nvcc is a script that calls the one of another folder."""
-    dry_run = subprocess.run([str(nvcc), "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
+    dry_run = subprocess.run(
+        [str(nvcc), "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True
+    )
     found = re.search(r"TOP=(\S+)", dry_run.stderr + dry_run.stdout)
     return Path(found[1]).resolve() if found else nvcc.resolve().parents[1]
 
@@ -125,7 +145,11 @@ def why_not(torch_cuda: str | None) -> str | None:
     nvcc = find_nvcc()
     major = torch_cuda.split(".")[0]
     if nvcc is None:
-        where = "in CUDA_HOME" if os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") else "on PATH nor in /usr/local/cuda"
+        where = (
+            "in CUDA_HOME"
+            if os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+            else "on PATH nor in /usr/local/cuda"
+        )
         return f"nvcc was not found {where}; install the CUDA {major} toolkit, or set CUDA_HOME to its folder"
     try:
         version = nvcc_version(nvcc)
@@ -155,7 +179,9 @@ def architectures(nvcc: Path, wanted: str | None = None) -> Architectures:
     visible = None if explicit else visible_architectures()
     seen = "PyTorch sees a device of compute capability"
     source = "TORCH_CUDA_ARCH_LIST holds" if explicit else seen
-    listed = subprocess.run([str(nvcc), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        [str(nvcc), "--list-gpu-arch"], capture_output=True, text=True, check=True
+    ).stdout
     known = set(re.findall(r"compute_(\d+)", listed))
     binaries: list[str] = []
     ptx: str | None = None
@@ -165,7 +191,9 @@ def architectures(nvcc: Path, wanted: str | None = None) -> Architectures:
     for item in items:
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item)
         if match is None:
-            raise CannotBuild(f"TORCH_CUDA_ARCH_LIST holds {item!r}; it takes numbers such as 8.0;9.0+PTX, and {', '.join(_NAMED)}")
+            raise CannotBuild(
+                f"TORCH_CUDA_ARCH_LIST holds {item!r}; it takes numbers such as 8.0;9.0+PTX, and {', '.join(_NAMED)}"
+            )
         number, suffix = match[1] + match[2], match[3]
         if (int(match[1]), int(match[2])) < OLDEST:
             raise CannotBuild(f"{source} {item}; the kernels need 7.5 (Turing) or newer")
@@ -202,7 +230,9 @@ def kernel_flags(nvcc: Path, compiled_for: Architectures) -> list[str]:
     ]
 
 
-def entry_flags(nvcc: Path, compiled_for: Architectures, include_folders: Sequence[str]) -> list[str]:
+def entry_flags(
+    nvcc: Path, compiled_for: Architectures, include_folders: Sequence[str]
+) -> list[str]:
     return [
         *(os.environ.get("CXX") or "c++").split(),
         "-std=c++17",
@@ -213,14 +243,21 @@ def entry_flags(nvcc: Path, compiled_for: Architectures, include_folders: Sequen
         "-DTORCH_STABLE_ONLY",
         "-DUSE_CUDA",
         f'-DPPCR_CUDA_ARCHITECTURES="{compiled_for}"',
-        *(flag for folder in (*include_folders, str(toolkit(nvcc) / "include")) for flag in ("-isystem", folder)),
+        *(
+            flag
+            for folder in (*include_folders, str(toolkit(nvcc) / "include"))
+            for flag in ("-isystem", folder)
+        ),
     ]
 
 
 def _sources_digest(csrc: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(csrc.rglob("*")):
-        if path.suffix in (".h", ".cuh", ".cu", ".cpp") and "cpu" not in path.relative_to(csrc).parts:
+        if (
+            path.suffix in (".h", ".cuh", ".cu", ".cpp")
+            and "cpu" not in path.relative_to(csrc).parts
+        ):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -262,10 +299,16 @@ def build(
 
     def compile_source(source: str) -> Path:
         is_entry = source == ENTRY_SOURCE
-        flags = entry_flags(nvcc, compiled_for, include_folders) if is_entry else kernel_flags(nvcc, compiled_for)
+        flags = (
+            entry_flags(nvcc, compiled_for, include_folders)
+            if is_entry
+            else kernel_flags(nvcc, compiled_for)
+        )
         target, stamp = work / f"{source}.o", work / f"{source}.stamp"
         command = [*flags, "-c", str(csrc / "cuda" / source), "-o", str(target)]
-        fingerprint = hashlib.sha256(" ".join([sources_digest, nvcc_version(nvcc), *command]).encode()).hexdigest()
+        fingerprint = hashlib.sha256(
+            " ".join([sources_digest, nvcc_version(nvcc), *command]).encode()
+        ).hexdigest()
         if target.exists() and stamp.exists() and stamp.read_text() == fingerprint:
             return target
         started = time.monotonic()

@@ -67,11 +67,17 @@ def _end() -> None:
 
 def record(layer: PPCR, x: Tensor) -> None:
     """Called by a layer for each of its inputs while ``enabled``."""
-    names = [(collector, collector.names[layer]) for collector in _collectors.get() if layer in collector.names]
+    names = [
+        (collector, collector.names[layer])
+        for collector in _collectors.get()
+        if layer in collector.names
+    ]
     if not names:
         return
     if functional.transforms_active() or _is_traced(x):
-        raise RuntimeError("record_gates cannot record under torch.func transforms or while a network is traced")
+        raise RuntimeError(
+            "record_gates cannot record under torch.func transforms or while a network is traced"
+        )
     with torch.no_grad():
         gate = functional.ppcr_gate(
             x.detach(), layer.weight.detach(), None if layer.bias is None else layer.bias.detach(),

@@ -34,7 +34,11 @@ def choose(name: str | None, x: Tensor, contexts: int) -> str:
         if reason is not None:
             raise RuntimeError(f"backend {name!r} cannot run for {device_type} tensors: {reason}")
         return name
-    best = "triton" if device_type == "cuda" and why_not("triton", device_type, contexts) is None else "reference"
+    best = (
+        "triton"
+        if device_type == "cuda" and why_not("triton", device_type, contexts) is None
+        else "reference"
+    )
     if contexts <= MAX_CONTEXTS and device_type in ("cpu", "cuda"):
         warn_once(device_type, best)
     return best
@@ -48,7 +52,11 @@ def warn_once(device_type: str, best: str, stacklevel: int = 5) -> None:
     what, reason = "Triton kernels instead of the compiled ones", native.why_not(device_type)
     if best == "reference":
         what = "slow PyTorch reference"
-        reason = f"{reason}; nor Triton's: {triton_ops.why_not(device_type)}" if device_type == "cuda" else reason
+        reason = (
+            f"{reason}; nor Triton's: {triton_ops.why_not(device_type)}"
+            if device_type == "cuda"
+            else reason
+        )
     warnings.warn(
         f"ppcr_ext runs its {what} for {device_type} tensors: {reason}",
         RuntimeWarning,
@@ -72,4 +80,6 @@ def backends() -> dict[str, str]:
 
 def available_backends() -> tuple[str, ...]:
     """The names of the backends that can run on some device of this machine, best first."""
-    return tuple(name for name in NAMES if any(why_not(name, d, 2) is None for d in ("cpu", "cuda")))
+    return tuple(
+        name for name in NAMES if any(why_not(name, d, 2) is None for d in ("cpu", "cuda"))
+    )

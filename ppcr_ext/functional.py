@@ -117,16 +117,34 @@ class _Operator:
     Tensors come in the order (x, weight, bias) or (x, weight, bias, residual), and so do their gradients.
     """
 
-    def __init__(self, name: str, composite: Callable[..., Tensor], has_residual: bool = False) -> None:
+    def __init__(
+        self, name: str, composite: Callable[..., Tensor], has_residual: bool = False
+    ) -> None:
         self.name = name
         self.function: type[_Fused] = type(name, (_Fused,), {})  # names the node of autograd
         self._composite = composite
         self.has_residual = has_residual
 
-    def composite(self, x: Tensor, weight: Tensor, bias: Tensor | None, *residual: Tensor, levels: Levels, eps: float) -> Tensor:
+    def composite(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *residual: Tensor,
+        levels: Levels,
+        eps: float,
+    ) -> Tensor:
         return self._composite(x, *residual, weight, bias, levels, eps)
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, *residual: Tensor, levels: Levels, eps: float) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *residual: Tensor,
+        levels: Levels,
+        eps: float,
+    ) -> Tensor:
         operator = getattr(torch.ops.ppcr_ext, self.name).default
         try:
             result: Tensor = operator(x, *residual, weight, bias, levels, eps)
@@ -135,7 +153,14 @@ class _Operator:
         return result
 
     def backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *y: Tensor, levels: Levels, eps: float
+        self,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *y: Tensor,
+        levels: Levels,
+        eps: float,
     ) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight, bias and, where y is given, residual."""
         operator = getattr(torch.ops.ppcr_ext, self.name + "_backward").default
@@ -146,7 +171,14 @@ class _Operator:
         return dx, d_weight, None if bias is None else d_bias, *d_residual
 
     def differentiable_backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *y: Tensor, levels: Levels, eps: float
+        self,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *y: Tensor,
+        levels: Levels,
+        eps: float,
     ) -> tuple[Tensor | None, ...]:
         """The same in plain PyTorch, recorded by autograd: for second and higher derivatives."""
         d_residual: tuple[Tensor, ...] = ()
@@ -157,29 +189,56 @@ class _Operator:
             composite = reference.ppcr
         inputs = [t for t in (x, weight, bias) if t is not None and t.requires_grad]
         found = iter(
-            torch.autograd.grad(composite(x, weight, bias, levels, eps), inputs, grad, create_graph=True) if inputs else ()
+            torch.autograd.grad(
+                composite(x, weight, bias, levels, eps), inputs, grad, create_graph=True
+            )
+            if inputs
+            else ()
         )
-        return *(next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias)), *d_residual
+        return *(
+            next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias)
+        ), *d_residual
 
 
 class _TritonOperator(_Operator):
     """Launches its kernels straight from Python unless someone watches the dispatcher, which costs as much again as the launch."""
 
-    def __init__(self, name: str, composite: Callable[..., Tensor], has_residual: bool = False) -> None:
+    def __init__(
+        self, name: str, composite: Callable[..., Tensor], has_residual: bool = False
+    ) -> None:
         super().__init__("triton_" + name, composite, has_residual)
         self._mode = triton_ops.MODES[name]
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, *residual: Tensor, levels: Levels, eps: float) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *residual: Tensor,
+        levels: Levels,
+        eps: float,
+    ) -> Tensor:
         if not _plain(x, weight, bias, *residual):
             return super().forward(x, weight, bias, *residual, levels=levels, eps=eps)
-        return triton_ops.forward(self._mode, x, residual[0] if residual else None, weight, bias, levels, eps)
+        return triton_ops.forward(
+            self._mode, x, residual[0] if residual else None, weight, bias, levels, eps
+        )
 
     def backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *y: Tensor, levels: Levels, eps: float
+        self,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *y: Tensor,
+        levels: Levels,
+        eps: float,
     ) -> tuple[Tensor | None, ...]:
         if not _plain(grad, x, weight, bias, *y):
             return super().backward(grad, x, weight, bias, *y, levels=levels, eps=eps)
-        found = triton_ops.backward(self._mode, grad, x, y[0] if y else None, weight, bias, levels, eps)
+        found = triton_ops.backward(
+            self._mode, grad, x, y[0] if y else None, weight, bias, levels, eps
+        )
         dx, *d_residual, d_weight, d_bias = found
         return dx, d_weight, None if bias is None else d_bias, *d_residual
 
@@ -214,7 +273,9 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         operator: _Operator = ctx.operator
-        saved = ctx.saved_tensors  # may run the network again, with autograd, where activations are checkpointed
+        saved = (
+            ctx.saved_tensors
+        )  # may run the network again, with autograd, where activations are checkpointed
         if torch.is_grad_enabled():  # create_graph=True
             grads = operator.differentiable_backward(grad, *saved, levels=ctx.levels, eps=ctx.eps)
         elif torch.compiler.is_compiling():  # compiled autograd, which cannot trace the guard
@@ -240,7 +301,12 @@ _ADD_RELU = _by_backend("ppcr_add_relu", reference.ppcr_add_relu, has_residual=T
 
 
 def _run(
-    operators: dict[str, _Operator], tensors: tuple[Any, ...], contexts: int, levels: Levels, eps: float, backend: str | None
+    operators: dict[str, _Operator],
+    tensors: tuple[Any, ...],
+    contexts: int,
+    levels: Levels,
+    eps: float,
+    backend: str | None,
 ) -> Tensor:
     backend = choose(backend, tensors[0], contexts)
     # The order matters: transforms and dual tensors are only right through the composite, even while compiling.
@@ -285,7 +351,11 @@ def _register_derivative(operator: _Operator) -> None:
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         rule = operator.differentiable_backward if torch.is_grad_enabled() else operator.backward
-        dx, d_weight, d_bias, *d_residual = rule(grad, *ctx.saved_tensors, levels=ctx.levels, eps=ctx.eps)
+        dx, d_weight, d_bias, *d_residual = rule(
+            grad, *ctx.saved_tensors, levels=ctx.levels, eps=ctx.eps
+        )
         return dx, *d_residual, d_weight, d_bias, None, None
 
-    torch.library.register_autograd(f"ppcr_ext::{operator.name}", backward, setup_context=setup_context)
+    torch.library.register_autograd(
+        f"ppcr_ext::{operator.name}", backward, setup_context=setup_context
+    )

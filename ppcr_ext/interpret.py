@@ -37,7 +37,9 @@ def record_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    collector = _recording.Collector({module: name for name, module in model.named_modules() if isinstance(module, PPCR)})
+    collector = _recording.Collector(
+        {module: name for name, module in model.named_modules() if isinstance(module, PPCR)}
+    )
     if not collector.names:
         raise ValueError(f"{type(model).__name__} has no PPCR layer to record")
     with _recording.collecting(collector):

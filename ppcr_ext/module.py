@@ -59,12 +59,16 @@ class PPCR(nn.Module):
         if not (_arguments.is_number(init_gate) and 0 < init_gate < 1):
             raise ValueError(f"init_gate must lie between 0 and 1, got {init_gate!r}")
         if init_gate != 0.5 and not bias:
-            raise ValueError(f"init_gate={init_gate} needs bias=True: without a bias every gate starts at 0.5")
+            raise ValueError(
+                f"init_gate={init_gate} needs bias=True: without a bias every gate starts at 0.5"
+            )
         self.channels = int(channels)
         self.init_gate = float(init_gate)
         self.backend = backend
         self.weight = nn.Parameter(torch.empty(contexts, device=device, dtype=dtype))
-        self.register_parameter("bias", nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if bias else None)
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if bias else None
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -140,7 +144,9 @@ class PPCR(nn.Module):
         """
         if isinstance(x, Tensor):
             self._check_channels(x)
-        return functional.ppcr_gate(x, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend)
+        return functional.ppcr_gate(
+            x, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend
+        )
 
     def __prepare_scriptable__(self) -> None:
         """What ``torch.jit.script`` asks first, of the layer and of all networks that hold it."""

@@ -24,7 +24,14 @@ _CUDA_NAME = "_cuda.abi3.so"
 _CUDA_REMEDY = "build it with PPCR_BUILD_CUDA=1 (pip: and --no-cache-dir)"
 _REMEDY = "call ppcr_ext.build(), or set PPCR_JIT=1, or install again (pip: with --no-cache-dir)"
 
-OPERATORS = ("ppcr", "ppcr_backward", "ppcr_gate", "ppcr_gate_backward", "ppcr_add_relu", "ppcr_add_relu_backward")
+OPERATORS = (
+    "ppcr",
+    "ppcr_backward",
+    "ppcr_gate",
+    "ppcr_gate_backward",
+    "ppcr_add_relu",
+    "ppcr_add_relu_backward",
+)
 
 _library: Path | None = None
 _reason: str | None = "not loaded yet"
@@ -54,7 +61,9 @@ def _why_no_device() -> str | None:
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
     for index in range(torch.cuda.device_count()):
-        reason = _cuda_build.why_not_usable(torch.cuda.get_device_capability(index), cuda_architectures() or "")
+        reason = _cuda_build.why_not_usable(
+            torch.cuda.get_device_capability(index), cuda_architectures() or ""
+        )
         if reason:
             return reason
     return None
@@ -106,7 +115,9 @@ def is_pure_build() -> bool:
 
 def _jit_name() -> str:
     """Names the JIT build by everything that goes into it, so that a changed source or flag never meets an old library."""
-    digest = hashlib.sha256(repr((torch.__version__, _build.compiler_flags(), os.environ.get("CXX"))).encode())
+    digest = hashlib.sha256(
+        repr((torch.__version__, _build.compiler_flags(), os.environ.get("CXX"))).encode()
+    )
     for path in sorted(_build.csrc().rglob("*")):
         if path.suffix in (".h", ".cpp", ".cu", ".cuh"):
             digest.update(path.name.encode() + path.read_bytes())
@@ -144,7 +155,9 @@ def build(verbose: bool = True) -> Path:
     from torch.utils import cpp_extension
 
     if not cpp_extension.is_ninja_available():
-        raise RuntimeError("ppcr_ext cannot be JIT-compiled here: ninja is missing; `pip install ninja`")
+        raise RuntimeError(
+            "ppcr_ext cannot be JIT-compiled here: ninja is missing; `pip install ninja`"
+        )
     name = _jit_name()
     folder = _jit_folder(name)
     try:
@@ -169,7 +182,10 @@ def _lock(folder: Path, verbose: bool) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if verbose:
-                print(f"ppcr_ext: waiting for another process that builds in {folder}", file=sys.stderr)
+                print(
+                    f"ppcr_ext: waiting for another process that builds in {folder}",
+                    file=sys.stderr,
+                )
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -182,9 +198,13 @@ def _build_in(folder: Path, name: str, verbose: bool) -> Path:
     reason = _why_not_loaded(path) if path.exists() else "not built yet"
     if reason:
         if verbose:
-            print(f"ppcr_ext: compiling {len(_build.CPU_SOURCES)} files into {work}", file=sys.stderr)
+            print(
+                f"ppcr_ext: compiling {len(_build.CPU_SOURCES)} files into {work}", file=sys.stderr
+            )
         work.mkdir(exist_ok=True)
-        (work / "lock").unlink(missing_ok=True)  # torch's, of a build that was killed: no other runs, we hold ours
+        (work / "lock").unlink(
+            missing_ok=True
+        )  # torch's, of a build that was killed: no other runs, we hold ours
         cpp_extension.load(
             name,
             [str(_build.csrc() / source) for source in _build.CPU_SOURCES],
@@ -252,24 +272,40 @@ def _is_cut_off(path: Path) -> bool:
         return False  # the loader's words are better
     if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
         return False
-    offset, size, count = *struct.unpack_from("<Q", header, 0x28), *struct.unpack_from("<HH", header, 0x3A)
+    offset, size, count = (
+        *struct.unpack_from("<Q", header, 0x28),
+        *struct.unpack_from("<HH", header, 0x3A),
+    )
     return bool(path.stat().st_size < offset + size * count)
 
 
 def _why_not_loaded(path: Path) -> str | None:
     """Loads a library; None, or why that failed."""
     if _is_cut_off(path):
-        return f"{path} does not load: it is cut off, as by a full disk or a copy that was interrupted"
+        return (
+            f"{path} does not load: it is cut off, as by a full disk or a copy that was interrupted"
+        )
     try:
         torch.ops.load_library(str(path))
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch refuses what the library registers
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # RuntimeError: torch refuses what the library registers
         said = str(error.__cause__ or error)  # torch says only that it could not
-        other = f": it was built for another PyTorch than {torch.__version__}" if "undefined symbol" in said else ""
+        other = (
+            f": it was built for another PyTorch than {torch.__version__}"
+            if "undefined symbol" in said
+            else ""
+        )
         return f"{path} does not load{other} ({said})"
     key = "CUDA" if path.name == _CUDA_NAME else "CPU"
     registered = set(torch._C._dispatch_get_registrations_for_dispatch_key(key))
     missing = [name for name in OPERATORS if f"ppcr_ext::{name}" not in registered]
-    return f"{path} is of another version of ppcr_ext: it lacks {', '.join(missing)}" if missing else None
+    return (
+        f"{path} is of another version of ppcr_ext: it lacks {', '.join(missing)}"
+        if missing
+        else None
+    )
 
 
 def _adopt(path: Path, why_no_cuda: str | None) -> Path:
@@ -320,7 +356,9 @@ def gate_like(x: Tensor) -> Tensor:
 
 
 def parameter_gradients(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    return weight.new_empty(weight.shape), weight.new_empty((0,)) if bias is None else bias.new_empty((1,))
+    return weight.new_empty(weight.shape), weight.new_empty(
+        (0,)
+    ) if bias is None else bias.new_empty((1,))
 
 
 def register_for_tracing(backend: str) -> None:
@@ -346,19 +384,35 @@ def register_fakes(prefix: str) -> None:
     """Fake kernels, which torch.compile and torch.export run in place of the real ones. ``triton_`` has the same schemas."""
 
     @torch.library.register_fake(f"ppcr_ext::{prefix}ppcr")
-    def _(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float) -> Tensor:
+    def _(
+        x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float
+    ) -> Tensor:
         return _output_like(x)
 
     @torch.library.register_fake(f"ppcr_ext::{prefix}ppcr_gate")
-    def _(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float) -> Tensor:
+    def _(
+        x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float
+    ) -> Tensor:
         return gate_like(x)
 
     @torch.library.register_fake(f"ppcr_ext::{prefix}ppcr_add_relu")
-    def _(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float) -> Tensor:
+    def _(
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        levels: Sequence[int],
+        eps: float,
+    ) -> Tensor:
         return _output_like(x)
 
     def backward(
-        grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        levels: Sequence[int],
+        eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         return _output_like(x), *parameter_gradients(weight, bias)
 
@@ -367,6 +421,12 @@ def register_fakes(prefix: str) -> None:
 
     @torch.library.register_fake(f"ppcr_ext::{prefix}ppcr_add_relu_backward")
     def _(
-        grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float
+        grad: Tensor,
+        x: Tensor,
+        y: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        levels: Sequence[int],
+        eps: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return _output_like(x), _output_like(x), *parameter_gradients(weight, bias)

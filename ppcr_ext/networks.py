@@ -95,9 +95,13 @@ def insert_ppcr(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if modules is not None and stages is not None:
-        raise ValueError("stages chooses among residual blocks; with modules, name those that are wanted")
+        raise ValueError(
+            "stages chooses among residual blocks; with modules, name those that are wanted"
+        )
     _check_bare(model)
-    places = _residual_places(model, stages, fuse) if modules is None else _named_places(model, modules)
+    places = (
+        _residual_places(model, stages, fuse) if modules is None else _named_places(model, modules)
+    )
     layers = []
     for place in places:
         near = (p for m in (place.host, *place.changed, model) for p in m.parameters())
@@ -300,8 +304,14 @@ def _exchange(block: nn.Module, host: _Host, fuse: bool) -> Callable[[PPCR], Non
 
 
 def _named_places(model: nn.Module, modules: Sequence[str] | Mapping[str, int]) -> list[_Place]:
-    if isinstance(modules, str) or not isinstance(modules, (Sequence, Mapping)) or any(not isinstance(n, str) for n in modules):
-        raise TypeError(f"modules must be a sequence of module names, or a mapping of names to channels, got {modules!r}")
+    if (
+        isinstance(modules, str)
+        or not isinstance(modules, (Sequence, Mapping))
+        or any(not isinstance(n, str) for n in modules)
+    ):
+        raise TypeError(
+            f"modules must be a sequence of module names, or a mapping of names to channels, got {modules!r}"
+        )
     if not modules:
         raise ValueError("modules must not be empty")
     if len(set(modules)) != len(modules):
@@ -356,4 +366,6 @@ def _channels(name: str, module: nn.Module) -> int:
         found: Any = getattr(module, attribute, None)
         if is_integer(found):
             return int(found)
-    raise ValueError(f"{name} ({type(module).__name__}) does not say how many channels it has; pass modules={{{name!r}: channels}}")
+    raise ValueError(
+        f"{name} ({type(module).__name__}) does not say how many channels it has; pass modules={{{name!r}: channels}}"
+    )

@@ -29,12 +29,15 @@ def bins(channels: int, level: int) -> list[tuple[int, int]]:
     return [(i * channels // level, -(-(i + 1) * channels // level)) for i in range(level)]
 
 
-def _per_pixel(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float) -> tuple[Tensor, Tensor]:
+def _per_pixel(
+    x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float
+) -> tuple[Tensor, Tensor]:
     """x and the gate ``[N, 1, *spatial]``, both in the accumulation dtype."""
     dtype = accumulation_dtype(x.dtype)
     x = x.to(dtype)
     contexts = torch.stack(
-        [x[:, begin:end].mean(1) for level in levels for begin, end in bins(x.shape[1], level)], dim=1
+        [x[:, begin:end].mean(1) for level in levels for begin, end in bins(x.shape[1], level)],
+        dim=1,
     )  # [N, L, *spatial]
     centred = contexts - contexts.mean(1, keepdim=True)
     variance = (centred * centred).mean(1, keepdim=True)
@@ -45,18 +48,29 @@ def _per_pixel(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[
     return x, z.sigmoid()
 
 
-def ppcr(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float) -> Tensor:
+def ppcr(
+    x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float
+) -> Tensor:
     """``x * g``: shape, dtype and memory format of x."""
     wide, gate = _per_pixel(x, weight, bias, levels, eps)
     return (wide * gate).to(x.dtype)
 
 
-def ppcr_gate(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float) -> Tensor:
+def ppcr_gate(
+    x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float
+) -> Tensor:
     """``g``: ``[N, 1, *spatial]``, dtype of x."""
     return _per_pixel(x, weight, bias, levels, eps)[1].to(x.dtype)
 
 
-def ppcr_add_relu(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float) -> Tensor:
+def ppcr_add_relu(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    levels: Sequence[int],
+    eps: float,
+) -> Tensor:
     """``relu(x * g + residual)``: shape, dtype and memory format of x."""
     wide, gate = _per_pixel(x, weight, bias, levels, eps)
     return (wide * gate + residual.to(wide.dtype)).relu().to(x.dtype)

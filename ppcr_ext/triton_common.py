@@ -77,7 +77,16 @@ def incoming(grad, y, d_residual, where, inside, MODE: tl.constexpr):
 
 
 @triton.jit
-def ppcr_finish(partials, d_weight, d_bias, count, L: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):
+def ppcr_finish(
+    partials,
+    d_weight,
+    d_bias,
+    count,
+    L: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+):
     """Program l adds row l of partials ([L + 1, count]) into d_weight[l], program L into d_bias."""
     l = tl.program_id(0)
     i = tl.arange(0, BLOCK)

@@ -67,7 +67,14 @@ TABLE: dict[Key, Launch] = {}
 
 def key_of(p: Problem) -> Key:
     """Where TABLE holds a problem: mode, backward, pixel_major, element_size, channels, and pixels unless pixel-major."""
-    return p.mode, p.backward, p.pixel_major, p.element_size, p.channels, 0 if p.pixel_major else p.pixels
+    return (
+        p.mode,
+        p.backward,
+        p.pixel_major,
+        p.element_size,
+        p.channels,
+        0 if p.pixel_major else p.pixels,
+    )
 
 
 def power_of_two(n: int) -> int:
@@ -82,7 +89,9 @@ def longest_segment(levels: tuple[int, ...], channels: int) -> int:
 
 def common_edge_factor(levels: tuple[int, ...], channels: int) -> int:
     """The largest power of two, up to 16, that divides every edge of every bin."""
-    edges = math.gcd(16, *(edge for level in levels for pair in bins(channels, level) for edge in pair))
+    edges = math.gcd(
+        16, *(edge for level in levels for pair in bins(channels, level) for edge in pair)
+    )
     return edges & -edges
 
 
@@ -107,7 +116,11 @@ def tile_rule(p: Problem) -> Launch | None:
         held = min(held, _FEW_ELEMENTS)
     all_pixels = power_of_two(p.pixels)
     long_run = _SHORT_RUN if p.backward and p.element_size == 2 else _LONG_RUN
-    wanted, needed = (1, 1) if p.pixel_major else (min(run // p.element_size, all_pixels) for run in (long_run, _SHORT_RUN))
+    wanted, needed = (
+        (1, 1)
+        if p.pixel_major
+        else (min(run // p.element_size, all_pixels) for run in (long_run, _SHORT_RUN))
+    )
     most_warps = 2 * _MAX_WARPS if p.element_size == 4 and not p.backward else _MAX_WARPS
     warps = _WARPS
     while warps * 32 * held < wanted * p.padded_channels and warps < most_warps:

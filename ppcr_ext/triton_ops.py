@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from . import native, reference
-from .triton_launch import ADD_RELU, GATE, SCALE, Problem, common_edge_factor, launch_for, power_of_two
+from .triton_launch import (
+    ADD_RELU,
+    GATE,
+    SCALE,
+    Problem,
+    common_edge_factor,
+    launch_for,
+    power_of_two,
+)
 
 MODES = {"ppcr": SCALE, "ppcr_add_relu": ADD_RELU, "ppcr_gate": GATE}
 MINIMUM_VERSION = (3, 6)
@@ -96,17 +104,27 @@ def _kernels() -> dict[str, Any]:
 
 
 def forward(
-    mode: int, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float
+    mode: int,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    levels: Levels,
+    eps: float,
 ) -> Tensor:
     """y, or for GATE the gate."""
     x = _readable(x)
     residual = x if residual is None else _in_layout_of(residual, x)
     out = native.gate_like(x) if mode == GATE else torch.empty_like(x)
     if x.numel():
-        kernel, grid, arguments, options = plan(mode, False, x, bias is not None, tuple(levels), eps)
+        kernel, grid, arguments, options = plan(
+            mode, False, x, bias is not None, tuple(levels), eps
+        )
         weight = weight.contiguous()
         with _device(x):
-            kernel[grid](x, residual, weight, weight if bias is None else bias, out, *arguments, **options)
+            kernel[grid](
+                x, residual, weight, weight if bias is None else bias, out, *arguments, **options
+            )
     return out
 
 
@@ -134,8 +152,21 @@ def backward(
         weight = weight.contiguous()
         constants = {"L": weight.numel(), "HAS_BIAS": bias is not None, "ACC": options["ACC"]}
         with _device(x):
-            kernel[grid](x, grad, y, weight, weight if bias is None else bias, dx, d_residual, partials, *arguments, **options)
-            _kernels()["ppcr_finish"][(rows,)](partials, d_weight, d_bias, grid[0], BLOCK=_FINISH_BLOCK, num_warps=4, **constants)
+            kernel[grid](
+                x,
+                grad,
+                y,
+                weight,
+                weight if bias is None else bias,
+                dx,
+                d_residual,
+                partials,
+                *arguments,
+                **options,
+            )
+            _kernels()["ppcr_finish"][(rows,)](
+                partials, d_weight, d_bias, grid[0], BLOCK=_FINISH_BLOCK, num_warps=4, **constants
+            )
     else:
         d_weight.zero_()
         d_bias.zero_()
@@ -161,7 +192,9 @@ def problem_of(mode: int, is_backward: bool, x: Tensor, levels: tuple[int, ...])
     images = x.shape[0]
     if pixel_major:
         images, pixels = 1, images * pixels
-    return Problem(images, x.shape[1], pixels, pixel_major, x.element_size(), levels, mode, is_backward)
+    return Problem(
+        images, x.shape[1], pixels, pixel_major, x.element_size(), levels, mode, is_backward
+    )
 
 
 def forget_plans() -> None:
@@ -170,12 +203,16 @@ def forget_plans() -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(problem: Problem, has_bias: bool, eps: float) -> tuple[Any, tuple[int], tuple[int, int], dict[str, Any]]:
+def _plan(
+    problem: Problem, has_bias: bool, eps: float
+) -> tuple[Any, tuple[int], tuple[int, int], dict[str, Any]]:
     import triton.language as tl
 
     p = problem
     launch = launch_for(p)
-    unit = math.gcd(p.pixels, 16) if p.pixels < 2**31 else 1  # the kernel multiplies: units of 32 bits would give a product of 32
+    unit = (
+        math.gcd(p.pixels, 16) if p.pixels < 2**31 else 1
+    )  # the kernel multiplies: units of 32 bits would give a product of 32
     tiles = -(-p.pixels // launch.pixels)
     wide = p.element_size == 8
     furthest = p.channels * (launch.pixels if p.pixel_major else p.pixels)
@@ -197,7 +234,13 @@ def _plan(problem: Problem, has_bias: bool, eps: float) -> tuple[Any, tuple[int]
         family = "tile"
     else:
         contexts = sum(p.levels)
-        options |= {"LEVELS": p.levels, "L": contexts, "LP": power_of_two(contexts), "C": p.channels, "CHUNK": launch.chunk}
+        options |= {
+            "LEVELS": p.levels,
+            "L": contexts,
+            "LP": power_of_two(contexts),
+            "C": p.channels,
+            "CHUNK": launch.chunk,
+        }
         options["ALIGN"] = common_edge_factor(p.levels, p.channels)
         family = "walk"
     kernel = _kernels()[f"ppcr_{family}_{'backward' if p.backward else 'forward'}"]
@@ -241,13 +284,17 @@ def _ppcr(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: f
     return forward(SCALE, x, None, weight, bias, levels, eps)
 
 
-def _ppcr_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float) -> tuple[Tensor, ...]:
+def _ppcr_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float
+) -> tuple[Tensor, ...]:
     _checked(x, weight, bias, levels, eps)
     _check_like("grad", grad, x, x.shape)
     return backward(SCALE, grad, x, None, weight, bias, levels, eps)
 
 
-def _ppcr_gate(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float) -> Tensor:
+def _ppcr_gate(
+    x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float
+) -> Tensor:
     _checked(x, weight, bias, levels, eps)
     return forward(GATE, x, None, weight, bias, levels, eps)
 
@@ -260,14 +307,22 @@ def _ppcr_gate_backward(
     return backward(GATE, grad, x, None, weight, bias, levels, eps)
 
 
-def _ppcr_add_relu(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float) -> Tensor:
+def _ppcr_add_relu(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float
+) -> Tensor:
     _checked(x, weight, bias, levels, eps)
     _check_like("residual", residual, x, x.shape)
     return forward(ADD_RELU, x, residual, weight, bias, levels, eps)
 
 
 def _ppcr_add_relu_backward(
-    grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    levels: Levels,
+    eps: float,
 ) -> tuple[Tensor, ...]:
     _checked(x, weight, bias, levels, eps)
     _check_like("grad", grad, x, x.shape)

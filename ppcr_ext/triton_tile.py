@@ -50,7 +50,16 @@ def _normalized(s0, s1, s2, s3, EPS: tl.constexpr, S: tl.constexpr):
     n6 -= mean
     variance = (n0 * n0 + n1 * n1 + n2 * n2 + n3 * n3 + n4 * n4 + n5 * n5 + n6 * n6) * (1.0 / 7)
     inv_std = tl.rsqrt(variance + EPS)
-    return n0 * inv_std, n1 * inv_std, n2 * inv_std, n3 * inv_std, n4 * inv_std, n5 * inv_std, n6 * inv_std, inv_std
+    return (
+        n0 * inv_std,
+        n1 * inv_std,
+        n2 * inv_std,
+        n3 * inv_std,
+        n4 * inv_std,
+        n5 * inv_std,
+        n6 * inv_std,
+        inv_std,
+    )
 
 
 @triton.jit
@@ -93,17 +102,38 @@ def ppcr_tile_forward(
     x3 = tl.load(x + o3 + offsets, mask=inside, other=0)
     w0, w1, w2, w3, w4, w5, w6, b = _parameters(weight, bias, HAS_BIAS, ACC)
     n0, n1, n2, n3, n4, n5, n6, _ = _normalized(
-        tl.sum(x0.to(ACC), 0), tl.sum(x1.to(ACC), 0), tl.sum(x2.to(ACC), 0), tl.sum(x3.to(ACC), 0), EPS, S
+        tl.sum(x0.to(ACC), 0),
+        tl.sum(x1.to(ACC), 0),
+        tl.sum(x2.to(ACC), 0),
+        tl.sum(x3.to(ACC), 0),
+        EPS,
+        S,
     )
     g = sigmoid(n0 * w0 + n1 * w1 + n2 * w2 + n3 * w3 + n4 * w4 + n5 * w5 + n6 * w6 + b)
     kind: tl.constexpr = out.dtype.element_ty
     if MODE == GATE:
         tl.store(out + pixel + p, g.to(kind), mask=p < left)
     else:
-        tl.store(out + o0 + offsets, finished(x0, g, residual + o0, offsets, inside, MODE, ACC).to(kind), mask=inside)
-        tl.store(out + o1 + offsets, finished(x1, g, residual + o1, offsets, inside, MODE, ACC).to(kind), mask=inside)
-        tl.store(out + o2 + offsets, finished(x2, g, residual + o2, offsets, inside, MODE, ACC).to(kind), mask=inside)
-        tl.store(out + o3 + offsets, finished(x3, g, residual + o3, offsets, inside, MODE, ACC).to(kind), mask=inside)
+        tl.store(
+            out + o0 + offsets,
+            finished(x0, g, residual + o0, offsets, inside, MODE, ACC).to(kind),
+            mask=inside,
+        )
+        tl.store(
+            out + o1 + offsets,
+            finished(x1, g, residual + o1, offsets, inside, MODE, ACC).to(kind),
+            mask=inside,
+        )
+        tl.store(
+            out + o2 + offsets,
+            finished(x2, g, residual + o2, offsets, inside, MODE, ACC).to(kind),
+            mask=inside,
+        )
+        tl.store(
+            out + o3 + offsets,
+            finished(x3, g, residual + o3, offsets, inside, MODE, ACC).to(kind),
+            mask=inside,
+        )
 
 
 @triton.jit
@@ -156,7 +186,9 @@ def ppcr_tile_backward(
         u3 = incoming(grad + o3, y + o3, d_residual + o3, offsets, inside, MODE)
         dg = tl.sum(x0 * u0.to(ACC) + x1 * u1.to(ACC) + x2 * u2.to(ACC) + x3 * u3.to(ACC), 0)
     w0, w1, w2, w3, w4, w5, w6, b = _parameters(weight, bias, HAS_BIAS, ACC)
-    n0, n1, n2, n3, n4, n5, n6, inv_std = _normalized(tl.sum(x0, 0), tl.sum(x1, 0), tl.sum(x2, 0), tl.sum(x3, 0), EPS, S)
+    n0, n1, n2, n3, n4, n5, n6, inv_std = _normalized(
+        tl.sum(x0, 0), tl.sum(x1, 0), tl.sum(x2, 0), tl.sum(x3, 0), EPS, S
+    )
     z = n0 * w0 + n1 * w1 + n2 * w2 + n3 * w3 + n4 * w4 + n5 * w5 + n6 * w6
     g = sigmoid(z + b)
     dz = tl.where(p < left, dg * g * (1.0 - g), 0)

@@ -26,7 +26,12 @@ def candidates(problem: Problem) -> list[Launch]:
             continue
         for pixels in (base.pixels // 2, base.pixels, base.pixels * 2):
             for warps in (4, 8, 16, 32):
-                held = pixels * (base.chunk or problem.padded_channels) * problem.element_size / (32 * warps)
+                held = (
+                    pixels
+                    * (base.chunk or problem.padded_channels)
+                    * problem.element_size
+                    / (32 * warps)
+                )
                 launch = Launch(pixels, warps, base.chunk)
                 if pixels >= 1 and 16 <= held <= 256 and launch not in found:
                     found.append(launch)
@@ -40,7 +45,9 @@ def best(problem: Problem, seconds: Timer) -> Launch | None:
     for launch in others:
         try:
             took = seconds(problem, launch)
-        except Exception as error:  # out of registers or shared memory, or the compiler's own faults
+        except (
+            Exception
+        ) as error:  # out of registers or shared memory, or the compiler's own faults
             print(f"# {launch}: {type(error).__name__}")
             continue
         if took < least:
@@ -53,7 +60,9 @@ def problems(shape: str, images: int) -> Iterator[tuple[Problem, torch.Tensor]]:
     channels, height, width = (int(part) for part in shape.split("x"))
     for form in (torch.channels_last, torch.contiguous_format):
         for dtype in (torch.float32, torch.float16):
-            x = torch.randn(images, channels, height, width, dtype=dtype, device="cuda").to(memory_format=form)
+            x = torch.randn(images, channels, height, width, dtype=dtype, device="cuda").to(
+                memory_format=form
+            )
             for backward in (False, True):
                 yield triton_ops.problem_of(triton_launch.SCALE, backward, x, (1, 2, 4)), x
 

@@ -10,7 +10,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_common import ADD_RELU, GATE, channel_stride, finished, incoming, offsets_of, place, sigmoid
+from .triton_common import (
+    ADD_RELU,
+    GATE,
+    channel_stride,
+    finished,
+    incoming,
+    offsets_of,
+    place,
+    sigmoid,
+)
 
 
 @triton.jit
@@ -26,7 +35,11 @@ def _bins(LEVELS: tl.constexpr, C: tl.constexpr, LP: tl.constexpr):
         mine = (i >= 0) & (i < LEVELS[j])
         # Quotient first: i C may leave 32 bits, i (C / k) never does.
         begin = tl.where(mine, i * (C // LEVELS[j]) + i * (C % LEVELS[j]) // LEVELS[j], begin)
-        end = tl.where(mine, (i + 1) * (C // LEVELS[j]) + ((i + 1) * (C % LEVELS[j]) + LEVELS[j] - 1) // LEVELS[j], end)
+        end = tl.where(
+            mine,
+            (i + 1) * (C // LEVELS[j]) + ((i + 1) * (C % LEVELS[j]) + LEVELS[j] - 1) // LEVELS[j],
+            end,
+        )
         first += LEVELS[j]
     return begin, end
 
@@ -34,12 +47,16 @@ def _bins(LEVELS: tl.constexpr, C: tl.constexpr, LP: tl.constexpr):
 @triton.jit
 def _next_edge(begin, end, c, C: tl.constexpr, ALIGN: tl.constexpr):
     """Where the segment that begins at channel c ends. All edges are multiples of ALIGN, which the division tells the compiler."""
-    edge = tl.minimum(tl.min(tl.where(begin > c, begin, C), 0), tl.min(tl.where(end > c, end, C), 0))
+    edge = tl.minimum(
+        tl.min(tl.where(begin > c, begin, C), 0), tl.min(tl.where(end > c, end, C), 0)
+    )
     return edge // ALIGN * ALIGN
 
 
 @triton.jit
-def _contexts(t, begin, end, L: tl.constexpr, EPS: tl.constexpr, LP: tl.constexpr, ACC: tl.constexpr):
+def _contexts(
+    t, begin, end, L: tl.constexpr, EPS: tl.constexpr, LP: tl.constexpr, ACC: tl.constexpr
+):
     """Normalized contexts [LP, P] (0 for padding), 1 / sqrt(var + eps) and 1 / |bin|, from the sums t over the bins."""
     l = tl.arange(0, LP)
     real = (l < L)[:, None]
@@ -93,7 +110,12 @@ def ppcr_walk_forward(
         sums = tl.zeros((CHUNK, P), ACC)
         for at in range(first // ALIGN * ALIGN, edge, CHUNK):
             inside = (c < edge - at)[:, None] & shown
-            sums += tl.load(x + start + at * stride + offsets, mask=inside, other=0, eviction_policy="evict_last").to(ACC)
+            sums += tl.load(
+                x + start + at * stride + offsets,
+                mask=inside,
+                other=0,
+                eviction_policy="evict_last",
+            ).to(ACC)
         holds = (begin <= first) & (first < end)
         t += tl.where(holds[:, None], tl.sum(sums, 0)[None, :], 0)
         first = edge
@@ -112,7 +134,11 @@ def ppcr_walk_forward(
             inside = (c < C - at)[:, None] & shown
             here = start + at * stride
             v = tl.load(x + here + offsets, mask=inside, other=0, eviction_policy="evict_first")
-            tl.store(out + here + offsets, finished(v, g, residual + here, offsets, inside, MODE, ACC).to(kind), mask=inside)
+            tl.store(
+                out + here + offsets,
+                finished(v, g, residual + here, offsets, inside, MODE, ACC).to(kind),
+                mask=inside,
+            )
 
 
 @triton.jit
@@ -161,12 +187,23 @@ def ppcr_walk_backward(
         for at in range(first // ALIGN * ALIGN, edge, CHUNK):
             inside = (c < edge - at)[:, None] & shown
             here = start + at * stride
-            v = tl.load(x + here + offsets, mask=inside, other=0, eviction_policy="evict_first").to(ACC)
+            v = tl.load(x + here + offsets, mask=inside, other=0, eviction_policy="evict_first").to(
+                ACC
+            )
             sums += v
             if MODE != GATE:
-                u = tl.load(grad + here + offsets, mask=inside, other=0, eviction_policy="evict_last")
+                u = tl.load(
+                    grad + here + offsets, mask=inside, other=0, eviction_policy="evict_last"
+                )
                 if MODE == ADD_RELU:
-                    u = tl.where(tl.load(y + here + offsets, mask=inside, other=0, eviction_policy="evict_last") <= 0, 0, u)
+                    u = tl.where(
+                        tl.load(
+                            y + here + offsets, mask=inside, other=0, eviction_policy="evict_last"
+                        )
+                        <= 0,
+                        0,
+                        u,
+                    )
                 products += v * u.to(ACC)
         holds = (begin <= first) & (first < end)
         t += tl.where(holds[:, None], tl.sum(sums, 0)[None, :], 0)
@@ -185,7 +222,11 @@ def ppcr_walk_backward(
         dg = tl.load(grad + pixel + p, mask=p < left, other=0).to(ACC)
     dz = tl.where(p < left, dg * g * (1.0 - g), 0)
     w_mean = tl.sum(w, 0) * (1.0 / L)
-    dt = (dz * inv_std)[None, :] * ((w - w_mean)[:, None] - n * (z * (1.0 / L))[None, :]) * inverse[:, None]
+    dt = (
+        (dz * inv_std)[None, :]
+        * ((w - w_mean)[:, None] - n * (z * (1.0 / L))[None, :])
+        * inverse[:, None]
+    )
 
     kind: tl.constexpr = dx.dtype.element_ty
     first = tl.full((), 0, tl.int32)

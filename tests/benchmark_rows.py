@@ -8,10 +8,26 @@ SHAPE = (2, 16, 8, 8)
 
 
 def group(**options: object) -> Group:
-    return Group(**{"suite": "operators", "operator": "ppcr", "case": "small", "shape": SHAPE, "layout": "contiguous"} | options)
+    return Group(
+        **{
+            "suite": "operators",
+            "operator": "ppcr",
+            "case": "small",
+            "shape": SHAPE,
+            "layout": "contiguous",
+        }
+        | options
+    )
 
 
-def row(one: Group, what: str, direction: str, microseconds: float, kind: str = "plain", spread: float = 0.02) -> Row:
+def row(
+    one: Group,
+    what: str,
+    direction: str,
+    microseconds: float,
+    kind: str = "plain",
+    spread: float = 0.02,
+) -> Row:
     place = (
         one.suite,
         one.operator,
@@ -25,7 +41,21 @@ def row(one: Group, what: str, direction: str, microseconds: float, kind: str = 
         what,
     )
     low, high = microseconds * (1 - spread), microseconds * (1 + spread)
-    return Row(*place, kind, microseconds, low, high, low, high, 9, 1000, 1000 / microseconds, 100 / microseconds, 2000, 0.0)
+    return Row(
+        *place,
+        kind,
+        microseconds,
+        low,
+        high,
+        low,
+        high,
+        9,
+        1000,
+        1000 / microseconds,
+        100 / microseconds,
+        2000,
+        0.0,
+    )
 
 
 def synthetic(one: Group, native: float = 200) -> list[Row]:

@@ -36,16 +36,24 @@ TOLERANCE_FLOAT32_ANY_LEVELS = {"y": 5e-5, "dx": 3e-4, "parameters": 5e-5}
 
 def tolerance(dtype: torch.dtype, levels: Sequence[int]) -> dict[str, float]:
     if dtype == torch.float32:
-        return TOLERANCE_FLOAT32_DEFAULT_LEVELS if tuple(levels) == (1, 2, 4) else TOLERANCE_FLOAT32_ANY_LEVELS
+        return (
+            TOLERANCE_FLOAT32_DEFAULT_LEVELS
+            if tuple(levels) == (1, 2, 4)
+            else TOLERANCE_FLOAT32_ANY_LEVELS
+        )
     return TOLERANCE[dtype]
 
 
 def to_layout(t: Tensor, layout: str) -> Tensor:
     """channel-major: torch's contiguous; pixel-major: channels_last at any rank."""
-    return t.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "pixel-major" else t.contiguous()
+    return (
+        t.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "pixel-major" else t.contiguous()
+    )
 
 
-def run(name: str, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, **options: object) -> Tensor:
+def run(
+    name: str, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, **options: object
+) -> Tensor:
     function = getattr(ppcr_ext, name)
     return function(*((x, residual) if name == "ppcr_add_relu" else (x,)), weight, bias, **options)
 
@@ -74,7 +82,16 @@ class Case:
         """Output and gradients of (x, weight[, bias][, residual])."""
         for t in self.inputs:
             t.requires_grad_()
-        y = run(self.name, self.x, self.residual, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=backend)
+        y = run(
+            self.name,
+            self.x,
+            self.residual,
+            self.weight,
+            self.bias,
+            levels=self.levels,
+            eps=self.eps,
+            backend=backend,
+        )
         return y.detach(), *torch.autograd.grad(y, self.inputs, self.grad)
 
     def in_float64(self) -> Case:
@@ -113,7 +130,9 @@ def make_case(
         residual=to_layout(draw(*shape).to(device, dtype), layout),
         weight=draw(sum(levels)).to(device, parameter_dtype),
         bias=draw(1).to(device, parameter_dtype) if bias else None,
-        grad=to_layout(draw(*(gate_shape if name == "ppcr_gate" else shape)).to(device, dtype), layout),
+        grad=to_layout(
+            draw(*(gate_shape if name == "ppcr_gate" else shape)).to(device, dtype), layout
+        ),
         levels=tuple(levels),
     )
 
@@ -129,7 +148,9 @@ def absolute_terms(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     """In float64, the sums of absolute terms that dx (of the gate), dweight and dbias are made of."""
     wide = case.in_float64()
     x, levels = wide.x, case.levels
-    contexts = torch.stack([x[:, b:e].mean(1) for k in levels for b, e in reference.bins(x.shape[1], k)], 1)
+    contexts = torch.stack(
+        [x[:, b:e].mean(1) for k in levels for b, e in reference.bins(x.shape[1], k)], 1
+    )
     centred = contexts - contexts.mean(1, keepdim=True)
     inv_std = (centred.square().mean(1, keepdim=True) + case.eps).rsqrt()
     n = centred * inv_std
@@ -162,7 +183,10 @@ def check_numbers(case: Case, backend: str) -> tuple[Tensor, ...]:
     allowed = tolerance(case.x.dtype, case.levels)
     scales = absolute_terms(case)
     assert relative_error(results[0], expected_y) <= allowed["y"]
-    assert relative_error(results[1], expected[1], scales[0] if case.name == "ppcr_gate" else None) <= allowed["dx"]
+    assert (
+        relative_error(results[1], expected[1], scales[0] if case.name == "ppcr_gate" else None)
+        <= allowed["dx"]
+    )
     assert relative_error(results[2], expected[2], scales[1]) <= allowed["parameters"]
     assert relative_error(results[3], expected[3], scales[2]) <= allowed["parameters"]
     for like_x in results[1:2] if case.name == "ppcr_gate" else results[:2]:
@@ -179,7 +203,14 @@ def checkout(tmp_path):
     ignored = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
     shutil.copytree(ROOT / "ppcr_ext", folder / "ppcr_ext", ignore=ignored)
     shutil.copytree(_build.csrc(), folder / "csrc")
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"):
+    for name in (
+        "setup.py",
+        "pyproject.toml",
+        "MANIFEST.in",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+    ):
         shutil.copy(ROOT / name, folder / name)
     return folder
 
@@ -204,7 +235,10 @@ def pytest_terminal_summary(terminalreporter):
         )
     triton = sys.modules.get("test_triton")
     if triton is not None and triton.counts:
-        terminalreporter.write_line("Triton interpreted: " + ", ".join(f"{count} {what}" for what, count in triton.counts.items()))
+        terminalreporter.write_line(
+            "Triton interpreted: "
+            + ", ".join(f"{count} {what}" for what, count in triton.counts.items())
+        )
     cases = sys.modules.get("cuda_on_cpu.cases")
     if cases is None or not cases.kernels.cache_info().currsize:
         return

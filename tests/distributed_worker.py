@@ -47,16 +47,29 @@ def network():
 def train(model, rank, world, full):
     """Two steps on a rank's share of eight samples; full() makes a whole tensor of a parameter's or gradient's shards."""
     generator = torch.Generator().manual_seed(1)
-    x, target = torch.randn(8, 3, 7, 7, generator=generator, dtype=torch.float64), torch.arange(8) % 5
+    x, target = (
+        torch.randn(8, 3, 7, 7, generator=generator, dtype=torch.float64),
+        torch.arange(8) % 5,
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     found = []
     for _ in range(2):
         loss = nn.functional.cross_entropy(model(x[rank::world]), target[rank::world])
         optimizer.zero_grad()
         loss.backward()
-        found.append({name.removeprefix("module."): full(p.grad).clone() for name, p in model.named_parameters()})
+        found.append(
+            {
+                name.removeprefix("module."): full(p.grad).clone()
+                for name, p in model.named_parameters()
+            }
+        )
         optimizer.step()
-    found.append({name.removeprefix("module."): full(p.detach()).clone() for name, p in model.named_parameters()})
+    found.append(
+        {
+            name.removeprefix("module."): full(p.detach()).clone()
+            for name, p in model.named_parameters()
+        }
+    )
     return found
 
 

@@ -19,13 +19,20 @@ def guarded(count: int, dtype: torch.dtype, at_end: bool = True) -> Tensor:
     memory = mmap.mmap(-1, pages + 2 * mmap.PAGESIZE)
     begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     for page in (begin, begin + mmap.PAGESIZE + pages):
-        if ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), 0) != 0:
+        if (
+            ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), 0)
+            != 0
+        ):
             raise OSError("mprotect failed")
     offset = mmap.PAGESIZE + (pages - size if at_end else 0)
-    return torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset)[: count * dtype.itemsize].view(dtype)
+    return torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=offset)[
+        : count * dtype.itemsize
+    ].view(dtype)
 
 
 def sparse(count: int, dtype: torch.dtype) -> Tensor:
     """``count`` zeros that take memory only where they are touched."""
-    memory = mmap.mmap(-1, count * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    memory = mmap.mmap(
+        -1, count * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    )
     return torch.frombuffer(memory, dtype=torch.uint8).view(dtype)

@@ -61,7 +61,9 @@ def caught_by(fault: tuple[str, str, str, str]) -> str | None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("tests", "ppcr_ext"):
-            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__")
+            )
         shutil.copy(ROOT / "pyproject.toml", folder)
         _, file, text, replacement = fault
         path = folder / "ppcr_ext" / file
@@ -69,7 +71,17 @@ def caught_by(fault: tuple[str, str, str, str]) -> str | None:
         if text not in source:
             raise SystemExit(f"{file} no longer holds {text!r}: bring this list up to date")
         path.write_text(source.replace(text, replacement, 1))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider", "--show-capture=no"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "--tb=line",
+            "-p",
+            "no:cacheprovider",
+            "--show-capture=no",
+        ]
         command += [
             "-o",
             "addopts=",
@@ -78,10 +90,14 @@ def caught_by(fault: tuple[str, str, str, str]) -> str | None:
             TESTS[fault[1]],
         ]
         environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(folder)}
-        result = subprocess.run(command, cwd=folder / "tests", env=environment, capture_output=True, text=True)
+        result = subprocess.run(
+            command, cwd=folder / "tests", env=environment, capture_output=True, text=True
+        )
     if result.returncode == 0:
         return None
-    if result.returncode > 1:  # 1: a test failed; below 0: killed by a signal, as by a segmentation fault
+    if (
+        result.returncode > 1
+    ):  # 1: a test failed; below 0: killed by a signal, as by a segmentation fault
         raise SystemExit(f"the tests did not run: {result.stdout[-2000:]}{result.stderr[-2000:]}")
     if result.returncode < 0:
         return f"signal {-result.returncode}"

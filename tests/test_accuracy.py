@@ -36,7 +36,9 @@ def compare(case, expected, limits, backend):
     d_weight, d_bias = d_parameters[0], d_parameters[1] if case.bias is not None else None
     dx_terms, weight_terms, bias_terms = absolute_terms(case)
     where = f"{backend} {case.name} {list(case.x.shape)} {case.x.dtype} {case.levels}"
-    assert (y.dtype, dx.dtype, d_weight.dtype) == (case.x.dtype, case.x.dtype, case.weight.dtype), where
+    assert (y.dtype, dx.dtype, d_weight.dtype) == (case.x.dtype, case.x.dtype, case.weight.dtype), (
+        where
+    )
     errors = {
         "y": relative_error(y, expected[0]),
         # Of the gate alone x's gradient is a difference that nearly cancels, exactly so for two contexts.
@@ -64,11 +66,24 @@ def test_against_float64(device, dtype, layout, levels):
     for channels in {16: (16, 19, 40), 64: (64, 67)}[64 if levels == (64,) else 16]:
         for i, spatial in enumerate(SPATIAL):
             for name in OPERATORS:
-                case = make_case(name, (5, channels, *spatial), levels, dtype, layout, device=device, seed=i, bias=i % 3 != 1)
+                case = make_case(
+                    name,
+                    (5, channels, *spatial),
+                    levels,
+                    dtype,
+                    layout,
+                    device=device,
+                    seed=i,
+                    bias=i % 3 != 1,
+                )
                 check(case, tolerance(dtype, levels), BACKENDS)
 
 
-@pytest.mark.parametrize("shape", [(2, 64, 56, 56), (2, 2048, 7, 7), (1, 1024, 14, 14), (2, 130, 33, 31), (517, 12, 5, 7)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 64, 56, 56), (2, 2048, 7, 7), (1, 1024, 14, 14), (2, 130, 33, 31), (517, 12, 5, 7)],
+    ids=str,
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("device", DEVICES)

@@ -22,7 +22,9 @@ def function(case, backend="native"):
 
 
 def tensors(case):
-    return tuple(t.detach().requires_grad_() for t in (case.x, case.weight, case.bias, case.residual))
+    return tuple(
+        t.detach().requires_grad_() for t in (case.x, case.weight, case.bias, case.residual)
+    )
 
 
 @pytest.mark.parametrize("levels", LEVELS, ids=str)
@@ -43,7 +45,9 @@ class TestGradcheck:
 
     def test_forward_mode(self, device, name, layout, levels):
         case = self.case(device, name, layout, levels)
-        assert gradcheck(function(case), tensors(case), check_forward_ad=True, check_backward_ad=False)
+        assert gradcheck(
+            function(case), tensors(case), check_forward_ad=True, check_backward_ad=False
+        )
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -52,7 +56,9 @@ def test_direct_calls_of_the_operators_differentiate(name):
     operator = getattr(torch.ops.ppcr_ext, name).default
 
     def call(x, weight, bias, residual):
-        return operator(*((x, residual) if name == "ppcr_add_relu" else (x,)), weight, bias, [1, 2, 4], 1e-5)
+        return operator(
+            *((x, residual) if name == "ppcr_add_relu" else (x,)), weight, bias, [1, 2, 4], 1e-5
+        )
 
     assert gradcheck(call, tensors(case))
     assert gradgradcheck(call, tensors(case))
@@ -64,8 +70,14 @@ class TestTransforms:
 
     def both(self, name, evaluate):
         case = make_case(name, (3, 8, 4), (1, 2, 4), torch.float64)
-        got, expected = (evaluate(function(case, backend), *tensors(case)) for backend in ("native", "reference"))
-        for a, b in zip(torch.utils._pytree.tree_leaves(got), torch.utils._pytree.tree_leaves(expected), strict=True):
+        got, expected = (
+            evaluate(function(case, backend), *tensors(case)) for backend in ("native", "reference")
+        )
+        for a, b in zip(
+            torch.utils._pytree.tree_leaves(got),
+            torch.utils._pytree.tree_leaves(expected),
+            strict=True,
+        ):
             assert b.abs().sum() > 0
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
@@ -86,19 +98,25 @@ class TestTransforms:
         self.both(name, lambda f, x, w, b, r: vmap(lambda x, r: f(x[None], w, b, r[None]))(x, r))
 
     def test_vmap_over_weight(self, name):
-        self.both(name, lambda f, x, w, b, r: vmap(lambda w: f(x, w, b, r))(torch.stack([w, 2 * w])))
+        self.both(
+            name, lambda f, x, w, b, r: vmap(lambda w: f(x, w, b, r))(torch.stack([w, 2 * w]))
+        )
 
     def test_vmap_over_x_and_weight(self, name):
         """An ensemble: every sample with weights of its own."""
 
         def evaluate(f, x, w, b, r):
-            return vmap(lambda x, w, b, r: f(x[None], w, b, r[None]))(x, torch.stack([w, 2 * w, -w]), b.expand(3, 1), r)
+            return vmap(lambda x, w, b, r: f(x[None], w, b, r[None]))(
+                x, torch.stack([w, 2 * w, -w]), b.expand(3, 1), r
+            )
 
         self.both(name, evaluate)
 
     def test_per_sample_gradients(self, name):
         def evaluate(f, x, w, b, r):
-            return vmap(grad(lambda w, x, r: f(x[None], w, b, r[None]).sum()), in_dims=(None, 0, 0))(w, x, r)
+            return vmap(
+                grad(lambda w, x, r: f(x[None], w, b, r[None]).sum()), in_dims=(None, 0, 0)
+            )(w, x, r)
 
         self.both(name, evaluate)
 
@@ -107,7 +125,9 @@ class TestTransforms:
 
     def test_hessian_over_x_and_weight(self, name):
         def evaluate(f, x, w, b, r):
-            (xx, _), (wx, ww) = hessian(lambda x, w: f(x, w, b, r[:1]).square().sum(), argnums=(0, 1))(x[:1], w)
+            (xx, _), (wx, ww) = hessian(
+                lambda x, w: f(x, w, b, r[:1]).square().sum(), argnums=(0, 1)
+            )(x[:1], w)
             return xx, wx, ww
 
         self.both(name, evaluate)
@@ -124,7 +144,9 @@ class TestTransforms:
         def evaluate(f, x, w, b, r):
             with forward_ad.dual_level():
                 # not a constant: the gate does not feel one
-                return forward_ad.unpack_dual(f(forward_ad.make_dual(x, x.detach() ** 2), w, b, r)).tangent
+                return forward_ad.unpack_dual(
+                    f(forward_ad.make_dual(x, x.detach() ** 2), w, b, r)
+                ).tangent
 
         self.both(name, evaluate)
 
@@ -132,7 +154,10 @@ class TestTransforms:
 def test_functional_call_of_the_module():
     module = ppcr_ext.PPCR(8).double()
     x = torch.randn(4, 8, 3, dtype=torch.float64)
-    weights = {"weight": torch.randn(7, dtype=torch.float64), "bias": torch.ones(1, dtype=torch.float64)}
+    weights = {
+        "weight": torch.randn(7, dtype=torch.float64),
+        "bias": torch.ones(1, dtype=torch.float64),
+    }
     got = grad(lambda w: functional_call(module, w, (x,)).square().sum())(weights)
     assert all(g.abs().sum() > 0 for g in got.values())
 
@@ -140,11 +165,23 @@ def test_functional_call_of_the_module():
 @pytest.mark.parametrize("name", ["forward", "add_relu"])
 def test_gradient_penalty_trains(name):
     """The norm of the input's gradient in the loss, a double backward in each of three training steps of a small network."""
-    x = torch.randn(4, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    x = torch.randn(
+        4,
+        3,
+        6,
+        6,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(0),
+        requires_grad=True,
+    )
     networks = {}
     for backend in ("native", "reference"):
         torch.manual_seed(1)
-        layers = torch.nn.Conv2d(3, 8, 3, padding=1), ppcr_ext.PPCR(8, backend=backend), torch.nn.Conv2d(8, 2, 3)
+        layers = (
+            torch.nn.Conv2d(3, 8, 3, padding=1),
+            ppcr_ext.PPCR(8, backend=backend),
+            torch.nn.Conv2d(8, 2, 3),
+        )
         networks[backend] = network = torch.nn.ModuleList(layers).double()
         start, layer, end = layers
         torch.nn.init.normal_(layer.weight)
@@ -170,7 +207,10 @@ def test_every_pattern_of_requires_grad():
         used = full if name == "ppcr_add_relu" else full[:3]
         expected = torch.autograd.grad(f(*full), used, case.grad)
         for pattern in itertools.product([False, True], repeat=len(used)):
-            inputs = [t.detach().requires_grad_(wanted) for t, wanted in zip(full, [*pattern, False], strict=False)]
+            inputs = [
+                t.detach().requires_grad_(wanted)
+                for t, wanted in zip(full, [*pattern, False], strict=False)
+            ]
             inputs += [t.detach() for t in full[len(inputs) :]]
             y = f(*inputs)
             assert y.requires_grad == any(pattern)
@@ -183,19 +223,29 @@ def test_every_pattern_of_requires_grad():
                     assert torch.equal(t.grad, e)
 
 
-@pytest.mark.parametrize(("name", "kept"), [("ppcr", "x"), ("ppcr_gate", "x"), ("ppcr_add_relu", "xy")])
+@pytest.mark.parametrize(
+    ("name", "kept"), [("ppcr", "x"), ("ppcr_gate", "x"), ("ppcr_add_relu", "xy")]
+)
 def test_nothing_but_x_is_kept(name, kept):
     case = make_case(name, (2, 8, 6, 6), (1, 2, 4), torch.float32)
     packed = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):
-        y = run(name, *(t.requires_grad_() for t in (case.x, case.residual, case.weight, case.bias)))
-    allowed = {case.x.data_ptr(), case.weight.data_ptr(), case.bias.data_ptr()} | ({y.data_ptr()} if "y" in kept else set())
+        y = run(
+            name, *(t.requires_grad_() for t in (case.x, case.residual, case.weight, case.bias))
+        )
+    allowed = {case.x.data_ptr(), case.weight.data_ptr(), case.bias.data_ptr()} | (
+        {y.data_ptr()} if "y" in kept else set()
+    )
     assert {t.data_ptr() for t in packed} == allowed
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(8, 64, 28, 28), (3, 19, 37, 41), (4, 2048, 7, 7), (50, 64), (1, 16, 224, 224)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(8, 64, 28, 28), (3, 19, 37, 41), (4, 2048, 7, 7), (50, 64), (1, 16, 224, 224)],
+    ids=str,
+)
 def test_bit_identical_for_any_number_of_threads(shape, dtype, layout):
     for name in OPERATORS:
         results = []
@@ -209,8 +259,13 @@ def test_bit_identical_for_any_number_of_threads(shape, dtype, layout):
 def test_expanded_and_differently_laid_out_gradients():
     """dx takes x's layout whatever the gradient's; y.sum().backward() hands in a gradient of stride 0."""
     case = make_case("ppcr_add_relu", (2, 8, 5, 3), (1, 2, 4), torch.float64, "pixel-major")
-    reference_case = make_case("ppcr_add_relu", (2, 8, 5, 3), (1, 2, 4), torch.float64, "pixel-major")
-    for grad_ in (torch.ones(()).double().expand(2, 8, 5, 3), to_layout(case.grad, "channel-major")):
+    reference_case = make_case(
+        "ppcr_add_relu", (2, 8, 5, 3), (1, 2, 4), torch.float64, "pixel-major"
+    )
+    for grad_ in (
+        torch.ones(()).double().expand(2, 8, 5, 3),
+        to_layout(case.grad, "channel-major"),
+    ):
         case.grad = reference_case.grad = grad_
         for a, b in zip(case.run("native"), reference_case.run("reference"), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)

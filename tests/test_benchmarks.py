@@ -24,11 +24,19 @@ from benchmarks import errors, files, inputs, pages, peers, picture, report, sui
 from ppcr_ext import reference
 
 
-def example(shape: tuple[int, ...], levels: tuple[int, ...], layout: torch.memory_format = torch.contiguous_format):
+def example(
+    shape: tuple[int, ...],
+    levels: tuple[int, ...],
+    layout: torch.memory_format = torch.contiguous_format,
+):
     generator = torch.Generator().manual_seed(1)
     x = 1.5 + 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
     weight = torch.randn(sum(levels), generator=generator, dtype=torch.float64)
-    return x.contiguous(memory_format=layout), weight, torch.randn(1, generator=generator, dtype=torch.float64)
+    return (
+        x.contiguous(memory_format=layout),
+        weight,
+        torch.randn(1, generator=generator, dtype=torch.float64),
+    )
 
 
 def small_case(name: str = "small") -> inputs.Case:
@@ -36,7 +44,9 @@ def small_case(name: str = "small") -> inputs.Case:
     return inputs.Case(name, x, torch.randn_like(x), weight, bias)
 
 
-def row(case: str, column: str, kind: str, forward: float, step: float | None, dtype: str = "float32") -> suite.Row:
+def row(
+    case: str, column: str, kind: str, forward: float, step: float | None, dtype: str = "float32"
+) -> suite.Row:
     ratios = (forward, forward, forward, forward / 2)
     steps = (None,) * 4 if step is None else (step, step, step, step / 4)
     return suite.Row(case, [1, 4], "contiguous", column, dtype, kind, *ratios, *steps)
@@ -47,11 +57,21 @@ def result() -> suite.Result:
     """Two inputs with a floor of 2 ms and 4 ms."""
     rows = []
     for case, native, plain in (("a", 4.0, 8.0), ("b", 9.0, 10.0)):
-        rows += [row(case, "floor", "floor", 2.0, 4.0), row(case, "native", "fused", native, 2 * native)]
-        rows += [row(case, "pooled once", "plain", plain, 16.0), row(case, "matmul", "plain", 2 * plain, 20.0)]
+        rows += [
+            row(case, "floor", "floor", 2.0, 4.0),
+            row(case, "native", "fused", native, 2 * native),
+        ]
+        rows += [
+            row(case, "pooled once", "plain", plain, 16.0),
+            row(case, "matmul", "plain", 2 * plain, 20.0),
+        ]
         rows.append(row(case, "native float16", "fused", native / 2, None, "float16"))
     fine = errors.Errors(1e-7, 2e-7, 3e-7)
-    found = [suite.ErrorRow("a", "contiguous", "native", "float32", fine, errors.TOLERANCES[torch.float32], True)]
+    found = [
+        suite.ErrorRow(
+            "a", "contiguous", "native", "float32", fine, errors.TOLERANCES[torch.float32], True
+        )
+    ]
     return suite.Result(rows, found)
 
 
@@ -61,7 +81,9 @@ def result() -> suite.Result:
 def test_a_peer_agrees_with_the_reference(peer, channels, levels, layout):
     x, weight, bias = example((2, channels, 3, 5), levels, layout)
     got = peers.PEERS[peer](x, weight, bias, levels)
-    torch.testing.assert_close(got, reference.ppcr(x, weight, bias, levels, peers.EPS), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        got, reference.ppcr(x, weight, bias, levels, peers.EPS), rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("peer", peers.PEERS)
@@ -76,7 +98,9 @@ def test_a_peer_is_right_in_float32_to_rounding(peer):
 def test_a_peer_takes_channels_that_the_levels_do_not_divide(peer):
     x, weight, bias = example((2, 7, 3, 5), (1, 2, 4))
     got = peers.PEERS[peer](x, weight, bias, (1, 2, 4))
-    torch.testing.assert_close(got, reference.ppcr(x, weight, bias, (1, 2, 4), peers.EPS), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        got, reference.ppcr(x, weight, bias, (1, 2, 4), peers.EPS), rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize(("channels", "levels"), [(7, (1, 2, 4)), (12, (3, 4))])
@@ -115,7 +139,12 @@ def test_the_summary_by_hand(result):
     assert summary.step["pooled once"] == pytest.approx(4)
     # forward of b: 9 ms beside 10 ms is better than the step of b: 18 ms beside 16 ms
     worst = summary.worst["native"]
-    assert (worst.ratio, worst.case, worst.mode, worst.peer) == (18 / 16, "b", "forward+backward", "pooled once")
+    assert (worst.ratio, worst.case, worst.mode, worst.peer) == (
+        18 / 16,
+        "b",
+        "forward+backward",
+        "pooled once",
+    )
     assert summary.half == {"native float16": pytest.approx(0.5)}
 
 
@@ -129,7 +158,9 @@ def test_a_table_lines_up(result):
 
 
 def test_files_hold_what_was_measured(result, tmp_path):
-    csv_path, json_path = files.write(result, tmp_path / "new" / "name", {"rounds": 3, "environment": {"cpu": "x"}})
+    csv_path, json_path = files.write(
+        result, tmp_path / "new" / "name", {"rounds": 3, "environment": {"cpu": "x"}}
+    )
     header, first, *rest = csv_path.read_text().splitlines()
     assert header.startswith("case,shape,layout,column,dtype,kind,forward_ms")
     assert first.startswith("a,1x4,contiguous,floor,float32,floor,2.0,")
@@ -225,7 +256,9 @@ def test_disturbed_rounds_are_measured_again(monkeypatch):
 
 def run(monkeypatch, tmp_path, *arguments: str) -> int:
     monkeypatch.setattr(inputs, "sweep_cases", lambda: [small_case("one"), small_case("two")])
-    return command.main(["shapes", "--rounds", "2", "--no-compile", "--out", str(tmp_path), *arguments])
+    return command.main(
+        ["shapes", "--rounds", "2", "--no-compile", "--out", str(tmp_path), *arguments]
+    )
 
 
 def test_the_command_measures_prints_and_writes(monkeypatch, tmp_path, capsys):
@@ -241,7 +274,9 @@ def test_the_command_measures_prints_and_writes(monkeypatch, tmp_path, capsys):
 
 def test_exit_status_1_when_an_error_exceeds_its_tolerance(monkeypatch, tmp_path, capsys):
     right = ppcr_ext.ppcr
-    monkeypatch.setattr(ppcr_ext, "ppcr", lambda x, *args, **kwargs: right(x, *args, **kwargs) * 1.0001)
+    monkeypatch.setattr(
+        ppcr_ext, "ppcr", lambda x, *args, **kwargs: right(x, *args, **kwargs) * 1.0001
+    )
     assert run(monkeypatch, tmp_path, "--dtypes", "float32") == 1
     printed = capsys.readouterr().out
     assert "error above tolerance: " in printed
@@ -251,7 +286,10 @@ def test_exit_status_1_when_an_error_exceeds_its_tolerance(monkeypatch, tmp_path
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--rounds", "0"], "whole number above 0"), (["--dtypes", "int8"], "unknown dtype 'int8'; known are float32")],
+    [
+        (["--rounds", "0"], "whole number above 0"),
+        (["--dtypes", "int8"], "unknown dtype 'int8'; known are float32"),
+    ],
 )
 def test_bad_arguments_are_explained(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -268,7 +306,14 @@ def test_the_photograph_becomes_eight_views():
 
 
 def test_rendering_quotes_the_files(result, monkeypatch, tmp_path):
-    env = {"cpu": "Some CPU", "capability": "AVX2", "threads": 2, "torch": "2", "date": "2026-01-02T", "commit": "abc"}
+    env = {
+        "cpu": "Some CPU",
+        "capability": "AVX2",
+        "threads": 2,
+        "torch": "2",
+        "date": "2026-01-02T",
+        "commit": "abc",
+    }
     monkeypatch.setattr(files, "read", lambda path: ({"environment": env, "rounds": 30}, result))
     for name in ("shapes", "retina"):
         (tmp_path / f"{name}.json").touch()

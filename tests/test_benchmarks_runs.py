@@ -47,7 +47,9 @@ def commit(monkeypatch):
 
 def run(out, calls, *, native=200, stop=None, **options) -> int:
     options = {"rounds": 9, "limit": 1.0, "draw": lambda rows, out, environment: []} | options
-    return session.run("operators", GROUPS, CPU, out, measuring=fake(calls, native, stop), **options)
+    return session.run(
+        "operators", GROUPS, CPU, out, measuring=fake(calls, native, stop), **options
+    )
 
 
 # ---- files, interruption, resumption ------------------------------------------------------------------------------------------------
@@ -72,7 +74,12 @@ def test_ctrl_c_keeps_what_was_measured_and_resume_measures_the_rest(commit, tmp
     assert len(calls) == 5
     assert len((tmp_path / "operators.csv").read_text().splitlines()) == 1 + len(record.rows)
     taken = render.take(tmp_path, tmp_path / "kept")
-    assert {path.name for path in taken} == {"operators.json", "operators.csv", "operators_roofline.png", "operators_speedup.png"}
+    assert {path.name for path in taken} == {
+        "operators.json",
+        "operators.csv",
+        "operators_roofline.png",
+        "operators_speedup.png",
+    }
     assert {path.parent.name for path in taken} == {"cpu"}
 
 
@@ -85,7 +92,9 @@ def test_an_interruption_inside_a_measurement_leaves_the_process_as_it_was():
     torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(2))  # compiles: the stance is back
 
 
-@pytest.mark.parametrize("change", ["commit", "changed files", "settings", "another program's file"])
+@pytest.mark.parametrize(
+    "change", ["commit", "changed files", "settings", "another program's file"]
+)
 def test_rows_that_may_differ_are_not_resumed(change, commit, tmp_path, capsys):
     calls: list[Group] = []
     run(tmp_path, calls)
@@ -122,7 +131,10 @@ def test_an_error_above_its_tolerance_is_named_and_exits_1(commit, tmp_path, cap
 
     options = {"rounds": 3, "limit": 1.0, "draw": lambda *args: [], "measuring": wrong}
     assert session.run("operators", GROUPS[:1], CPU, tmp_path, **options) == 1
-    assert "error above tolerance: native, ppcr forward, ppcr one, contiguous, float32: y 0.5" in capsys.readouterr().out
+    assert (
+        "error above tolerance: native, ppcr forward, ppcr one, contiguous, float32: y 0.5"
+        in capsys.readouterr().out
+    )
 
 
 # ---- comparison ---------------------------------------------------------------------------------------------------------------------
@@ -182,7 +194,10 @@ def test_pages_say_what_the_files_say(commit, tmp_path):
     assert (tmp_path / "measured" / "scaling.png").stat().st_size > 10_000
     render.take(tmp_path / "measured", results)
     text = pages.headline(results / "cpu")
-    assert "| **native** | 1, at 0.50 of a copy's bandwidth | 1, at 0.25 of a copy's bandwidth |" in text
+    assert (
+        "| **native** | 1, at 0.50 of a copy's bandwidth | 1, at 0.25 of a copy's bandwidth |"
+        in text
+    )
     assert "| pooled once | 2.00 (2.00 to 2.00) | 2.00 (2.00 to 2.00) |" in text
     assert f"commit {COMMIT}" in text
     page = pages.page(results / "cpu")
@@ -228,10 +243,31 @@ def test_taking_nothing_is_an_error(tmp_path, capsys):
 def test_the_command_runs_a_suite(monkeypatch, tmp_path, capsys):
     small = [group(plain=("pooled once",), directions=("forward", "step"))]
     monkeypatch.setattr(operators, "groups", lambda device, **options: small)
-    assert command.main(["operators", "--rounds", "2", "--threads", "1", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    assert (
+        command.main(
+            [
+                "operators",
+                "--rounds",
+                "2",
+                "--threads",
+                "1",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     content = json.loads((tmp_path / "operators.json").read_text())
     assert content["complete"]
-    assert {one["what"] for one in content["rows"]} >= {"native", "reference", "pooled once", "copy", "floor"}
+    assert {one["what"] for one in content["rows"]} >= {
+        "native",
+        "reference",
+        "pooled once",
+        "copy",
+        "floor",
+    }
     assert content["environment"]["device"] == "cpu"
     assert (tmp_path / "operators_speedup.png").stat().st_size > 10_000
     assert "wrote" in capsys.readouterr().out

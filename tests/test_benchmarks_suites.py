@@ -25,7 +25,9 @@ from ppcr_ext import reference
 CPU = torch.device("cpu")
 
 
-def measure(one: Group, *, slow: float = 0, rounds: int = 3, **replaced: contenders.Contender) -> dict[tuple[str, str], Row]:
+def measure(
+    one: Group, *, slow: float = 0, rounds: int = 3, **replaced: contenders.Contender
+) -> dict[tuple[str, str], Row]:
     """The rows of a group by (what, direction); ``slow`` seconds more for every call of the native backend."""
 
     def offer(one, backends, device):
@@ -58,13 +60,20 @@ def test_the_bytes_an_operator_needs(operator, forward, backward, step):
     shape, dtype = (3, 4, 5, 7), torch.float16
     one = torch.Size(shape).numel() * 2
     counted = contenders.OPERATORS[operator]
-    assert [counted.necessary_bytes(d, shape, dtype) for d in contenders.DIRECTIONS] == [forward * one, backward * one, step * one]
+    assert [counted.necessary_bytes(d, shape, dtype) for d in contenders.DIRECTIONS] == [
+        forward * one,
+        backward * one,
+        step * one,
+    ]
 
 
 @pytest.mark.parametrize("operator", contenders.OPERATORS)
 def test_the_truth_of_every_operator_is_autograds(operator):
     torch.manual_seed(0)
-    x, residual = torch.randn(2, 6, 3, 5, dtype=torch.float64), torch.randn(2, 6, 3, 5, dtype=torch.float64)
+    x, residual = (
+        torch.randn(2, 6, 3, 5, dtype=torch.float64),
+        torch.randn(2, 6, 3, 5, dtype=torch.float64),
+    )
     weight, bias = torch.randn(7, dtype=torch.float64), torch.randn(1, dtype=torch.float64)
     function = getattr(reference, contenders.OPERATORS[operator].function)
     tensors = [x, residual] if operator == "add_relu" else [x]
@@ -72,7 +81,9 @@ def test_the_truth_of_every_operator_is_autograds(operator):
     y = function(*leaves, (1, 2, 4), 1e-5)
     gy = torch.randn_like(y)
     dx, *rest = torch.autograd.grad(y, leaves, gy)
-    exact = errors.truth(x, gy, weight, bias, (1, 2, 4), operator, residual if operator == "add_relu" else None)
+    exact = errors.truth(
+        x, gy, weight, bias, (1, 2, 4), operator, residual if operator == "add_relu" else None
+    )
     torch.testing.assert_close(exact.y, y.detach())
     torch.testing.assert_close(exact.dx, dx)
     torch.testing.assert_close(exact.parameters, torch.cat(rest[-2:]))
@@ -94,12 +105,16 @@ def test_the_truth_of_every_operator_is_autograds(operator):
 def test_every_timing_was_compared_with_float64(operator, layout, dtype, shape):
     rows = measure(group(operator=operator, layout=layout, dtype=dtype, shape=shape))
     names = {"native", "reference", "pooled once", "level by level"}
-    assert {what for what, _ in rows} == {*names, "copy"} | ({"floor"} if operator != "gate" else set())
+    assert {what for what, _ in rows} == {*names, "copy"} | (
+        {"floor"} if operator != "gate" else set()
+    )
     for (what, direction), found in rows.items():
         assert found.within, found
         assert found.error_y is not None
         assert (found.error_parameters is not None) == (what in names and direction != "forward")
-        assert found.copy_fraction == pytest.approx(found.gb_per_s / rows["copy", "forward"].gb_per_s)
+        assert found.copy_fraction == pytest.approx(
+            found.gb_per_s / rows["copy", "forward"].gb_per_s
+        )
         assert found.gb_per_s == pytest.approx(found.necessary_bytes / found.median_us / 1e3)
     assert (
         rows["native", "step"].necessary_bytes
@@ -137,7 +152,9 @@ def test_neighbours_are_compared_with_themselves_in_float64():
 
 def test_what_cannot_take_an_input_is_skipped_with_its_reason():
     got = measuring.measure(group(shape=(2, 18, 5, 5), modes=("default",)), ["native"], CPU, 1, 1.0)
-    assert {(one["what"], one["reason"].split(":")[0].split(" needs")[0]) for one in got.skipped} == {
+    assert {
+        (one["what"], one["reason"].split(":")[0].split(" needs")[0]) for one in got.skipped
+    } == {
         ("pooled once", "pooled_once"),
         ("pooled once compiled", "pooled_once"),
     }
@@ -182,10 +199,16 @@ def test_a_slow_backend_shows_as_slow_and_its_backward_alone_does_not():
 
 def test_nothing_is_compiled_inside_a_timed_region(monkeypatch):
     state = {"factor": 1.0}
-    plain = torch.compile(lambda x, residual, own: x * state["factor"], backend="eager", fullgraph=True)
-    peer = contenders.Contender("pooled once", "neighbour", plain, [torch.zeros(1)], exact=lambda x, residual, own: x * 1.0)
+    plain = torch.compile(
+        lambda x, residual, own: x * state["factor"], backend="eager", fullgraph=True
+    )
+    peer = contenders.Contender(
+        "pooled once", "neighbour", plain, [torch.zeros(1)], exact=lambda x, residual, own: x * 1.0
+    )
     peer = dataclasses.replace(peer, parameters=[])
-    assert ("pooled once", "forward") in measure(group(directions=("forward",)), **{"pooled once": peer})
+    assert ("pooled once", "forward") in measure(
+        group(directions=("forward",)), **{"pooled once": peer}
+    )
     quiet = timing.quiet
 
     @contextlib.contextmanager
@@ -202,10 +225,16 @@ def test_nothing_is_compiled_inside_a_timed_region(monkeypatch):
 
 def test_the_compiled_peer_is_right_and_a_program_for_each_direction(monkeypatch):
     made, compile_ = [], torch.compile
-    monkeypatch.setattr(torch, "compile", lambda layer, **options: made.append(options) or compile_(layer, backend="aot_eager"))
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda layer, **options: made.append(options) or compile_(layer, backend="aot_eager"),
+    )
     rows = measure(group(modes=("default",)))
     assert rows["pooled once compiled", "step"].within
-    assert [(options["mode"], options["dynamic"], options["fullgraph"]) for options in made] == 2 * [("default", False, True)]
+    assert [
+        (options["mode"], options["dynamic"], options["fullgraph"]) for options in made
+    ] == 2 * [("default", False, True)]
 
 
 def test_inputs_rotate_past_the_cache(monkeypatch):
@@ -215,7 +244,9 @@ def test_inputs_rotate_past_the_cache(monkeypatch):
     seen = [ring.next() for _ in range(ring.count + 1)]
     assert len({x.data_ptr() for x, _, _ in seen}) == ring.count
     assert seen[0][0].data_ptr() == seen[-1][0].data_ptr()
-    assert all(torch.equal(x, ring.x) and torch.equal(residual, ring.residual) for x, _, residual in seen)
+    assert all(
+        torch.equal(x, ring.x) and torch.equal(residual, ring.residual) for x, _, residual in seen
+    )
     assert measuring.Ring(group(rotate=False), CPU).count == 1
 
 
@@ -251,8 +282,12 @@ def test_a_cuda_clock_adds_up_events(monkeypatch):
         Event.now += 100.0
         return None
 
-    assert timing.interleave({"a": timing.Call(run)}, 2, by=clock)["a"].median == pytest.approx(8e-3)
-    assert timing.interleave({"a": timing.Call(run, prepare=prepare)}, 2, by=clock)["a"].median == pytest.approx(8e-3)
+    assert timing.interleave({"a": timing.Call(run)}, 2, by=clock)["a"].median == pytest.approx(
+        8e-3
+    )
+    assert timing.interleave({"a": timing.Call(run, prepare=prepare)}, 2, by=clock)[
+        "a"
+    ].median == pytest.approx(8e-3)
     assert Event.waited
 
 
@@ -269,28 +304,52 @@ def test_a_cpu_measures_a_named_part_and_all_is_everything():
         assert len({one.key for one in groups}) == len(groups)
         assert {one.operator for one in groups} == {"ppcr", "gate", "add_relu"}
         assert {one.layout for one in groups} == {"contiguous", "channels_last"}
-        assert any(one.case.startswith("tiny") and one.neighbours == ("F.layer_norm",) for one in groups)
+        assert any(
+            one.case.startswith("tiny") and one.neighbours == ("F.layer_norm",) for one in groups
+        )
         assert not any(one.case.startswith("other") for one in groups)
-    large = {one.shape for one in part if one.dtype == "float32" and one.operator == "ppcr" and one.rotate}
+    large = {
+        one.shape
+        for one in part
+        if one.dtype == "float32" and one.operator == "ppcr" and one.rotate
+    }
     assert len(large) == 12
     assert {one.shape for one in part if one.dtype != "float32"} == set(operators.CPU_FEW)
     assert {one.modes for one in part} == {(), ("default",)}
-    assert {one.shape for one in part if one.rotate} <= {one.shape for one in product} | set(operators.OTHERS)
+    assert {one.shape for one in part if one.rotate} <= {one.shape for one in product} | set(
+        operators.OTHERS
+    )
     assert {one.dtype for one in product} == set(operators.DTYPES)
-    assert {batch for batch, *stage in (one.shape for one in product) if stage == [2048, 7, 7]} == {1, 8, 64, 256}
+    assert {batch for batch, *stage in (one.shape for one in product) if stage == [2048, 7, 7]} == {
+        1,
+        8,
+        64,
+        256,
+    }
     assert len(quick) < len(part) / 4
     stages = {(256, c, s, s) for c, s in ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))}
     large = {(one.shape, one.layout, one.dtype) for one in on_cuda if one.rotate}
-    assert large == set(itertools.product(stages, ("contiguous", "channels_last"), ("float16", "float32")))
+    assert large == set(
+        itertools.product(stages, ("contiguous", "channels_last"), ("float16", "float32"))
+    )
     assert sum(bool(one.modes) for one in on_cuda) == 4
-    assert not any(one.modes for one in operators.groups(CPU, everything=False, quick=False, compiling=False, threads=1))
+    assert not any(
+        one.modes
+        for one in operators.groups(CPU, everything=False, quick=False, compiling=False, threads=1)
+    )
 
 
 def test_scaling_grows_one_axis_at_a_time():
     groups = scaling.groups(CPU, quick=False, threads=[1, 2])
-    assert {(one.case, one.threads) for one in groups} == {(axis, threads) for axis in scaling.AXES for threads in (1, 2)}
+    assert {(one.case, one.threads) for one in groups} == {
+        (axis, threads) for axis in scaling.AXES for threads in (1, 2)
+    }
     for axis in scaling.AXES:
-        series = [row(one, "native", "forward", 1) for one in groups if (one.case, one.threads) == (axis, 1)]
+        series = [
+            row(one, "native", "forward", 1)
+            for one in groups
+            if (one.case, one.threads) == (axis, 1)
+        ]
         sizes = [scaling.size(point) for point in series]
         assert sizes == sorted(set(sizes))
         assert len(sizes) >= 5

@@ -21,8 +21,14 @@ SMOKE = "import torch, ppcr_ext; print(ppcr_ext.available_backends(), ppcr_ext.p
 
 def call(*command, cwd, code=0, **environment):
     """stdout and stderr of a Python command; a variable set to None is removed."""
-    merged = {k: v for k, v in (os.environ | {"PPCR_BUILD_CUDA": "0"} | environment).items() if v is not None}
-    done = subprocess.run([sys.executable, *command], cwd=cwd, env=merged, capture_output=True, text=True, timeout=900)
+    merged = {
+        k: v
+        for k, v in (os.environ | {"PPCR_BUILD_CUDA": "0"} | environment).items()
+        if v is not None
+    }
+    done = subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=merged, capture_output=True, text=True, timeout=900
+    )
     output = done.stdout + done.stderr
     assert done.returncode == code, output
     return output
@@ -188,7 +194,10 @@ def test_cuda_is_demanded_where_it_cannot_be_built(checkout, tmp_path):
     (tmp_path / "none").mkdir()
     environment = {"CUDA_HOME": str(tmp_path / "none"), "PPCR_BUILD_CUDA": "1"}
     output = call("setup.py", "build_ext", "--inplace", cwd=checkout, code=1, **environment)
-    assert "PPCR_BUILD_CUDA=1, but the CUDA library cannot be built: nvcc was not found in CUDA_HOME" in output
+    assert (
+        "PPCR_BUILD_CUDA=1, but the CUDA library cannot be built: nvcc was not found in CUDA_HOME"
+        in output
+    )
     output = call("setup.py", "build_ext", "--inplace", cwd=checkout, code=1, PPCR_BUILD_CUDA="yes")
     assert "PPCR_BUILD_CUDA must be auto, 0 or 1, got 'yes'" in output
 
@@ -208,14 +217,28 @@ def test_wheel(checkout, tmp_path):
         names = set(archive.namelist())
         record = json.loads(archive.read("ppcr_ext/_build.json"))
     assert record == {"cpu": None, "cuda": "PPCR_BUILD_CUDA=0"}
-    expected = {"__init__.py", "py.typed", "_cpu.abi3.so", "csrc/ppcr_pixel.h", "csrc/cpu/kernels_impl.h", "csrc/register.cpp"}
+    expected = {
+        "__init__.py",
+        "py.typed",
+        "_cpu.abi3.so",
+        "csrc/ppcr_pixel.h",
+        "csrc/cpu/kernels_impl.h",
+        "csrc/register.cpp",
+    }
     assert {f"ppcr_ext/{name}" for name in expected} <= names
     assert not any(name.startswith(("tests", "benchmarks", "csrc")) for name in names)
 
 
 def test_module_report():
     output = call("-m", "ppcr_ext", cwd=Path(ppcr_ext.__file__).parents[1])
-    for words in (ppcr_ext.__version__, torch.__version__, "CPU capability", "CUDA archs", "native", "reference"):
+    for words in (
+        ppcr_ext.__version__,
+        torch.__version__,
+        "CPU capability",
+        "CUDA archs",
+        "native",
+        "reference",
+    ):
         assert words in output
 
 

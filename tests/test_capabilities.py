@@ -26,7 +26,9 @@ def narrower():
 @pytest.mark.parametrize("capability", ORDER[:2])
 def test_accuracy(capability):
     if capability not in narrower():
-        pytest.skip(f"this CPU's own capability is {native.cpu_capability()}: the other tests run it, or nothing can")
+        pytest.skip(
+            f"this CPU's own capability is {native.cpu_capability()}: the other tests run it, or nothing can"
+        )
     package = Path(ppcr_ext.__file__).parents[1]
     environment = os.environ | {
         "PPCR_CPU_CAPABILITY": capability,
@@ -48,19 +50,28 @@ def test_same_capability_as_asked_for():
 def test_assembly_is_vectorized():
     """One portable binary: each capability's kernels use its registers, and only its own."""
     listing = subprocess.run(
-        ["objdump", "-d", "-C", "--no-show-raw-insn", str(native.library())], capture_output=True, text=True, check=True
+        ["objdump", "-d", "-C", "--no-show-raw-insn", str(native.library())],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     counts = {}
     for function in re.split(r"\n\n", listing):
         title = re.search(r"<.*?ppcr::(baseline|avx2|avx512)::run<", function.split("\n", 1)[0])
         if title:
-            got = counts.setdefault(title[1], {"zmm": 0, "ymm": 0, "packed": 0, "scalar": 0, "functions": 0})
+            got = counts.setdefault(
+                title[1], {"zmm": 0, "ymm": 0, "packed": 0, "scalar": 0, "functions": 0}
+            )
             got["functions"] += 1
             got["zmm"] += function.count("%zmm")
             got["ymm"] += function.count("%ymm")
             got["packed"] += len(re.findall(r"\bv?(?:mul|fn?m\w+)p[sd]\b", function))
             got["scalar"] += len(re.findall(r"\bv?(?:mul|fn?m\w+)s[sd]\b", function))
-    assert {name: c["functions"] for name, c in counts.items()} == {"baseline": 24, "avx2": 24, "avx512": 24}
+    assert {name: c["functions"] for name, c in counts.items()} == {
+        "baseline": 24,
+        "avx2": 24,
+        "avx512": 24,
+    }
     assert counts["baseline"]["ymm"] == counts["baseline"]["zmm"] == counts["avx2"]["zmm"] == 0
     assert counts["avx2"]["ymm"] > 1000
     assert counts["avx512"]["zmm"] > 1000

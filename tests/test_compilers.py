@@ -18,7 +18,10 @@ class Network(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.body = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.stem, self.body = (
+            torch.nn.Conv2d(3, 8, 3, padding=1),
+            torch.nn.Conv2d(8, 8, 3, padding=1),
+        )
         self.first, self.end, self.pool = PPCR(8), PPCR(8, (2, 3), init_gate=0.9), PPCR(8, (1, 8))
         self.head = torch.nn.Linear(8, 4)
         for layer in (self.first, self.end, self.pool):
@@ -71,7 +74,9 @@ def test_inductor_forward_and_backward(dynamic):
         gradients = torch.autograd.grad(y.square().sum(), parameters)
         expected = network(x)
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
-        for got, e in zip(gradients, torch.autograd.grad(expected.square().sum(), parameters), strict=True):
+        for got, e in zip(
+            gradients, torch.autograd.grad(expected.square().sum(), parameters), strict=True
+        ):
             torch.testing.assert_close(got, e, rtol=1e-3, atol=1e-4 * float(e.abs().max()))
 
 
@@ -114,7 +119,9 @@ def test_aot_inductor_package(tmp_path):
     network = Small()
     with torch.no_grad():
         program = torch.export.export(network, (batch(),), dynamic_shapes=({0: N, 2: H},))
-        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "network.pt2"))
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "network.pt2")
+        )
         loaded = torch._inductor.aoti_load_package(path)
         for x in (batch(), batch(5, 11)):
             torch.testing.assert_close(loaded(x), network(x), rtol=1e-4, atol=1e-5)
@@ -126,17 +133,26 @@ def test_onnx_runs_in_onnxruntime(network, dtype, tmp_path):
     """Operators of the ONNX standard alone, so that any runtime takes the file."""
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     network = network.to(dtype).eval()
-    program = torch.onnx.export(network, (batch().to(dtype),), dynamo=True, dynamic_shapes=({0: N, 2: H},), verbose=False)
+    program = torch.onnx.export(
+        network, (batch().to(dtype),), dynamo=True, dynamic_shapes=({0: N, 2: H},), verbose=False
+    )
     program.save(tmp_path / "network.onnx")
     model = onnx.load(tmp_path / "network.onnx")
     onnx.checker.check_model(model)
     assert {function.domain for function in model.graph.node} == {""}
-    session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        tmp_path / "network.onnx", providers=["CPUExecutionProvider"]
+    )
     for x in (batch(), batch(5, 11)):
         (got,) = session.run(None, {session.get_inputs()[0].name: x.to(dtype).numpy()})
         expected = network(x.to(dtype)).detach()
         tolerance = 16 * torch.finfo(dtype).eps
-        torch.testing.assert_close(torch.from_numpy(got), expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+        torch.testing.assert_close(
+            torch.from_numpy(got),
+            expected,
+            rtol=tolerance,
+            atol=tolerance * float(expected.abs().max()),
+        )
 
 
 JIT = pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated:FutureWarning")

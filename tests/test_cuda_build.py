@@ -21,7 +21,9 @@ from cuda_on_cpu.cases import KERNEL_COUNT
 
 recipe = cuda_build.recipe()
 pytestmark = pytest.mark.full
-needs_nvcc = pytest.mark.skipif(recipe.why_not(torch.version.cuda) is not None, reason=str(recipe.why_not(torch.version.cuda)))
+needs_nvcc = pytest.mark.skipif(
+    recipe.why_not(torch.version.cuda) is not None, reason=str(recipe.why_not(torch.version.cuda))
+)
 
 WORK = ROOT / "build" / "cuda_report"
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}  # bytes
@@ -32,7 +34,9 @@ def library() -> Path:
     path = WORK / "report.so"
     started = time.monotonic()
     cuda_build.build(path, cuda_report.ARCHITECTURE, WORK)
-    print(f"\nbuilt {path.name} for sm_90 in {time.monotonic() - started:.0f} s, {path.stat().st_size / 2**20:.1f} MB")
+    print(
+        f"\nbuilt {path.name} for sm_90 in {time.monotonic() - started:.0f} s, {path.stat().st_size / 2**20:.1f} MB"
+    )
     return path
 
 
@@ -66,7 +70,9 @@ print(query().decode())
 
 @needs_nvcc
 def test_loads_and_registers(library):
-    result = subprocess.run([sys.executable, "-c", LOAD, str(library)], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD, str(library)], capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "sm_90"
 
@@ -79,7 +85,11 @@ def test_kernel_count(kernels):
 
 @needs_nvcc
 def test_no_spills(kernels):
-    spilling = [k for k in kernels if k.standard and k.dtype != "float64" and (k.spill_stores or k.spill_loads)]
+    spilling = [
+        k
+        for k in kernels
+        if k.standard and k.dtype != "float64" and (k.spill_stores or k.spill_loads)
+    ]
     assert not spilling, spilling
 
 
@@ -87,7 +97,9 @@ def test_no_spills(kernels):
 def test_accesses_of_16_bytes(kernels):
     """Kernels with 16-byte vectors move the tensor in 16-byte instructions; narrower ones are for parameters and partial sums."""
     for k in kernels:
-        if k.name.startswith("pixel_tile") and "not staged" not in k.variant:  # and single elements for the end of a tile
+        if (
+            k.name.startswith("pixel_tile") and "not staged" not in k.variant
+        ):  # and single elements for the end of a tile
             assert k.loads["16"] > 0, k
             assert k.stores["16"] > 0 or (k.name == "pixel_tile_forward" and k.mode == "gate"), k
         if k.mode == "gate" or f"vectors of {16 // SIZES[k.dtype]}," not in k.variant:
@@ -95,7 +107,9 @@ def test_accesses_of_16_bytes(kernels):
         assert min(k.loads["16"], k.stores["16"]) > 0, k
         partials = 1 if k.name.endswith("backward") else 0
         assert sum(k.stores.values()) - k.stores["16"] <= partials, k
-        assert sum(k.loads.values()) - k.loads["16"] <= 12, k  # weight and bias, of two types, in a loop that may be unrolled
+        assert sum(k.loads.values()) - k.loads["16"] <= 12, (
+            k
+        )  # weight and bias, of two types, in a loop that may be unrolled
 
 
 @needs_nvcc
@@ -112,10 +126,14 @@ def test_contiguous_tensors_are_copied_ahead(kernels):
             assert not copies, k
             continue
         streams = 1 + (k.mode == "add_relu" or (k.name.endswith("backward") and steps <= 8))
-        assert len(copies) == 2 * streams * steps, k  # of the first tile, and of the next one in the loop
+        assert len(copies) == 2 * streams * steps, (
+            k
+        )  # of the first tile, and of the next one in the loop
         assert all(".128" in op for op in copies), k
         first = k.code.index(copies[0])
-        assert not any(op.startswith(("I2F", "MUFU.RCP")) for op in k.code[:first]), k  # an integer division
+        assert not any(op.startswith(("I2F", "MUFU.RCP")) for op in k.code[:first]), (
+            k
+        )  # an integer division
         assert first < 190, k
         assert not any(op.startswith("MEMBAR") for op in k.code), k
         checked += 1
@@ -179,11 +197,17 @@ def test_architectures(nvcc_12, monkeypatch):
     assert str(recipe.architectures(nvcc_12, "8.0 9.0+PTX")) == "sm_80 sm_90 compute_90"
     assert str(recipe.architectures(nvcc_12, "Ampere;Hopper")) == "sm_80 sm_86 sm_90 compute_90"
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "10.0")
-    assert "TORCH_CUDA_ARCH_LIST holds 10.0, which nvcc 12.6 does not know; it knows 7.5, 8.0" in recipe.why_not("12.6")
+    assert (
+        "TORCH_CUDA_ARCH_LIST holds 10.0, which nvcc 12.6 does not know; it knows 7.5, 8.0"
+        in recipe.why_not("12.6")
+    )
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.0")
     assert "the kernels need 7.5 (Turing) or newer" in recipe.why_not("12.6")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "fast")
-    assert "TORCH_CUDA_ARCH_LIST holds 'fast'; it takes numbers such as 8.0;9.0+PTX" in recipe.why_not("12.6")
+    assert (
+        "TORCH_CUDA_ARCH_LIST holds 'fast'; it takes numbers such as 8.0;9.0+PTX"
+        in recipe.why_not("12.6")
+    )
 
 
 def test_architectures_of_what_is_there(nvcc_12, monkeypatch):

@@ -35,7 +35,9 @@ RESNET = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7), (16, 32), (32, 
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-both_layouts = pytest.mark.parametrize("pixel_major", [False, True], ids=["channel_major", "pixel_major"])
+both_layouts = pytest.mark.parametrize(
+    "pixel_major", [False, True], ids=["channel_major", "pixel_major"]
+)
 
 
 def forced_plan(fields: dict) -> str:
@@ -43,7 +45,9 @@ def forced_plan(fields: dict) -> str:
     plan = kernels().plan(fields)
     if plan["kind"] != "channel_major":
         return ""
-    return ",".join(f"{name}={plan[name]}" for name in ("q", "groups", "cluster", "vector", "steps"))
+    return ",".join(
+        f"{name}={plan[name]}" for name in ("q", "groups", "cluster", "vector", "steps")
+    )
 
 
 def sparse(count: int) -> torch.Tensor:
@@ -54,13 +58,24 @@ def sparse(count: int) -> torch.Tensor:
 
 @both_layouts
 @pytest.mark.parametrize("levels", [STANDARD, (1, 3)], ids=["standard", "any"])
-@pytest.mark.parametrize(("images", "pixels"), [(5, 2**23 + 64), (1, 2**25 + 64)], ids=["many_images", "one_image"])
+@pytest.mark.parametrize(
+    ("images", "pixels"), [(5, 2**23 + 64), (1, 2**25 + 64)], ids=["many_images", "one_image"]
+)
 def test_more_than_2_to_the_31_elements(images, pixels, levels, pixel_major):
     """The first and the last blocks of tensors whose offsets leave 32 bits: from image to image, and within one image."""
     channels, last = 64, 64
     # A cluster for every tile, of which the first and the last run.
     forced = "" if pixel_major else f"clusters={2**30}"
-    case = Case("float16", images, channels, pixels, pixel_major, levels=levels, only_blocks=16, forced=forced)
+    case = Case(
+        "float16",
+        images,
+        channels,
+        pixels,
+        pixel_major,
+        levels=levels,
+        only_blocks=16,
+        forced=forced,
+    )
     small = Tensors(Case("float16", 1, channels, last, pixel_major, levels=levels))
     count = images * channels * pixels
     assert count > 2**31
@@ -104,11 +119,16 @@ def test_resnet_plans(shape, dtype, pixel_major):
 
 
 @pytest.mark.parametrize("device", [HOPPER, AMPERE, SMALL], ids=["sm_90", "sm_80", "sm_86"])
-@pytest.mark.parametrize("shape", [(1024, 14), (2048, 7)], ids=lambda shape: f"{shape[0]}x{shape[1]}")
+@pytest.mark.parametrize(
+    "shape", [(1024, 14), (2048, 7)], ids=lambda shape: f"{shape[0]}x{shape[1]}"
+)
 def test_add_relu_at_full_depth(shape, device):
     """The deep stages, also where no cluster holds a tile and channels are read twice."""
     for dtype in ("float16", "bfloat16"):
-        check(Case(dtype, 1, shape[0], shape[1] ** 2, mode=ADD_RELU, device=tuple(device.items())), seeds=(0,))
+        check(
+            Case(dtype, 1, shape[0], shape[1] ** 2, mode=ADD_RELU, device=tuple(device.items())),
+            seeds=(0,),
+        )
 
 
 @every_mode
@@ -128,7 +148,14 @@ def test_standard_levels(channels, pixels, dtype, pixel_major, mode):
 @every_dtype
 @pytest.mark.parametrize(
     ("levels", "channels", "pixels"),
-    [((1, 2), 6, 16), ((1, 3, 5), 40, 49), ((2, 3), 7, 9), ((1, 2, 4), 30, 16), ((1, 2, 4, 8, 16, 32), 67, 12), ((64,), 64, 8)],
+    [
+        ((1, 2), 6, 16),
+        ((1, 3, 5), 40, 49),
+        ((2, 3), 7, 9),
+        ((1, 2, 4), 30, 16),
+        ((1, 2, 4, 8, 16, 32), 67, 12),
+        ((64,), 64, 8),
+    ],
     ids=lambda value: str(value).replace(" ", ""),
 )
 def test_any_levels(levels, channels, pixels, dtype, pixel_major, mode):
@@ -174,7 +201,9 @@ SEVERAL_TILES = {
 @every_mode
 @every_dtype
 @pytest.mark.parametrize("levels", [STANDARD, (1, 3, 7)], ids=["standard", "any"])
-@pytest.mark.parametrize("case", SEVERAL_TILES.values(), ids=[name.replace(" ", "_") for name in SEVERAL_TILES])
+@pytest.mark.parametrize(
+    "case", SEVERAL_TILES.values(), ids=[name.replace(" ", "_") for name in SEVERAL_TILES]
+)
 def test_several_tiles(case, levels, dtype, mode):
     images, pixels, forced = case
     vector = 16 // DTYPES[dtype].itemsize
@@ -190,7 +219,10 @@ def test_several_tiles_of_thirteen_steps(dtype, mode):
     vector = 16 // DTYPES[dtype].itemsize
     forced = f"q=49,groups=1,cluster=4,clusters=2,steps=13,vector={vector}"
     plan = check(Case(dtype, 5, 256 * vector, 49, False, mode, forced=forced))
-    assert plan["read_bytes"] + plan["written_bytes"] == (3 if mode == SCALE else 5) * plan["tensor_bytes"]
+    assert (
+        plan["read_bytes"] + plan["written_bytes"]
+        == (3 if mode == SCALE else 5) * plan["tensor_bytes"]
+    )
 
 
 @every_mode
@@ -220,7 +252,17 @@ def test_lane_variants(dtype, mode):
             continue
         full = lanes * steps * vector
         for channels in {full, max(4 * vector, full - 4 * vector)}:
-            plan = check(Case(dtype, 1, channels, 4 * pixels + 3, True, mode, forced=f"variant={index},warps=2"))
+            plan = check(
+                Case(
+                    dtype,
+                    1,
+                    channels,
+                    4 * pixels + 3,
+                    True,
+                    mode,
+                    forced=f"variant={index},warps=2",
+                )
+            )
             assert plan["kind"] == "pixel_major"
 
 
@@ -228,7 +270,8 @@ def test_lane_variants(dtype, mode):
 @every_dtype
 @pytest.mark.parametrize("levels", [STANDARD, (1, 3)], ids=["standard", "any"])
 @pytest.mark.parametrize(
-    ("channels", "pixels", "forced"), [(12, 700, ""), (100, 60, "q=16"), (2047, 9, "q=4"), (36, 40, "q=16,vector=1")]
+    ("channels", "pixels", "forced"),
+    [(12, 700, ""), (100, 60, "q=16"), (2047, 9, "q=4"), (36, 40, "q=16,vector=1")],
 )
 def test_pixel_tiles(channels, pixels, forced, levels, dtype, mode):
     """Several tiles in shared memory with a tail, of channels that are not whole vectors."""
@@ -299,6 +342,8 @@ def test_finishing_sums_in_a_fixed_order():
 
 def test_every_compiled_kernel_was_executed(request):
     """Comes last: as many variants as nvcc compiles (test_cuda_build.py counts those)."""
-    if request.config.getoption("keyword") or any("::" in argument for argument in request.config.args):
+    if request.config.getoption("keyword") or any(
+        "::" in argument for argument in request.config.args
+    ):
         pytest.skip("only where the whole file ran")
     assert len(kernels().statistics()["launches"]) == KERNEL_COUNT

@@ -42,12 +42,17 @@ def test_traffic_of_resnet_shapes_on_hopper(shape, element_size, pixel_major, im
 @pytest.mark.parametrize("element_size", [4, 2], ids=["32bit", "16bit"])
 def test_traffic_of_any_channels_and_levels(element_size, levels):
     """channels_last reads nothing twice either where vectors do not fit the segments, up to the channels that shared memory holds."""
-    for channels, (mode, backward) in itertools.product((24, 40, 67, 112, 320, 1000, 1536, 4095), UNITS):
+    for channels, (mode, backward) in itertools.product(
+        (24, 40, 67, 112, 320, 1000, 1536, 4095), UNITS
+    ):
         plan = kernels().plan(
             dict(images=64, channels=channels, image_pixels=196, element_size=element_size, pixel_major=True, levels=list(levels),
                  mode=mode, backward=backward, **HOPPER)
         )  # fmt: skip
-        assert plan["read_bytes"] + plan["written_bytes"] == UNITS[mode, backward] * plan["tensor_bytes"], plan
+        assert (
+            plan["read_bytes"] + plan["written_bytes"]
+            == UNITS[mode, backward] * plan["tensor_bytes"]
+        ), plan
         assert plan["vector"] * element_size == 16
         assert plan["parameter_bytes"] < 0.02 * plan["tensor_bytes"], plan
 
@@ -55,7 +60,15 @@ def test_traffic_of_any_channels_and_levels(element_size, levels):
 def test_channels_beyond_shared_memory_are_read_twice():
     for backward, passes in ((False, 3), (True, 4)):
         plan = kernels().plan(
-            dict(images=1, channels=65536, image_pixels=9, pixel_major=True, levels=[1, 3], backward=backward, **HOPPER)
+            dict(
+                images=1,
+                channels=65536,
+                image_pixels=9,
+                pixel_major=True,
+                levels=[1, 3],
+                backward=backward,
+                **HOPPER,
+            )
         )
         assert not plan["staged"]
         assert plan["read_bytes"] + plan["written_bytes"] == passes * plan["tensor_bytes"]
@@ -63,8 +76,13 @@ def test_channels_beyond_shared_memory_are_read_twice():
 
 def test_gate_traffic():
     for backward, bytes_per_element in ((False, 1), (True, 2)):
-        plan = kernels().plan(dict(images=8, channels=256, image_pixels=3136, mode=GATE, backward=backward, **HOPPER))
-        assert plan["read_bytes"] + plan["written_bytes"] == bytes_per_element * plan["tensor_bytes"] + plan["tensor_bytes"] // 256
+        plan = kernels().plan(
+            dict(images=8, channels=256, image_pixels=3136, mode=GATE, backward=backward, **HOPPER)
+        )
+        assert (
+            plan["read_bytes"] + plan["written_bytes"]
+            == bytes_per_element * plan["tensor_bytes"] + plan["tensor_bytes"] // 256
+        )
 
 
 def test_small_batches_use_every_multiprocessor():
@@ -77,7 +95,15 @@ def test_small_batches_use_every_multiprocessor():
 def test_every_size_has_a_plan(device):
     """Random and extreme sizes: a plan that respects the device and covers the tensor."""
     choose = random.Random(0)
-    sizes = [(1, 1, 1), (1, 2, 2**33), (3, 2**21, 1), (7, 2**20, 3), (2**22, 3, 3), (1, 65537, 1023), (2**31 + 5, 2, 1)]
+    sizes = [
+        (1, 1, 1),
+        (1, 2, 2**33),
+        (3, 2**21, 1),
+        (7, 2**20, 3),
+        (2**22, 3, 3),
+        (1, 65537, 1023),
+        (2**31 + 5, 2, 1),
+    ]
     sizes += [tuple(int(2 ** choose.uniform(0, top)) for top in (8, 12, 14)) for _ in range(300)]
     for (images, channels, pixels), pixel_major in itertools.product(sizes, (False, True)):
         levels = choose.choice([(1, 2, 4), (1, 2), (1, 3, 5), (2, 2, 3), tuple([1] * 64)])
@@ -119,7 +145,9 @@ def test_forced_plan():
         kernels().plan(fields, "q=64,cluster=3")
     with pytest.raises(ValueError, match="variant does not fit with PPCR_PLAN=variant=0"):
         kernels().plan(fields | {"channels": 60, "pixel_major": True}, "variant=0")
-    with pytest.raises(ValueError, match="tile does not fit into shared memory with PPCR_PLAN=q=256"):
+    with pytest.raises(
+        ValueError, match="tile does not fit into shared memory with PPCR_PLAN=q=256"
+    ):
         kernels().plan(fields | {"channels": 1001, "pixel_major": True}, "q=256")
 
 

@@ -12,7 +12,10 @@ from ppcr_ext import reference
 
 def gate(pixel, weight, bias=None, *, levels, backend, eps=1e-5):
     """The gate of one float64 pixel."""
-    tensors = [torch.tensor(v, dtype=torch.float64) if v is not None else None for v in (pixel, weight, bias)]
+    tensors = [
+        torch.tensor(v, dtype=torch.float64) if v is not None else None
+        for v in (pixel, weight, bias)
+    ]
     x, w, b = tensors
     return ppcr_ext.ppcr_gate(x[None], w, b, levels=levels, eps=eps, backend=backend).item()
 
@@ -28,7 +31,9 @@ class TestOnPaper:
         assert sum(w * d for w, d in zip(weight, deviations, strict=True)) == pytest.approx(1.85)
         z = 1.85 / math.sqrt(18.5 / 7 + 1e-5) - 0.25
         g = 1 / (1 + math.exp(-z))
-        assert gate([1.0, 2, 3, 6], weight, [-0.25], levels=(1, 2, 4), backend=backend) == pytest.approx(g, rel=1e-14)
+        assert gate(
+            [1.0, 2, 3, 6], weight, [-0.25], levels=(1, 2, 4), backend=backend
+        ) == pytest.approx(g, rel=1e-14)
         x = torch.tensor([[1.0, 2, 3, 6]], dtype=torch.float64)
         y = ppcr_ext.ppcr(x, x.new_tensor(weight), x.new_tensor([-0.25]), backend=backend)
         torch.testing.assert_close(y, x * g, rtol=1e-14, atol=0)
@@ -42,7 +47,9 @@ class TestOnPaper:
         mean = sum(contexts) / 5
         variance = sum((t - mean) ** 2 for t in contexts) / 5
         weight = [1.0, -0.5, 0.25, 2.0, 0.125]
-        z = sum(w * (t - mean) for w, t in zip(weight, contexts, strict=True)) / math.sqrt(variance + 1e-5)
+        z = sum(w * (t - mean) for w, t in zip(weight, contexts, strict=True)) / math.sqrt(
+            variance + 1e-5
+        )
         got = gate([1.0, 2, 6, 0, 3], weight, levels=(2, 3), backend=backend)
         assert got == pytest.approx(1 / (1 + math.exp(-z)), rel=1e-13)
 
@@ -70,7 +77,9 @@ class TestOnPaper:
         weight = torch.tensor([w, -w], dtype=torch.float64, requires_grad=True)
         ppcr_ext.ppcr_gate(x, weight, levels=(2,), eps=eps, backend=backend).sum().backward()
         n = u / math.sqrt(u * u + eps)
-        torch.testing.assert_close(x.grad, x.new_tensor([[-dz * slope, dz * slope]]), rtol=1e-13, atol=0)
+        torch.testing.assert_close(
+            x.grad, x.new_tensor([[-dz * slope, dz * slope]]), rtol=1e-13, atol=0
+        )
         torch.testing.assert_close(weight.grad, x.new_tensor([-dz * n, dz * n]), rtol=1e-13, atol=0)
 
     def test_add_relu(self, backend):
@@ -89,7 +98,9 @@ def test_bins_follow_adaptive_average_pooling():
         x = torch.randn(1, 1, channels, dtype=torch.float64)
         for level in range(1, channels + 1):
             means = [x[0, 0, b:e].mean() for b, e in reference.bins(channels, level)]
-            torch.testing.assert_close(torch.stack(means), torch.nn.functional.adaptive_avg_pool1d(x, level)[0, 0])
+            torch.testing.assert_close(
+                torch.stack(means), torch.nn.functional.adaptive_avg_pool1d(x, level)[0, 0]
+            )
 
 
 def test_affine_normalization_folds_into_weight_and_bias():
@@ -98,7 +109,9 @@ def test_affine_normalization_folds_into_weight_and_bias():
     x = torch.randn(3, 8, 5, dtype=torch.float64)
     weight, gamma, beta = torch.randn(3, 7, dtype=torch.float64)
     bias = torch.randn(1, dtype=torch.float64)
-    contexts = torch.stack([x[:, b:e].mean(1) for k in (1, 2, 4) for b, e in reference.bins(8, k)], 2)
+    contexts = torch.stack(
+        [x[:, b:e].mean(1) for k in (1, 2, 4) for b, e in reference.bins(8, k)], 2
+    )
     normalized = torch.nn.functional.layer_norm(contexts, (7,), gamma, beta, 1e-5)
     expected = ((normalized * weight).sum(2) + bias).sigmoid()
     got = ppcr_ext.ppcr_gate(x, weight * gamma, bias + (weight * beta).sum())

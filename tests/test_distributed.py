@@ -15,7 +15,9 @@ import torch
 def found(tmp_path_factory):
     out = tmp_path_factory.mktemp("distributed")
     root = Path(distributed_worker.__file__).parent.parent
-    built = root / "ppcr_ext" / "__init__.py"  # where the tests run from the checkout, its package is the one under test
+    built = (
+        root / "ppcr_ext" / "__init__.py"
+    )  # where the tests run from the checkout, its package is the one under test
     path = [str(root)] if Path(sys.modules["ppcr_ext"].__file__) == built else []
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", distributed_worker.__file__, str(out)],
@@ -31,7 +33,11 @@ def test_gradients_and_parameters_are_those_of_one_process(found, kind):
     """Gradients of two steps with momentum, and the parameters after them; each process has seen half of the samples."""
     expected = distributed_worker.train(distributed_worker.network(), 0, 1, lambda t: t)
     assert [len(part) for part in expected] == [14, 14, 14]
-    assert all(values.abs().max() > 0 for name, values in expected[0].items() if "ppcr" in name or name.startswith("1."))
+    assert all(
+        values.abs().max() > 0
+        for name, values in expected[0].items()
+        if "ppcr" in name or name.startswith("1.")
+    )
     for rank in found:
         for got, part in zip(rank[kind], expected, strict=True):
             assert got.keys() == part.keys()

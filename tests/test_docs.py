@@ -17,16 +17,22 @@ def test_code_runs(page, tmp_path, monkeypatch):
     torch.compiler.reset()
     text = (ROOT / page).read_text()
     blocks = [
-        (match[1], text[: match.start()].count("\n") + 1) for match in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S)
+        (match[1], text[: match.start()].count("\n") + 1)
+        for match in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S)
     ]
     assert len(blocks) >= 3
     namespace = {"__name__": "__main__"}
     for code, line in blocks:
-        exec(compile("\n" * line + code, page, "exec"), namespace)  # the lines of the page, for tracebacks
+        exec(
+            compile("\n" * line + code, page, "exec"), namespace
+        )  # the lines of the page, for tracebacks
 
 
 def test_what_is_named_exists():
     """Files that the pages name are in the repository."""
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        for name in re.findall(r"`((?:examples|docs|benchmarks|csrc|tests|ppcr_ext|tools)/[\w./]+\.\w+)`", page.read_text()):
+        for name in re.findall(
+            r"`((?:examples|docs|benchmarks|csrc|tests|ppcr_ext|tools)/[\w./]+\.\w+)`",
+            page.read_text(),
+        ):
             assert (ROOT / name).is_file(), f"{page.name} names {name}"

@@ -31,7 +31,11 @@ def operators_called(f):
     return [event.name for event in profile.events()]
 
 
-@pytest.mark.parametrize("shape", [(3, 8), (3, 8, 5), (2, 8, 5, 7), (2, 8, 3, 4, 5), (2, 8, 3, 2, 2, 3), (2, 8, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 8), (3, 8, 5), (2, 8, 5, 7), (2, 8, 3, 4, 5), (2, 8, 3, 2, 2, 3), (2, 8, 1, 1)],
+    ids=str,
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_both_layouts_without_a_copy(name, layout, shape):
@@ -135,19 +139,31 @@ def test_empty_tensors(name, backend, shape):
 def test_batch_of_two_has_the_bits_of_two_batches(name, dtype, layout):
     """Planes of 9 and 35 pixels put the second sample at other alignments than the first."""
     for side in (3, 5, 7):
-        case = make_case(name, (2, 8, side, side + 2 * (side > 3)), (1, 2, 4), dtype, layout, seed=side)
+        case = make_case(
+            name, (2, 8, side, side + 2 * (side > 3)), (1, 2, 4), dtype, layout, seed=side
+        )
         whole = case.run("native")
         fields = ("x", "residual", "grad")
         for i in range(2):
-            sample = {f: to_layout(getattr(case, f).detach()[i : i + 1].clone(), layout) for f in fields}
+            sample = {
+                f: to_layout(getattr(case, f).detach()[i : i + 1].clone(), layout) for f in fields
+            }
             part = dataclasses.replace(case, **sample).run("native")
-            for a, b in zip((whole[0], whole[1], whole[-1]), (part[0], part[1], part[-1]), strict=True):
+            for a, b in zip(
+                (whole[0], whole[1], whole[-1]), (part[0], part[1], part[-1]), strict=True
+            ):
                 if a.dim() == case.x.dim():
                     assert torch.equal(a[i : i + 1], b)
 
 
 def test_one_channel_a_bin_and_many_channels():
-    for channels, levels in ((2, (1, 1)), (1, (1, 1)), (64, (64,)), (65536, (1, 2, 4)), (4099, (1, 7))):
+    for channels, levels in (
+        (2, (1, 1)),
+        (1, (1, 1)),
+        (64, (64,)),
+        (65536, (1, 2, 4)),
+        (4099, (1, 7)),
+    ):
         case = make_case("ppcr", (2, channels, 3), levels, torch.float64)
         for a, b in zip(case.run("native"), case.in_float64().run("reference"), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
@@ -160,7 +176,9 @@ def test_most_segments_that_64_contexts_can_cut():
             case = make_case("ppcr", (2, channels, 5, 4), levels, torch.float64)
             for layout in LAYOUTS:
                 case.x, case.grad = to_layout(case.x.detach(), layout), to_layout(case.grad, layout)
-                for a, b in zip(case.run("native"), case.in_float64().run("reference"), strict=True):
+                for a, b in zip(
+                    case.run("native"), case.in_float64().run("reference"), strict=True
+                ):
                     torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
@@ -168,7 +186,10 @@ def test_batch_equals_samples_one_by_one():
     for layout in LAYOUTS:
         case = make_case("ppcr", (5, 24, 9, 7), (1, 2, 4), torch.float32, layout)
         whole = run("ppcr", case.x, case.residual, case.weight, case.bias)
-        parts = [run("ppcr", x, r, case.weight, case.bias) for x, r in zip(case.x.split(1), case.residual.split(1), strict=True)]
+        parts = [
+            run("ppcr", x, r, case.weight, case.bias)
+            for x, r in zip(case.x.split(1), case.residual.split(1), strict=True)
+        ]
         assert torch.equal(whole, torch.cat(parts))
 
 
@@ -179,7 +200,11 @@ def test_missing_native_library_warns_once_and_names_the_remedy(tmp_path, first)
     from pathlib import Path
 
     package = Path(ppcr_ext.__file__).parent
-    shutil.copytree(package, tmp_path / "ppcr_ext", ignore=shutil.ignore_patterns("*.so", "__pycache__", "_build.json"))
+    shutil.copytree(
+        package,
+        tmp_path / "ppcr_ext",
+        ignore=shutil.ignore_patterns("*.so", "__pycache__", "_build.json"),
+    )
     shutil.copytree(ppcr_ext._build.csrc(), tmp_path / "csrc", dirs_exist_ok=True)
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "ppcr_ext"\nversion = "0"\n')
     program = (
@@ -206,8 +231,14 @@ else:
     raise AssertionError
 """
     )
-    environment = {"PATH": "/usr/bin:/bin", "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "HOME": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, timeout=300)
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"),
+        "HOME": str(tmp_path),
+    }
+    subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, timeout=300
+    )
 
 
 def virtual_bytes() -> int:

@@ -20,20 +20,54 @@ from ppcr_ext import functional
 TINY = end_to_end.Setting("resnet18", 2, 32, "contiguous", False, False)
 
 
-def row(variant: str, mode: str, ratio: float, setting: end_to_end.Setting = TINY) -> end_to_end.Row:
-    measured = (10 * ratio, 9 * ratio, 11 * ratio, ratio, ratio - 0.01, ratio + 0.01, 100, None, 1e-6, 0.0)
-    return end_to_end.Row(**vars(setting), variant=variant, mode=mode, **dict(zip(ROW_FIGURES, measured, strict=True)))
+def row(
+    variant: str, mode: str, ratio: float, setting: end_to_end.Setting = TINY
+) -> end_to_end.Row:
+    measured = (
+        10 * ratio,
+        9 * ratio,
+        11 * ratio,
+        ratio,
+        ratio - 0.01,
+        ratio + 0.01,
+        100,
+        None,
+        1e-6,
+        0.0,
+    )
+    return end_to_end.Row(
+        **vars(setting), variant=variant, mode=mode, **dict(zip(ROW_FIGURES, measured, strict=True))
+    )
 
 
-ROW_FIGURES = ("ms", "ms_low", "ms_high", "ratio", "ratio_low", "ratio_high", "saved_bytes", "peak_bytes", "error", "others")
-ROWS = [row(variant, mode, 1 + 0.1 * i) for i, variant in enumerate(network.VARIANTS) for mode in ("step", "inference")]
+ROW_FIGURES = (
+    "ms",
+    "ms_low",
+    "ms_high",
+    "ratio",
+    "ratio_low",
+    "ratio_high",
+    "saved_bytes",
+    "peak_bytes",
+    "error",
+    "others",
+)
+ROWS = [
+    row(variant, mode, 1 + 0.1 * i)
+    for i, variant in enumerate(network.VARIANTS)
+    for mode in ("step", "inference")
+]
 
 
 @pytest.mark.parametrize(("count", "rank"), [(3, 1), (6, 1), (9, 2), (11, 2), (15, 4), (30, 10)])
 def test_the_interval_of_a_median(count, rank):
     """Ranks as tables of the sign test list them."""
     values = list(range(1, count + 1))
-    assert end_to_end.median_interval(values[::-1]) == (statistics.median(values), rank, count + 1 - rank)
+    assert end_to_end.median_interval(values[::-1]) == (
+        statistics.median(values),
+        rank,
+        count + 1 - rank,
+    )
 
 
 @pytest.mark.parametrize("name", end_to_end.NETWORKS)
@@ -42,7 +76,9 @@ def test_variants_have_a_layer_in_every_block(name):
     names = {}
     for variant in network.VARIANTS:
         modules = [type(module).__name__ for module in network.network(name, variant).modules()]
-        names[variant] = {kind: modules.count(kind) for kind in ("PPCR", "Plain", "SEModule", "CbamModule")}
+        names[variant] = {
+            kind: modules.count(kind) for kind in ("PPCR", "Plain", "SEModule", "CbamModule")
+        }
     assert names == {
         "none": {"PPCR": 0, "Plain": 0, "SEModule": 0, "CbamModule": 0},
         "PPCR fused": {"PPCR": blocks, "Plain": 0, "SEModule": 0, "CbamModule": 0},
@@ -57,9 +93,15 @@ def test_only_the_fused_network_adds_in_the_layer(monkeypatch):
     called = []
     for name in ("ppcr", "ppcr_add_relu"):
         original = getattr(functional, name)
-        monkeypatch.setattr(functional, name, lambda *a, n=name, f=original, **k: called.append(n) or f(*a, **k))
+        monkeypatch.setattr(
+            functional, name, lambda *a, n=name, f=original, **k: called.append(n) or f(*a, **k)
+        )
     x = torch.randn(2, 3, 32, 32)
-    for variant, expected in (("PPCR fused", {"ppcr_add_relu"}), ("PPCR unfused", {"ppcr"}), ("PPCR plain", set())):
+    for variant, expected in (
+        ("PPCR fused", {"ppcr_add_relu"}),
+        ("PPCR unfused", {"ppcr"}),
+        ("PPCR plain", set()),
+    ):
         called.clear()
         network.network("resnet18", variant)(x)
         assert set(called) == expected
@@ -83,10 +125,15 @@ def test_a_wrong_network_is_not_timed(monkeypatch):
 
 def test_what_autograd_keeps_is_counted():
     """Of a linear layer its input; of a ReLU its output; parameters and pictures are not counted."""
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 10))
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(3 * 4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 10)
+    )
     x, target = torch.randn(2, 3, 2, 2), torch.arange(2)
     logits = 2 * 10 * 4 + 4  # log-softmax, and the number of samples
-    assert network.saved_bytes(model, x, target, False) == 2 * 5 * 4 + logits + target.untyped_storage().nbytes()
+    assert (
+        network.saved_bytes(model, x, target, False)
+        == 2 * 5 * 4 + logits + target.untyped_storage().nbytes()
+    )
 
 
 def test_a_slow_network_shows_as_slow(monkeypatch):
@@ -114,8 +161,14 @@ def test_a_slow_network_shows_as_slow(monkeypatch):
 def test_table_picture_and_files(tmp_path):
     lines = end_to_end.table(ROWS).splitlines()
     assert lines[0] == "| | PPCR fused | PPCR unfused | PPCR plain | SE | CBAM |"
-    assert lines[2].startswith("| resnet18 2x3x32x32, contiguous, step | 1.100 (1.090 to 1.110) | 1.200 (")
-    about = {"rounds": 3, "complete": True, "environment": {"cpu": "Some CPU", "device": "cpu", "torch": "2"}}
+    assert lines[2].startswith(
+        "| resnet18 2x3x32x32, contiguous, step | 1.100 (1.090 to 1.110) | 1.200 ("
+    )
+    about = {
+        "rounds": 3,
+        "complete": True,
+        "environment": {"cpu": "Some CPU", "device": "cpu", "torch": "2"},
+    }
     written = end_to_end.write(ROWS, tmp_path / "new" / "end_to_end", about)
     assert [path.suffix for path in written] == [".csv", ".json", ".png"]
     assert written[2].stat().st_size > 10_000
@@ -146,7 +199,9 @@ def test_interrupting_keeps_what_was_measured_and_resuming_goes_on(monkeypatch, 
         calls.append(str(setting))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return [row(variant, mode, 1, setting) for variant in variants for mode in ("step", "inference")]
+        return [
+            row(variant, mode, 1, setting) for variant in variants for mode in ("step", "inference")
+        ]
 
     monkeypatch.setattr(end_to_end, "measure", measure)
     arguments = ["--rounds", "2", "--out", str(tmp_path)]

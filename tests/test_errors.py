@@ -22,11 +22,21 @@ META = torch.empty(7, device="meta")
     ("arguments", "options", "error", "words"),
     [
         (("x", W, B), {}, TypeError, r"x must be a Tensor, got str"),
-        ((X.int(), W, B), {}, TypeError, r"x must be float32, float16, bfloat16 or float64, got torch.int32"),
+        (
+            (X.int(), W, B),
+            {},
+            TypeError,
+            r"x must be float32, float16, bfloat16 or float64, got torch.int32",
+        ),
         ((X.to(torch.complex64), W, B), {}, TypeError, r"x must be float32.*got torch.complex64"),
         ((X[0, 0], W, B), {}, ValueError, r"x must have shape \[N, C, \*spatial\], got \[3\]"),
         ((X, [1.0] * 7, B), {}, TypeError, r"weight must be a Tensor, got list"),
-        ((X, W[:6], B), {}, ValueError, r"weight must have shape \[7\] \(one per context: the sum of levels\), got \[6\]"),
+        (
+            (X, W[:6], B),
+            {},
+            ValueError,
+            r"weight must have shape \[7\] \(one per context: the sum of levels\), got \[6\]",
+        ),
         ((X, W[None], B), {}, ValueError, r"weight must have shape \[7\].*got \[1, 7\]"),
         ((X, W.double(), B), {}, TypeError, r"weight must be torch.float32 .*got torch.float64"),
         ((X.double(), W, B.double()), {}, TypeError, r"must be torch.float64 .*got torch.float32"),
@@ -49,15 +59,40 @@ META = torch.empty(7, device="meta")
         ((X, W, torch.ones(2)), {}, ValueError, r"bias must have shape \[1\], got \[2\]"),
         ((X, W, torch.tensor(0.5)), {}, ValueError, r"bias must have shape \[1\], got \[\]"),
         ((X, W, B.int()), {}, TypeError, r"bias must be torch.float32 .*got torch.int32"),
-        ((X, W, torch.ones(1, device="meta")), {}, ValueError, r"bias must be on x's device cpu, got meta"),
+        (
+            (X, W, torch.ones(1, device="meta")),
+            {},
+            ValueError,
+            r"bias must be on x's device cpu, got meta",
+        ),
         ((X, W, B), {"levels": ()}, ValueError, r"levels must not be empty"),
         ((X, W, B), {"levels": (1, 2.0, 4)}, TypeError, r"levels must be ints, got \(1, 2.0, 4\)"),
         ((X, W, B), {"levels": (True, 2, 4)}, TypeError, r"levels must be ints"),
-        ((X, W, B), {"levels": 7}, TypeError, r"levels must be a sequence of ints such as \(1, 2, 4\), got 7"),
+        (
+            (X, W, B),
+            {"levels": 7},
+            TypeError,
+            r"levels must be a sequence of ints such as \(1, 2, 4\), got 7",
+        ),
         ((X, W, B), {"levels": "124"}, TypeError, r"levels must be a sequence of ints"),
-        ((X, W, B), {"levels": (0, 2, 5)}, ValueError, r"levels must lie between 1 and the 8 channels of x, got \(0, 2, 5\)"),
-        ((X, W, B), {"levels": (-1, 8)}, ValueError, r"levels must lie between 1 and the 8 channels"),
-        ((X, W, B), {"levels": (1, 9)}, ValueError, r"levels must lie between 1 and the 8 channels of x, got \(1, 9\)"),
+        (
+            (X, W, B),
+            {"levels": (0, 2, 5)},
+            ValueError,
+            r"levels must lie between 1 and the 8 channels of x, got \(0, 2, 5\)",
+        ),
+        (
+            (X, W, B),
+            {"levels": (-1, 8)},
+            ValueError,
+            r"levels must lie between 1 and the 8 channels",
+        ),
+        (
+            (X, W, B),
+            {"levels": (1, 9)},
+            ValueError,
+            r"levels must lie between 1 and the 8 channels of x, got \(1, 9\)",
+        ),
         ((X[:, :0], W, B), {}, ValueError, r"levels must lie between 1 and the 0 channels of x"),
         ((X, W[:1], B), {"levels": (1,)}, ValueError, r"levels need at least 2 contexts"),
         ((X, W, B), {"eps": 0.0}, ValueError, r"eps must be positive and finite, got 0.0"),
@@ -65,7 +100,12 @@ META = torch.empty(7, device="meta")
         ((X, W, B), {"eps": math.nan}, ValueError, r"eps must be positive and finite, got nan"),
         ((X, W, B), {"eps": math.inf}, ValueError, r"eps must be positive and finite, got inf"),
         ((X, W, B), {"eps": "small"}, TypeError, r"eps must be a float, got 'small'"),
-        ((X, W, B), {"backend": "fast"}, ValueError, r"backend must be one of .*native.*or None, got 'fast'"),
+        (
+            (X, W, B),
+            {"backend": "fast"},
+            ValueError,
+            r"backend must be one of .*native.*or None, got 'fast'",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", ["ppcr", "ppcr_gate", "ppcr_add_relu"])
@@ -143,9 +183,17 @@ class TestNamedBackends:
 
     def test_more_contexts_than_the_kernels_take(self):
         x, w = torch.randn(2, 70, 3), torch.randn(65)
-        with pytest.raises(RuntimeError, match=r"'native' cannot run .* takes at most 64 contexts, the levels have 65"):
+        with pytest.raises(
+            RuntimeError,
+            match=r"'native' cannot run .* takes at most 64 contexts, the levels have 65",
+        ):
             ppcr(x, w, levels=(1, 64), backend="native")
-        torch.testing.assert_close(ppcr(x, w, levels=(1, 64)), ppcr(x, w, levels=(1, 64), backend="reference"), rtol=0, atol=0)
+        torch.testing.assert_close(
+            ppcr(x, w, levels=(1, 64)),
+            ppcr(x, w, levels=(1, 64), backend="reference"),
+            rtol=0,
+            atol=0,
+        )
 
     def test_every_backend_states_its_reason(self):
         assert list(ppcr_ext.backends()) == ["native", "triton", "reference"]
@@ -159,37 +207,91 @@ L = [1, 2, 4]
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: OPERATORS.ppcr(X.int(), W, B, L, 1e-5), "x must be float32, float64, float16 or bfloat16, got Int"),
-        (lambda: OPERATORS.ppcr(X[0, 0], W, B, L, 1e-5), r"x must have shape \[N, C, \*spatial\], got \[3\]"),
+        (
+            lambda: OPERATORS.ppcr(X.int(), W, B, L, 1e-5),
+            "x must be float32, float64, float16 or bfloat16, got Int",
+        ),
+        (
+            lambda: OPERATORS.ppcr(X[0, 0], W, B, L, 1e-5),
+            r"x must have shape \[N, C, \*spatial\], got \[3\]",
+        ),
         (lambda: OPERATORS.ppcr(torch.randn(()), W, B, L, 1e-5), "x must have shape"),
         (lambda: OPERATORS.ppcr(X[:, :0], W, B, L, 1e-5), "x must have at least 1 channel"),
         (lambda: OPERATORS.ppcr(X, W[:3], B, L, 1e-5), r"weight must have shape \[7\], got \[3\]"),
-        (lambda: OPERATORS.ppcr(X, W[None], B, L, 1e-5), r"weight must have shape \[7\], got \[1, 7\]"),
-        (lambda: OPERATORS.ppcr(X, W.int(), B, L, 1e-5), "weight must be float32 or x's dtype .*got Int"),
-        (lambda: OPERATORS.ppcr(X, W.double(), B, L, 1e-5), "weight must be float32 or x's dtype .*got Double"),
-        (lambda: OPERATORS.ppcr(X.double(), W, None, L, 1e-5), "weight must be float32 or x's dtype .*got Float"),
-        (lambda: OPERATORS.ppcr(X.half(), W.bfloat16(), B, L, 1e-5), "weight must be float32 or x's dtype .*got BFloat16"),
-        (lambda: OPERATORS.ppcr(X, W, torch.ones(2), L, 1e-5), r"bias must have shape \[1\], got \[2\]"),
+        (
+            lambda: OPERATORS.ppcr(X, W[None], B, L, 1e-5),
+            r"weight must have shape \[7\], got \[1, 7\]",
+        ),
+        (
+            lambda: OPERATORS.ppcr(X, W.int(), B, L, 1e-5),
+            "weight must be float32 or x's dtype .*got Int",
+        ),
+        (
+            lambda: OPERATORS.ppcr(X, W.double(), B, L, 1e-5),
+            "weight must be float32 or x's dtype .*got Double",
+        ),
+        (
+            lambda: OPERATORS.ppcr(X.double(), W, None, L, 1e-5),
+            "weight must be float32 or x's dtype .*got Float",
+        ),
+        (
+            lambda: OPERATORS.ppcr(X.half(), W.bfloat16(), B, L, 1e-5),
+            "weight must be float32 or x's dtype .*got BFloat16",
+        ),
+        (
+            lambda: OPERATORS.ppcr(X, W, torch.ones(2), L, 1e-5),
+            r"bias must have shape \[1\], got \[2\]",
+        ),
         (lambda: OPERATORS.ppcr(X, W, B.long(), L, 1e-5), "bias must be float32"),
         (lambda: OPERATORS.ppcr(X, W, B, [], 1e-5), "levels must not be empty"),
         (lambda: OPERATORS.ppcr(X, W, B, [1, 2, -4], 1e-5), "levels must be at least 1"),
-        (lambda: OPERATORS.ppcr(X, W, B, [1, 9], 1e-5), "levels must not exceed the number of channels"),
+        (
+            lambda: OPERATORS.ppcr(X, W, B, [1, 9], 1e-5),
+            "levels must not exceed the number of channels",
+        ),
         (lambda: OPERATORS.ppcr(X, W, B, [1], 1e-5), "levels need at least 2 contexts"),
         (lambda: OPERATORS.ppcr(torch.randn(1, 99), W, B, [65], 1e-5), "more than 64 contexts"),
         (lambda: OPERATORS.ppcr(torch.randn(1, 99), W, B, [60, 60], 1e-5), "more than 64 contexts"),
         (lambda: OPERATORS.ppcr(X, W, B, L, 0.0), "eps must be positive and finite"),
         (lambda: OPERATORS.ppcr(X, W, B, L, math.nan), "eps must be positive and finite"),
         (lambda: OPERATORS.ppcr_gate(X, W[:3], B, L, 1e-5), "weight must have shape"),
-        (lambda: OPERATORS.ppcr_backward(X[:1], X, W, B, L, 1e-5), r"grad must have x's shape \[2, 8, 3\], got \[1, 8, 3\]"),
-        (lambda: OPERATORS.ppcr_backward(X[..., None], X, W, B, L, 1e-5), "grad must have x's shape"),
-        (lambda: OPERATORS.ppcr_backward(X.half(), X, W, B, L, 1e-5), "grad must have x's dtype Float, got Half"),
-        (lambda: OPERATORS.ppcr_gate_backward(X, X, W, B, L, 1e-5), r"grad must have the gate's shape \[N, 1, \*spatial\]"),
-        (lambda: OPERATORS.ppcr_gate_backward(X[:, :1].double(), X, W, B, L, 1e-5), "grad must have x's dtype"),
+        (
+            lambda: OPERATORS.ppcr_backward(X[:1], X, W, B, L, 1e-5),
+            r"grad must have x's shape \[2, 8, 3\], got \[1, 8, 3\]",
+        ),
+        (
+            lambda: OPERATORS.ppcr_backward(X[..., None], X, W, B, L, 1e-5),
+            "grad must have x's shape",
+        ),
+        (
+            lambda: OPERATORS.ppcr_backward(X.half(), X, W, B, L, 1e-5),
+            "grad must have x's dtype Float, got Half",
+        ),
+        (
+            lambda: OPERATORS.ppcr_gate_backward(X, X, W, B, L, 1e-5),
+            r"grad must have the gate's shape \[N, 1, \*spatial\]",
+        ),
+        (
+            lambda: OPERATORS.ppcr_gate_backward(X[:, :1].double(), X, W, B, L, 1e-5),
+            "grad must have x's dtype",
+        ),
         (lambda: OPERATORS.ppcr_add_relu(X, X[:1], W, B, L, 1e-5), "residual must have x's shape"),
-        (lambda: OPERATORS.ppcr_add_relu(X, X.half(), W, B, L, 1e-5), "residual must have x's dtype"),
-        (lambda: OPERATORS.ppcr_add_relu_backward(X, X, X[:1], W, B, L, 1e-5), "y must have x's shape"),
-        (lambda: OPERATORS.ppcr_add_relu_backward(X[:, :4], X, X, W, B, L, 1e-5), "grad must have x's shape"),
-        (lambda: OPERATORS.ppcr_add_relu_backward(X, X, X.double(), W, B, L, 1e-5), "y must have x's dtype"),
+        (
+            lambda: OPERATORS.ppcr_add_relu(X, X.half(), W, B, L, 1e-5),
+            "residual must have x's dtype",
+        ),
+        (
+            lambda: OPERATORS.ppcr_add_relu_backward(X, X, X[:1], W, B, L, 1e-5),
+            "y must have x's shape",
+        ),
+        (
+            lambda: OPERATORS.ppcr_add_relu_backward(X[:, :4], X, X, W, B, L, 1e-5),
+            "grad must have x's shape",
+        ),
+        (
+            lambda: OPERATORS.ppcr_add_relu_backward(X, X, X.double(), W, B, L, 1e-5),
+            "y must have x's dtype",
+        ),
     ],
 )
 def test_operators_called_directly(call, words):
@@ -203,11 +305,15 @@ def test_operators_take_any_stride():
     expanded = torch.randn(1, 1, 6, 1).expand(2, 8, 6, 5)
     weight = torch.randn(14)[::2]
     for a in (x, expanded, x[::2].expand(2, -1, -1, -1), x.flip(2)):
-        expected = OPERATORS.ppcr_backward(expanded.contiguous(), a.contiguous(), weight.contiguous(), B, L, 1e-5)
+        expected = OPERATORS.ppcr_backward(
+            expanded.contiguous(), a.contiguous(), weight.contiguous(), B, L, 1e-5
+        )
         got = OPERATORS.ppcr_backward(expanded, a, weight, B, L, 1e-5)
         assert all(torch.equal(g, e) for g, e in zip(got, expected, strict=True))
         y = OPERATORS.ppcr_add_relu(a, expanded, weight, B, L, 1e-5)
-        assert torch.equal(y, OPERATORS.ppcr_add_relu(a.contiguous(), expanded.contiguous(), weight, B, L, 1e-5))
+        assert torch.equal(
+            y, OPERATORS.ppcr_add_relu(a.contiguous(), expanded.contiguous(), weight, B, L, 1e-5)
+        )
 
 
 def test_nothing_is_lost_after_an_error():

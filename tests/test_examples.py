@@ -53,7 +53,9 @@ def table(path):
 
 
 def without_seconds(path):
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in table(path)]
+    return [
+        {name: value for name, value in row.items() if name != "seconds"} for row in table(path)
+    ]
 
 
 def png(path):
@@ -75,7 +77,12 @@ def test_digits_reach_95_percent(trained):
     assert 0.9 < float(test["kappa"]) < float(test["auc"]) <= 1
     assert [int(row["epoch"]) for row in table(trained / "metrics.csv")] == list(range(1, 9))
     assert png(trained / "curves.png")
-    assert sorted(p.name for p in trained.iterdir()) == ["checkpoint.pt", "curves.png", "metrics.csv", "test.csv"]
+    assert sorted(p.name for p in trained.iterdir()) == [
+        "checkpoint.pt",
+        "curves.png",
+        "metrics.csv",
+        "test.csv",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -102,11 +109,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, call):
     assert not (tmp_path / "parts" / "test.csv").exists()
     assert call("train.py", "--out", tmp_path / "parts", *options, "--resume") == (0, "")
     for name in ("metrics.csv", "test.csv"):
-        assert without_seconds(tmp_path / "whole" / name) == without_seconds(tmp_path / "parts" / name)
-    whole, parts = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts"))
+        assert without_seconds(tmp_path / "whole" / name) == without_seconds(
+            tmp_path / "parts" / name
+        )
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        for name in ("whole", "parts")
+    )
     assert whole["model"].keys() == parts["model"].keys()
     assert all(torch.equal(whole["model"][key], parts["model"][key]) for key in whole["model"])
-    states = [torch.utils._pytree.tree_leaves(state["optimizer"]["state"]) for state in (whole, parts)]
+    states = [
+        torch.utils._pytree.tree_leaves(state["optimizer"]["state"]) for state in (whole, parts)
+    ]
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
@@ -123,9 +137,14 @@ def test_two_processes_write_one_run(tmp_path, call):
 
 def medmnist(path, n=20, **changes):
     generator = np.random.default_rng(0)
-    arrays = {f"{s}_images": generator.integers(0, 256, (n, 28, 28, 3), np.uint8) for s in ("train", "val", "test")}
+    arrays = {
+        f"{s}_images": generator.integers(0, 256, (n, 28, 28, 3), np.uint8)
+        for s in ("train", "val", "test")
+    }
     arrays |= {f"{s}_labels": np.arange(n).reshape(-1, 1) % 3 for s in ("train", "val", "test")}
-    np.savez_compressed(path, **{key: value for key, value in (arrays | changes).items() if value is not None})
+    np.savez_compressed(
+        path, **{key: value for key, value in (arrays | changes).items() if value is not None}
+    )
 
 
 class Code:
@@ -158,17 +177,34 @@ class TestData:
     def test_medmnist(self, tmp_path):
         medmnist(tmp_path / "a.npz")
         data = self.load(tmp_path / "a.npz", augment=True)
-        assert (data.channels, data.classes, len(data.train), len(data.validation), len(data.test)) == (3, 3, 20, 20, 20)
+        assert (
+            data.channels,
+            data.classes,
+            len(data.train),
+            len(data.validation),
+            len(data.test),
+        ) == (3, 3, 20, 20, 20)
         image, label = data.train[4]
         assert (image.shape, image.dtype, int(label)) == ((3, 28, 28), torch.float32, 1)
-        medmnist(tmp_path / "grey.npz", **{f"{s}_images": np.zeros((20, 28, 28), np.uint8) for s in ("train", "val", "test")})
+        medmnist(
+            tmp_path / "grey.npz",
+            **{f"{s}_images": np.zeros((20, 28, 28), np.uint8) for s in ("train", "val", "test")},
+        )
         assert self.load(tmp_path / "grey.npz").channels == 1
 
     def test_cifar10(self, tmp_path):
         cifar(tmp_path / "c")
         data = self.load(tmp_path / "c")
-        assert (data.channels, data.classes, len(data.train), len(data.validation), len(data.test)) == (3, 10, 90, 10, 20)
-        raw = pickle.loads((tmp_path / "c" / "test_batch").read_bytes())["data"][0].reshape(3, 32, 32)
+        assert (
+            data.channels,
+            data.classes,
+            len(data.train),
+            len(data.validation),
+            len(data.test),
+        ) == (3, 10, 90, 10, 20)
+        raw = pickle.loads((tmp_path / "c" / "test_batch").read_bytes())["data"][0].reshape(
+            3, 32, 32
+        )
         image = data.test[0][0].numpy()
         for channel in range(3):  # normalized: the same up to scale and shift
             assert np.corrcoef(image[channel].ravel(), raw[channel].ravel())[0, 1] > 0.99999
@@ -195,7 +231,12 @@ class TestData:
                 (tmp_path / split / label).mkdir(parents=True)
                 Image.new("RGB", (20, 30), (255, 0, 0)).save(tmp_path / split / label / "1.png")
         data = self.load(tmp_path, augment=True)
-        assert (data.classes, len(data.train), data.train[1][1], data.test is data.validation) == (2, 2, 1, True)
+        assert (data.classes, len(data.train), data.train[1][1], data.test is data.validation) == (
+            2,
+            2,
+            1,
+            True,
+        )
         assert data.train[0][0].shape == (3, 16, 16)
 
     @pytest.mark.parametrize("attention", ["ppcr", "se", "cbam", "none"])
@@ -249,7 +290,10 @@ def truncated(path):
         (["--resume", "--out", "{tmp}/good"], "was made with --epochs 8"),
         (["--out", "{tmp}/good", "--epochs", "8"], "pass --resume to go on"),
         (["--model", "timm/nothing"], "--model: timm/nothing cannot be built"),
-        (["--model", "torchvision/densenet121"], "--model: torchvision/densenet121 cannot be built"),
+        (
+            ["--model", "torchvision/densenet121"],
+            "--model: torchvision/densenet121 cannot be built",
+        ),
     ],
 )
 def test_bad_input(arguments, words, tmp_path, trained, call):
@@ -297,10 +341,15 @@ def test_gate_maps(tmp_path, call):
     assert call("gate_maps.py", "--out", tmp_path, "--steps", 3, "--side", 64) == (0, "")
     rows = table(tmp_path / "gates.csv")
     assert [(row["picture"], row["layer"]) for row in rows] == [
-        (picture, f"blocks.{i}.ppcr") for picture in ("retina", "immunohistochemistry") for i in range(4)
+        (picture, f"blocks.{i}.ppcr")
+        for picture in ("retina", "immunohistochemistry")
+        for i in range(4)
     ]
     for row in rows:
-        values = [float(row[c]) for c in ("minimum", "quantile_0.05", "quantile_0.5", "quantile_0.95", "maximum")]
+        values = [
+            float(row[c])
+            for c in ("minimum", "quantile_0.05", "quantile_0.5", "quantile_0.95", "maximum")
+        ]
         assert values == sorted(values)
         assert 0 < values[0] < values[-1] < 1
     assert all(png(tmp_path / f"{name}.png") for name in ("retina", "immunohistochemistry"))

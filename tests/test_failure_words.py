@@ -55,15 +55,24 @@ def test_library_that_is_cut_off(checkout):
     """The loader maps what is missing and dies of SIGBUS."""
     path = checkout / "ppcr_ext" / "_cpu.abi3.so"
     path.write_bytes(Path(native.library()).read_bytes()[:100_000])
-    assert f"cpu: {path} does not load: it is cut off, as by a full disk or a copy that was interrupted; " in report(checkout)
+    assert (
+        f"cpu: {path} does not load: it is cut off, as by a full disk or a copy that was interrupted; "
+        in report(checkout)
+    )
 
 
 def test_library_of_another_pytorch(checkout):
     """One that needs what this PyTorch does not have, or no longer has."""
     path = checkout / "ppcr_ext" / "_cpu.abi3.so"
-    compile_library(path, 'extern "C" int aoti_torch_of_another_version();\nint value = aoti_torch_of_another_version();\n')
+    compile_library(
+        path,
+        'extern "C" int aoti_torch_of_another_version();\nint value = aoti_torch_of_another_version();\n',
+    )
     said = report(checkout)
-    assert f"cpu: {path} does not load: it was built for another PyTorch than {torch.__version__} (" in said
+    assert (
+        f"cpu: {path} does not load: it was built for another PyTorch than {torch.__version__} ("
+        in said
+    )
     assert "undefined symbol: aoti_torch_of_another_version" in said
 
 
@@ -80,7 +89,9 @@ def test_stale_library(checkout):
     path = checkout / "ppcr_ext" / "_cpu.abi3.so"
     compile_library(path, STALE)
     missing = ", ".join(name for name in native.OPERATORS if name != "ppcr")
-    assert f"cpu: {path} is of another version of ppcr_ext: it lacks {missing}; " in report(checkout)
+    assert f"cpu: {path} is of another version of ppcr_ext: it lacks {missing}; " in report(
+        checkout
+    )
 
 
 def test_stale_cuda_library(checkout):
@@ -144,27 +155,53 @@ def test_cache_without_permission(checkout, tmp_path):
     for mode in (0o500, 0o000):
         cache = tmp_path / f"{mode}"
         cache.mkdir(mode=mode)
-        assert "set TORCH_EXTENSIONS_DIR" in call("-c", BUILD, cwd=checkout, TORCH_EXTENSIONS_DIR=str(cache))
+        assert "set TORCH_EXTENSIONS_DIR" in call(
+            "-c", BUILD, cwd=checkout, TORCH_EXTENSIONS_DIR=str(cache)
+        )
 
 
 def test_cache_that_cannot_even_be_looked_at(checkout):
     """A plain import asks for the JIT-built library; no answer is no library."""
-    assert "('reference',)" in call("-W", "ignore", "-c", SMOKE, cwd=checkout, TORCH_EXTENSIONS_DIR="/" + "x" * 5000)
+    assert "('reference',)" in call(
+        "-W", "ignore", "-c", SMOKE, cwd=checkout, TORCH_EXTENSIONS_DIR="/" + "x" * 5000
+    )
 
 
 def test_jit_without_a_compiler_at_import(checkout, tmp_path):
-    output = call("-c", SMOKE, cwd=checkout, code=1, PPCR_JIT="1", CXX="no-such-compiler", TORCH_EXTENSIONS_DIR=str(tmp_path))
-    assert "RuntimeError: ppcr_ext cannot be compiled here: no C++ compiler: 'no-such-compiler' is not on PATH" in output
+    output = call(
+        "-c",
+        SMOKE,
+        cwd=checkout,
+        code=1,
+        PPCR_JIT="1",
+        CXX="no-such-compiler",
+        TORCH_EXTENSIONS_DIR=str(tmp_path),
+    )
+    assert (
+        "RuntimeError: ppcr_ext cannot be compiled here: no C++ compiler: 'no-such-compiler' is not on PATH"
+        in output
+    )
 
 
 def test_interrupted_jit_build(checkout, tmp_path):
     """Killed in the middle, the build leaves torch's lock behind. Two processes that come later build once, between them."""
-    settings = {"TORCH_EXTENSIONS_DIR": str(tmp_path), "MAX_JOBS": "2", "PPCR_BUILD_CUDA": "0", "DEBUG": "1"}  # compiles sooner
+    settings = {
+        "TORCH_EXTENSIONS_DIR": str(tmp_path),
+        "MAX_JOBS": "2",
+        "PPCR_BUILD_CUDA": "0",
+        "DEBUG": "1",
+    }  # compiles sooner
     environment = os.environ | settings
 
     def start():
         return subprocess.Popen(
-            [sys.executable, "-c", BUILD], cwd=checkout, env=environment, text=True, stdout=-1, stderr=-2, start_new_session=True
+            [sys.executable, "-c", BUILD],
+            cwd=checkout,
+            env=environment,
+            text=True,
+            stdout=-1,
+            stderr=-2,
+            start_new_session=True,
         )
 
     killed = start()

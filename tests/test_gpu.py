@@ -66,7 +66,9 @@ def test_odd_addresses():
     storage = torch.randn(2 * 32 * 64 + 1, device="cuda")
     weight, bias = torch.randn(7, device="cuda"), torch.zeros(1, device="cuda")
     x = storage[1:].view(2, 32, 8, 8)
-    torch.testing.assert_close(ppcr_ext.ppcr(x, weight, bias), ppcr_ext.ppcr(x.clone(), weight, bias))
+    torch.testing.assert_close(
+        ppcr_ext.ppcr(x, weight, bias), ppcr_ext.ppcr(x.clone(), weight, bias)
+    )
 
 
 @both_backends
@@ -90,9 +92,14 @@ def test_graph_capture_and_replay(layout, backend):
     case = make_case("ppcr", (4, 64, 14, 14), (1, 2, 4), torch.float32, layout, device="cuda")
     x, weight, bias, grad = case.x, case.weight, case.bias, case.grad
     name = {"native": "ppcr", "triton": "triton_ppcr"}[backend]
-    run_forward, run_backward = getattr(torch.ops.ppcr_ext, name), getattr(torch.ops.ppcr_ext, f"{name}_backward")
+    run_forward, run_backward = (
+        getattr(torch.ops.ppcr_ext, name),
+        getattr(torch.ops.ppcr_ext, f"{name}_backward"),
+    )
     arguments = (weight, bias, [1, 2, 4], 1e-5)
-    warmup = torch.cuda.Stream()  # Triton's kernels are compiled at their first call, which a capture would not allow
+    warmup = (
+        torch.cuda.Stream()
+    )  # Triton's kernels are compiled at their first call, which a capture would not allow
     warmup.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(warmup):
         run_forward(x, *arguments)
@@ -145,7 +152,10 @@ def test_more_than_2_to_the_31_elements():
         corner = x[-1:, :, -1:].float()
         y = ppcr_ext.ppcr(x, weight, bias, backend="native")
         torch.testing.assert_close(
-            y[-1:, :, -1:].float(), ppcr_ext.ppcr(corner, weight, bias, backend="reference"), rtol=2e-3, atol=2e-3
+            y[-1:, :, -1:].float(),
+            ppcr_ext.ppcr(corner, weight, bias, backend="reference"),
+            rtol=2e-3,
+            atol=2e-3,
         )
         del x, y
 

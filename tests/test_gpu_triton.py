@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import DTYPES, LAYOUTS, OPERATORS, check_numbers, make_case, relative_error, run, tolerance
+from conftest import (
+    DTYPES,
+    LAYOUTS,
+    OPERATORS,
+    check_numbers,
+    make_case,
+    relative_error,
+    run,
+    tolerance,
+)
 
 import ppcr_ext
 from ppcr_ext import native, triton_ops
@@ -46,13 +55,19 @@ def test_shapes_of_resnet50(channels, side, dtype, layout):
 
 def test_same_bits_every_time():
     case = make_case("ppcr_add_relu", (16, 64, 56, 56), (1, 2, 4), torch.float16, device="cuda")
-    assert all(torch.equal(a, b) for a, b in zip(case.run("triton"), case.run("triton"), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(case.run("triton"), case.run("triton"), strict=True)
+    )
 
 
 def test_compile_with_inductor():
     torch.compiler.reset()
-    case = make_case("ppcr_add_relu", (4, 64, 14, 14), (1, 2, 4), torch.float32, "pixel-major", device="cuda")
-    compiled = torch.compile(lambda x, r, w, b: run("ppcr_add_relu", x, r, w, b, backend="triton"), fullgraph=True)
+    case = make_case(
+        "ppcr_add_relu", (4, 64, 14, 14), (1, 2, 4), torch.float32, "pixel-major", device="cuda"
+    )
+    compiled = torch.compile(
+        lambda x, r, w, b: run("ppcr_add_relu", x, r, w, b, backend="triton"), fullgraph=True
+    )
     expected = case.run("triton")
     y = compiled(case.x, case.residual, case.weight, case.bias)
     got = (y, *torch.autograd.grad(y, case.inputs, case.grad))

@@ -31,7 +31,14 @@ def inputs(*shape, seed=0):
 
 
 def call(program, **options):
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
 
@@ -45,7 +52,9 @@ def test_many_threads_at_once():
     def work(i):
         barrier.wait()
         for _ in range(20):
-            if not all(torch.equal(a, b) for a, b in zip(step(*problems[i]), expected[i], strict=True)):
+            if not all(
+                torch.equal(a, b) for a, b in zip(step(*problems[i]), expected[i], strict=True)
+            ):
                 wrong.append(i)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(problems))]
@@ -177,14 +186,20 @@ def test_peak_memory_is_the_outputs():
     print(*lines, sep="\n")
     assert len(lines) == 12
     for name, extra, outputs in lines:
-        assert int(extra) < OVERHEAD, (name, extra, outputs)  # below 0: memory that was freed before and is used again
+        assert int(extra) < OVERHEAD, (
+            name,
+            extra,
+            outputs,
+        )  # below 0: memory that was freed before and is used again
 
 
 def test_one_pixel_one_channel_a_bin_and_many_channels():
     for channels in (4, 65536):
         case = inputs(2, channels, 1, 1)
         y, dx, _, _ = step(*case)
-        expected = ppcr_ext.ppcr(case[0].double(), case[1].double(), case[2].double(), backend="reference")
+        expected = ppcr_ext.ppcr(
+            case[0].double(), case[1].double(), case[2].double(), backend="reference"
+        )
         assert torch.allclose(y.double(), expected, rtol=1e-4, atol=1e-5)
         assert dx.isfinite().all()
 
@@ -197,7 +212,11 @@ def test_more_than_2_to_the_31_elements(layout):
     count = samples * channels * side * side
     assert count > 2**31
     torch.set_num_threads(2)
-    shape = (samples, side, side, channels) if layout == "pixel-major" else (samples, channels, side, side)
+    shape = (
+        (samples, side, side, channels)
+        if layout == "pixel-major"
+        else (samples, channels, side, side)
+    )
     x = torch.zeros(shape, dtype=torch.float16)
     x = x.permute(0, 3, 1, 2) if layout == "pixel-major" else x
     tail = to_layout(torch.randn(1, channels, 3, 50).half() + 1.5, layout)
@@ -209,7 +228,9 @@ def test_more_than_2_to_the_31_elements(layout):
     assert not y[0, :, :3].any()
     del y
     dx, dw, db = torch.ops.ppcr_ext.ppcr_backward(x, x, w, b, (1, 2, 4), 1e-5)
-    expected_dx, expected_dw, expected_db = torch.ops.ppcr_ext.ppcr_backward(tail, tail, w, b, (1, 2, 4), 1e-5)
+    expected_dx, expected_dw, expected_db = torch.ops.ppcr_ext.ppcr_backward(
+        tail, tail, w, b, (1, 2, 4), 1e-5
+    )
     assert torch.equal(dx[-1:, :, -3:, -50:], expected_dx)
     assert torch.allclose(dw, expected_dw, rtol=1e-4)
     assert torch.allclose(db, expected_db, rtol=1e-4)

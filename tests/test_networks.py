@@ -64,9 +64,17 @@ def test_residual_networks(network):
         for name, layer in zip(names, layers, strict=True):
             assert layer.weight.grad.abs().max() > 0
             for attribute in ("weight", "bias"):
-                torch.testing.assert_close(gradients[f"{name}.{attribute}"], getattr(layer, attribute).grad, rtol=1e-7, atol=1e-9)
+                torch.testing.assert_close(
+                    gradients[f"{name}.{attribute}"],
+                    getattr(layer, attribute).grad,
+                    rtol=1e-7,
+                    atol=1e-9,
+                )
         buffers = dict(model.named_buffers())
-        assert all(torch.allclose(buffers[name].double(), value.double()) for name, value in host.named_buffers())
+        assert all(
+            torch.allclose(buffers[name].double(), value.double())
+            for name, value in host.named_buffers()
+        )
 
 
 def small_resnet(**options):
@@ -78,7 +86,9 @@ class TestLife:
     def model(self, request):
         torch.manual_seed(0)
         model = (
-            timm.create_model("resnet18", layers=[1, 2, 1, 1], zero_init_last=False) if request.param == "timm" else small_resnet()
+            timm.create_model("resnet18", layers=[1, 2, 1, 1], zero_init_last=False)
+            if request.param == "timm"
+            else small_resnet()
         )
         insert_ppcr(model, fuse=request.param != "unfused")
         draw_weights(model)
@@ -117,12 +127,19 @@ class TestLife:
     def test_channels_last(self, model):
         x = batch().float()
         expected = model(x)
-        torch.testing.assert_close(model.to(memory_format=torch.channels_last)(x), expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            model.to(memory_format=torch.channels_last)(x), expected, rtol=1e-3, atol=1e-4
+        )
 
 
 def test_stages():
     model = torchvision.models.resnet18()
-    assert insert_ppcr(model, stages=(2, 4)) == ["layer2.0.ppcr", "layer2.1.ppcr", "layer4.0.ppcr", "layer4.1.ppcr"]
+    assert insert_ppcr(model, stages=(2, 4)) == [
+        "layer2.0.ppcr",
+        "layer2.1.ppcr",
+        "layer4.0.ppcr",
+        "layer4.1.ppcr",
+    ]
     assert type(model.layer1[0]) is resnet.BasicBlock
     assert insert_ppcr(model, stages=[1]) == ["layer1.0.ppcr", "layer1.1.ppcr"]
     nested = nn.Sequential(timm.create_model("resnet18"), nn.Softmax(1))
@@ -146,7 +163,9 @@ def test_timm_builds_with_it():
     step(model, batch((4, 3, 32, 32)).float())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str
+)
 def test_all_zero_pixels_of_a_zeroed_last_norm(dtype):
     """timm starts the last norm of a block at zero: variance 0 everywhere, finite outputs and gradients all the same."""
     model = timm.create_model("resnet18", zero_init_last=True)
@@ -180,7 +199,9 @@ def test_refusals_leave_the_network_as_it_was(build, arguments, words):
     assert (list(model.state_dict()), [type(m) for m in model.modules()]) == before
 
 
-@pytest.mark.parametrize("build", [torchvision.models.resnet18, lambda: timm.create_model("resnet18")])
+@pytest.mark.parametrize(
+    "build", [torchvision.models.resnet18, lambda: timm.create_model("resnet18")]
+)
 def test_not_twice(build):
     model = build()
     insert_ppcr(model)
@@ -189,7 +210,12 @@ def test_not_twice(build):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("resnet18", {"act_layer": nn.SiLU}), ("resnet18", {"drop_path_rate": 0.1}), ("res2net50_26w_4s", {})]
+    ("name", "options"),
+    [
+        ("resnet18", {"act_layer": nn.SiLU}),
+        ("resnet18", {"drop_path_rate": 0.1}),
+        ("res2net50_26w_4s", {}),
+    ],
 )
 def test_unfused_in_timm_blocks_that_cannot_be_fused(name, options):
     torch.manual_seed(0)
@@ -220,12 +246,19 @@ OTHERS = {
     # after the projection, before the addition
     "torchvision efficientnet_b0": (
         torchvision.models.efficientnet_b0,
-        lambda m: [f"{name}.block.{len(m.get_submodule(name).block) - 1}" for name in named(m, "MBConv")],
+        lambda m: [
+            f"{name}.block.{len(m.get_submodule(name).block) - 1}" for name in named(m, "MBConv")
+        ],
     ),
-    "timm efficientnet_b0": (lambda: timm.create_model("efficientnet_b0"), lambda m: named(m, "InvertedResidual", ".bn3")),
+    "timm efficientnet_b0": (
+        lambda: timm.create_model("efficientnet_b0"),
+        lambda m: named(m, "InvertedResidual", ".bn3"),
+    ),
     # after the perceptron, before the scale (torchvision) or after it (timm)
     "torchvision convnext": (
-        lambda: convnext.ConvNeXt([convnext.CNBlockConfig(16, 32, 2), convnext.CNBlockConfig(32, None, 2)]),
+        lambda: convnext.ConvNeXt(
+            [convnext.CNBlockConfig(16, 32, 2), convnext.CNBlockConfig(32, None, 2)]
+        ),
         lambda m: convnext_channels(m, "CNBlock", ".block"),
     ),
     "timm convnext_atto": (
@@ -245,7 +278,9 @@ def test_other_networks_by_module_names(network):
     names = insert_ppcr(model, modules=modules)
     assert len(names) == len(modules) >= 4
     draw_weights(model)
-    checkpoint = {names.renamed_keys.get(key, key): value for key, value in host.state_dict().items()}
+    checkpoint = {
+        names.renamed_keys.get(key, key): value for key, value in host.state_dict().items()
+    }
     missing, unexpected = model.load_state_dict(checkpoint, strict=False)
     assert unexpected == []
     assert set(missing) == {f"{name}.{p}" for name in names for p in ("weight", "bias")}
@@ -253,7 +288,9 @@ def test_other_networks_by_module_names(network):
     x = batch((4, 3, 32, 32))
     torch.testing.assert_close(step(model, x), step(host, x), rtol=1e-9, atol=1e-9)
     for name, layer in zip(modules_of(names, modules), layers, strict=True):
-        torch.testing.assert_close(model.get_submodule(name).weight.grad, layer.weight.grad, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(
+            model.get_submodule(name).weight.grad, layer.weight.grad, rtol=1e-7, atol=1e-9
+        )
         assert layer.weight.grad.abs().max() > 0
 
 

@@ -21,7 +21,9 @@ def test_the_table_is_what_the_script_finds():
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     passes = {}
     for line in found:
-        _, dtype, formulation, _, _, forward, _, _, backward, *_ = (cell.strip() for cell in line.strip("|").split("|"))
+        _, dtype, formulation, _, _, forward, _, _, backward, *_ = (
+            cell.strip() for cell in line.strip("|").split("|")
+        )
         passes[formulation, dtype] = int(forward), int(backward)
     # x once for the pooling, or once a level; once more for the product; y written. gy and x, gy again, dx.
     assert passes["pooled once", "float32"] == passes["pooled once", "float16"] == (3, 4)

@@ -41,7 +41,16 @@ def rounded_like(t, dtype):
     return t.abs() * (info.eps / 2) + info.smallest_normal * info.eps
 
 
-LAYOUTS = ["contiguous", "pixel-major", "transposed", "sliced", "expanded", "flipped", "offset", "shuffled"]
+LAYOUTS = [
+    "contiguous",
+    "pixel-major",
+    "transposed",
+    "sliced",
+    "expanded",
+    "flipped",
+    "offset",
+    "shuffled",
+]
 
 
 def laid_out(t, layout, draw):
@@ -75,20 +84,34 @@ def problems(draw, dtypes=tuple(DTYPES), layouts=tuple(LAYOUTS)):
     name = draw(st.sampled_from(OPERATORS))
     dtype = draw(st.sampled_from(dtypes))
     channels = draw(st.one_of(st.integers(2, 20), st.integers(2, 160)))
-    spatial = draw(st.lists(st.integers(1, 9), max_size=4).filter(lambda sizes: math.prod(sizes) * channels <= 6000))
+    spatial = draw(
+        st.lists(st.integers(1, 9), max_size=4).filter(
+            lambda sizes: math.prod(sizes) * channels <= 6000
+        )
+    )
     shape = (draw(st.integers(1, 4)), channels, *spatial)
-    anything = st.lists(st.integers(1, min(channels, 30)), min_size=1, max_size=4).filter(lambda levels: 2 <= sum(levels) <= 64)
-    levels = draw(st.one_of(st.just((1, 2, 4)), anything.map(tuple)) if channels >= 4 else anything.map(tuple))
+    anything = st.lists(st.integers(1, min(channels, 30)), min_size=1, max_size=4).filter(
+        lambda levels: 2 <= sum(levels) <= 64
+    )
+    levels = draw(
+        st.one_of(st.just((1, 2, 4)), anything.map(tuple)) if channels >= 4 else anything.map(tuple)
+    )
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
 
     def random(*size, mean=0.0, spread=1.0):
         return torch.randn(size, generator=generator, dtype=torch.float64) * spread + mean
 
-    mean, spread = draw(st.sampled_from([(1.5, 2.0), (0.0, 1.0), (0.0, 0.01), (100.0, 1.0), (-3.0, 20.0)]))
+    mean, spread = draw(
+        st.sampled_from([(1.5, 2.0), (0.0, 1.0), (0.0, 0.01), (100.0, 1.0), (-3.0, 20.0)])
+    )
     wide_parameters = draw(st.booleans())
     parameter_dtype = reference.accumulation_dtype(dtype) if wide_parameters else dtype
-    x = laid_out(random(*shape, mean=mean, spread=spread).to(dtype), draw(st.sampled_from(layouts)), draw)
-    residual = laid_out(random(*shape, spread=spread).to(dtype), draw(st.sampled_from(layouts)), draw)
+    x = laid_out(
+        random(*shape, mean=mean, spread=spread).to(dtype), draw(st.sampled_from(layouts)), draw
+    )
+    residual = laid_out(
+        random(*shape, spread=spread).to(dtype), draw(st.sampled_from(layouts)), draw
+    )
     y_shape = (shape[0], 1, *spatial) if name == "ppcr_gate" else shape
     grad = laid_out(random(*y_shape).to(dtype), draw(st.sampled_from(layouts)), draw)
     weight = random(sum(levels), spread=draw(st.sampled_from([0.0, 0.3, 2.0]))).to(parameter_dtype)
@@ -108,7 +131,9 @@ def evaluate(name, x, residual, weight, bias, grad, levels, eps, wanted):
     for key in wanted & leaves.keys():
         leaves[key].requires_grad_()
     options = {"levels": levels, "eps": eps, "backend": "native"}
-    y = run(name, leaves["x"], leaves.get("residual"), leaves["weight"], leaves.get("bias"), **options)
+    y = run(
+        name, leaves["x"], leaves.get("residual"), leaves["weight"], leaves.get("bias"), **options
+    )
     chosen = sorted(wanted & leaves.keys())
     assert y.requires_grad == bool(chosen)
     gradients = torch.autograd.grad(y, [leaves[key] for key in chosen], grad) if chosen else ()
@@ -156,11 +181,19 @@ def test_against_float64(problem):
         # one unit of g.
         dg = gy.abs() if name == "ppcr_gate" else (gy * wide).abs().sum(1, keepdim=True)
         dz_errors = dg * gate * (factor * (1 - gate) + unit)
-        dt_errors = dz_errors / deviation * (size + size.mean() + (1 + n) * (size * n).mean(1, keepdim=True))
+        dt_errors = (
+            dz_errors
+            / deviation
+            * (size + size.mean() + (1 + n) * (size * n).mean(1, keepdim=True))
+        )
         dx_errors = torch.zeros_like(wide) if name == "ppcr_gate" else factor * gy.abs() * gate
         for l, (begin, end) in enumerate(spans):
             dx_errors[:, begin:end] += dt_errors[:, l : l + 1] / (end - begin)
-        y_terms = gate if name == "ppcr_gate" else wide.abs() * gate + (residual.double().abs() if name == "ppcr_add_relu" else 0)
+        y_terms = (
+            gate
+            if name == "ppcr_gate"
+            else wide.abs() * gate + (residual.double().abs() if name == "ppcr_add_relu" else 0)
+        )
         over_pixels = [d for d in range(x.dim()) if d != 1]
         units = {
             "y": (y, expected_y, factor * y_terms),
@@ -173,15 +206,23 @@ def test_against_float64(problem):
             if found is None:
                 continue
             assert found.isfinite().all(), (key, problem)
-            beyond_rounding = (found.double() - expected).abs() - 1.01 * rounded_like(expected, found.dtype)
-            ratio = float((beyond_rounding / allowed.clamp(min=1e-300)).nan_to_num(nan=0.0).max()) if found.numel() else 0.0
+            beyond_rounding = (found.double() - expected).abs() - 1.01 * rounded_like(
+                expected, found.dtype
+            )
+            ratio = (
+                float((beyond_rounding / allowed.clamp(min=1e-300)).nan_to_num(nan=0.0).max())
+                if found.numel()
+                else 0.0
+            )
             statistics["comparisons"] += 1
             if ratio > statistics["worst"]:
                 statistics["worst"], statistics["of"] = (
                     ratio,
                     f"{key} of {name}, {x.dtype}, {tuple(x.shape)}, levels {levels}, eps {eps}",
                 )
-            assert ratio <= CONSTANT, f"{key} is off by {ratio:.2f} times the amplified unit roundoff of its terms"
+            assert ratio <= CONSTANT, (
+                f"{key} is off by {ratio:.2f} times the amplified unit roundoff of its terms"
+            )
     statistics["examples"] += 1
 
 
@@ -203,7 +244,9 @@ def test_batch_of_n_is_n_batches_of_one(problem):
     name, x, residual, weight, bias, grad, levels, eps, _ = problem
     y, gradients = evaluate(*problem[:-1], ALL)
     parts = [
-        evaluate(name, x[i : i + 1], residual[i : i + 1], weight, bias, grad[i : i + 1], levels, eps, ALL)
+        evaluate(
+            name, x[i : i + 1], residual[i : i + 1], weight, bias, grad[i : i + 1], levels, eps, ALL
+        )
         for i in range(x.shape[0])
     ]
     assert same(y, torch.cat([part[0] for part in parts]))

@@ -18,8 +18,14 @@ def operator_samples(name, layout, dtype=torch.float32, bias=True):
     """Arguments of the operator and of its backward."""
     case = make_case(name, (2, 8, 3, 5), (1, 2, 4), dtype, layout, bias=bias)
     parameters = (case.weight, case.bias, [1, 2, 4], 1e-5)
-    forward = (case.x, case.residual, *parameters) if name == "ppcr_add_relu" else (case.x, *parameters)
-    backward = (case.grad, case.x, case.residual, *parameters) if name == "ppcr_add_relu" else (case.grad, case.x, *parameters)
+    forward = (
+        (case.x, case.residual, *parameters) if name == "ppcr_add_relu" else (case.x, *parameters)
+    )
+    backward = (
+        (case.grad, case.x, case.residual, *parameters)
+        if name == "ppcr_add_relu"
+        else (case.grad, case.x, *parameters)
+    )
     return forward, backward
 
 
@@ -41,7 +47,9 @@ def test_opcheck_of_strides_that_are_copied(name):
     forward, backward = operator_samples(name, "channel-major")
     x = torch.randn(2, 8, 5, 3).transpose(2, 3)
     opcheck(getattr(torch.ops.ppcr_ext, name).default, (x, *forward[1:]))
-    opcheck(getattr(torch.ops.ppcr_ext, name + "_backward").default, (backward[0], x, *backward[2:]))
+    opcheck(
+        getattr(torch.ops.ppcr_ext, name + "_backward").default, (backward[0], x, *backward[2:])
+    )
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -65,7 +73,9 @@ def test_compile(name, dynamic):
             assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
             assert [t.stride() for t in got] == [t.stride() for t in expected]
             with torch.no_grad():
-                assert torch.equal(compiled(case.x, case.residual, case.weight, case.bias), expected[0])
+                assert torch.equal(
+                    compiled(case.x, case.residual, case.weight, case.bias), expected[0]
+                )
 
 
 @pytest.mark.full
@@ -97,7 +107,9 @@ def test_what_runs_on_the_devices_is_asked_outside_the_graph(monkeypatch):
 def test_export():
     module = PPCR(8, init_gate=0.9)
     x = torch.randn(2, 8, 4, 6)
-    program = torch.export.export(module, (x,), dynamic_shapes={"x": {0: torch.export.Dim("n"), 3: torch.export.Dim("w")}})
+    program = torch.export.export(
+        module, (x,), dynamic_shapes={"x": {0: torch.export.Dim("n"), 3: torch.export.Dim("w")}}
+    )
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     buffer.seek(0)
@@ -112,7 +124,10 @@ class Residual(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.body = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.stem, self.body = (
+            torch.nn.Conv2d(3, 8, 3, padding=1),
+            torch.nn.Conv2d(8, 8, 3, padding=1),
+        )
         self.ppcr, self.head = PPCR(8), torch.nn.Linear(8, 4)
         torch.nn.init.normal_(self.ppcr.weight)
 
@@ -144,11 +159,17 @@ class TestMixedPrecision:
         for got, e in zip(network[1].parameters(), wide.parameters(), strict=True):
             assert got.grad.dtype == torch.float32
             torch.testing.assert_close(
-                got.grad.double(), e.grad, rtol=0, atol=8 * torch.finfo(dtype).eps * float(e.grad.abs().max())
+                got.grad.double(),
+                e.grad,
+                rtol=0,
+                atol=8 * torch.finfo(dtype).eps * float(e.grad.abs().max()),
             )
 
     def test_autocast_casts_the_residual(self, dtype, device):
-        x, residual = torch.randn(2, 8, 4, device=device, dtype=dtype), torch.randn(2, 8, 4, device=device, requires_grad=True)
+        x, residual = (
+            torch.randn(2, 8, 4, device=device, dtype=dtype),
+            torch.randn(2, 8, 4, device=device, requires_grad=True),
+        )
         layer = PPCR(8, device=device)
         with torch.autocast(device, dtype):
             y = layer.add_relu(x, residual)
@@ -161,7 +182,10 @@ class TestMixedPrecision:
         """Three steps; a step whose loss is infinite is skipped and lowers the scale."""
         torch.manual_seed(0)
         network = Residual().to(device)
-        optimizer, scaler = torch.optim.SGD(network.parameters(), lr=0.1), torch.amp.GradScaler(device, init_scale=1024.0)
+        optimizer, scaler = (
+            torch.optim.SGD(network.parameters(), lr=0.1),
+            torch.amp.GradScaler(device, init_scale=1024.0),
+        )
         x, target = torch.randn(16, 3, 8, 8, device=device), torch.arange(16, device=device) % 4
         losses, weights = [], []
         for factor in (1, 1, float("inf"), 1):
@@ -180,7 +204,10 @@ class TestMixedPrecision:
         assert network.ppcr.weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("convert", "dtype"), [("half", torch.float16), ("bfloat16", torch.bfloat16), ("double", torch.float64)])
+@pytest.mark.parametrize(
+    ("convert", "dtype"),
+    [("half", torch.float16), ("bfloat16", torch.bfloat16), ("double", torch.float64)],
+)
 def test_network_to_dtype(convert, dtype):
     torch.manual_seed(0)
     network, x = Residual(), torch.randn(4, 3, 8, 8)
@@ -188,7 +215,12 @@ def test_network_to_dtype(convert, dtype):
     network = getattr(network, convert)()
     y = network(x.to(dtype))
     assert y.dtype == dtype
-    torch.testing.assert_close(y.double(), expected, rtol=0, atol=8 * torch.finfo(dtype).eps * float(expected.abs().max()) + 1e-12)
+    torch.testing.assert_close(
+        y.double(),
+        expected,
+        rtol=0,
+        atol=8 * torch.finfo(dtype).eps * float(expected.abs().max()) + 1e-12,
+    )
     y.square().sum().backward()
     assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in network.parameters())
     assert network.ppcr.weight.grad.abs().max() > 0
@@ -203,7 +235,11 @@ def test_activation_checkpointing(use_reentrant):
         *(case.x, case.residual, case.weight, case.bias),
         use_reentrant=use_reentrant,
     )
-    got = torch.autograd.grad(y, case.inputs, case.grad) if not use_reentrant else y.backward(case.grad)
+    got = (
+        torch.autograd.grad(y, case.inputs, case.grad)
+        if not use_reentrant
+        else y.backward(case.grad)
+    )
     got = got or (case.x.grad, case.weight.grad, case.bias.grad)
     assert all(torch.equal(a, b) for a, b in zip(got, expected[1:], strict=True))
 
@@ -221,7 +257,9 @@ def test_activation_checkpointing_of_what_stands_around_the_layer(name, use_reen
 
         def forward(self, x):
             y = self.convolution(x)
-            return run(name, y, y.sin(), self.ppcr.weight, self.ppcr.bias)  # the last: its backward asks first
+            return run(
+                name, y, y.sin(), self.ppcr.weight, self.ppcr.bias
+            )  # the last: its backward asks first
 
     torch.manual_seed(0)
     network, x = Network(), torch.randn(2, 3, 5, 5, requires_grad=True)

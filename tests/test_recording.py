@@ -201,9 +201,15 @@ def test_half_types(model):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="Conv2d has no PPCR layer"), record_gates(nn.Conv2d(3, 8, 3)):
+    with (
+        pytest.raises(ValueError, match="Conv2d has no PPCR layer"),
+        record_gates(nn.Conv2d(3, 8, 3)),
+    ):
         pass
-    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got str"), record_gates("resnet18"):
+    with (
+        pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got str"),
+        record_gates("resnet18"),
+    ):
         pass
 
 
@@ -216,5 +222,12 @@ def test_bad_input_is_reported_as_without(model):
 def test_costs_nothing_while_nobody_records():
     """The question costs well under a microsecond."""
     assert not _recording.enabled
-    seconds = min(timeit.repeat("_recording.enabled", globals={"_recording": ppcr_ext._recording}, number=10_000, repeat=5))
+    seconds = min(
+        timeit.repeat(
+            "_recording.enabled",
+            globals={"_recording": ppcr_ext._recording},
+            number=10_000,
+            repeat=5,
+        )
+    )
     assert seconds / 10_000 < 1e-6

@@ -15,7 +15,9 @@ from ppcr_ext import _build, native
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
-    pytest.mark.skipif(platform.machine() != "x86_64", reason="the probe names x86-64 instruction sets"),
+    pytest.mark.skipif(
+        platform.machine() != "x86_64", reason="the probe names x86-64 instruction sets"
+    ),
 ]
 CAPABILITIES = ["default", "avx2", "avx512"]
 ULPS = 2.5  # of the float32 sigmoid, over all float32 values
@@ -29,7 +31,14 @@ def probe(request, tmp_path_factory):
     library = tmp_path_factory.mktemp("probe") / f"{request.param}.so"
     source = Path(__file__).parent / "cpu" / "sigmoid.cpp"
     width = {"default": 16, "avx2": 32, "avx512": 64}[request.param]
-    flags = ["-std=c++17", "-O3", "-shared", "-fPIC", f"-DPPCR_SIMD_BYTES={width}", f"-I{_build.csrc() / 'cpu'}"]
+    flags = [
+        "-std=c++17",
+        "-O3",
+        "-shared",
+        "-fPIC",
+        f"-DPPCR_SIMD_BYTES={width}",
+        f"-I{_build.csrc() / 'cpu'}",
+    ]
     subprocess.run(["g++", *flags, str(source), "-o", str(library)], check=True)
     loaded = ctypes.CDLL(str(library))
     loaded.worst_float.restype = ctypes.c_double
@@ -64,7 +73,9 @@ def test_float64(probe):
     assert probe.sigmoid_double(math.inf) == 1
     assert probe.sigmoid_double(-math.inf) == 0
     assert math.isnan(probe.sigmoid_double(math.nan))
-    for z in np.concatenate([np.linspace(-700, 700, 20011), np.random.default_rng(0).normal(size=20000)]):
+    for z in np.concatenate(
+        [np.linspace(-700, 700, 20011), np.random.default_rng(0).normal(size=20000)]
+    ):
         exact = float(1 / (1 + np.exp(np.longdouble(-z))))
         assert abs(probe.sigmoid_double(z) - exact) <= 4 * np.spacing(exact)
 
@@ -81,14 +92,20 @@ def test_float_to_16_bits(probe):
     rng = np.random.default_rng(0)
     anything = rng.integers(0, 2**32, 2**20, dtype=np.uint32).view(np.float32)
     exponents = np.ldexp(1 + rng.random(2**18), rng.integers(-28, 18, 2**18)).astype(np.float32)
-    steps = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)  # finite, positive
-    ties = np.concatenate([steps[:-1] + (steps[1:] - steps[:-1]) / 2, [np.float32(0)]]).astype(np.float32)
+    steps = (
+        np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    )  # finite, positive
+    ties = np.concatenate([steps[:-1] + (steps[1:] - steps[:-1]) / 2, [np.float32(0)]]).astype(
+        np.float32
+    )
     values = np.concatenate([anything, exponents, -exponents, steps, ties, -ties])
     half, bfloat16 = np.zeros(len(values), np.uint16), np.zeros(len(values), np.uint16)
     pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (values, half, bfloat16)]
     probe.narrow_all(*pointers, ctypes.c_int64(len(values)))
     for got, dtype in ((half, torch.float16), (bfloat16, torch.bfloat16)):
         expected = torch.from_numpy(values).to(dtype)
-        assert torch.equal(torch.from_numpy(got.view(np.int16)).view(dtype).isnan(), expected.isnan())
+        assert torch.equal(
+            torch.from_numpy(got.view(np.int16)).view(dtype).isnan(), expected.isnan()
+        )
         same = torch.from_numpy(got.view(np.int16)) == expected.view(torch.int16)
         assert bool((same | expected.isnan()).all())

@@ -30,11 +30,23 @@ runpy.run_module("ppcr_ext", run_name="__main__")
 
 
 def test_no_network_at_import_and_run_time():
-    done = subprocess.run([sys.executable, "-c", OFFLINE], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert ppcr_ext.__version__ in done.stdout
     touched = OFFLINE + "import socket; socket.create_connection(('127.0.0.1', 9), 1)\n"
-    done = subprocess.run([sys.executable, "-c", touched], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", touched],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert "the network was touched" in done.stderr
 
 
@@ -77,12 +89,20 @@ def test_one_version():
 def test_tools_are_pinned_with_hashes():
     """What is named stands in the lists, one exact version each, and of every file that may be downloaded the hash is known."""
     for names, target in ((("torch", "dev"), "dev"), (("minimal",), "minimal")):
-        wanted = [line for name in names for line in (ROOT / "requirements" / f"{name}.in").read_text().splitlines()]
+        wanted = [
+            line
+            for name in names
+            for line in (ROOT / "requirements" / f"{name}.in").read_text().splitlines()
+        ]
         text = (ROOT / "requirements" / f"{target}.txt").read_text().replace("\\\n", "")
         pinned = [line for line in text.splitlines() if not line.startswith("#")]
         for line in pinned:
-            assert re.fullmatch(r"[a-z0-9.-]+==[\w.]+( ; [^#]*?)?(\s+--hash=sha256:[0-9a-f]{64})+", line), line[:100]
+            assert re.fullmatch(
+                r"[a-z0-9.-]+==[\w.]+( ; [^#]*?)?(\s+--hash=sha256:[0-9a-f]{64})+", line
+            ), line[:100]
         versions = {line.split()[0] for line in pinned}
         assert len(pinned) == len(versions) > 10
         for line in wanted:
-            assert line.startswith("#") or line.lower().replace("_", "-") in versions, f"{line}: make lock"
+            assert line.startswith("#") or line.lower().replace("_", "-") in versions, (
+                f"{line}: make lock"
+            )

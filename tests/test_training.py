@@ -36,7 +36,9 @@ def losses(backend, memory_format):
     found = []
     for step in range(30):
         batch = slice(64 * step % 1728, 64 * step % 1728 + 64)
-        loss = nn.functional.cross_entropy(network(images[batch].contiguous(memory_format=memory_format)), labels[batch])
+        loss = nn.functional.cross_entropy(
+            network(images[batch].contiguous(memory_format=memory_format)), labels[batch]
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

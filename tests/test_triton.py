@@ -24,7 +24,9 @@ from ppcr_ext.triton_launch import Launch, Problem
 
 TESTS = Path(__file__).parent
 PACKAGE = Path(ppcr_ext.__file__).parents[1]
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
 counts: dict[str, int] = {}  # what conftest.py prints
 
 
@@ -32,10 +34,31 @@ counts: dict[str, int] = {}  # what conftest.py prints
 def test_in_the_interpreter(tmp_path):
     """Two processes, one for each layout; a segmentation fault is an access outside a buffer."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(PACKAGE)}
-    command = [sys.executable, "-X", "faulthandler", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--show-capture=no"]
-    command += ["-W", "ignore::RuntimeWarning", "-o", "addopts=", "triton_interpreted.py", "triton_interpreted_pytorch.py", "-k"]
+    command = [
+        sys.executable,
+        "-X",
+        "faulthandler",
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "--show-capture=no",
+    ]
+    command += [
+        "-W",
+        "ignore::RuntimeWarning",
+        "-o",
+        "addopts=",
+        "triton_interpreted.py",
+        "triton_interpreted_pytorch.py",
+        "-k",
+    ]
     processes = []
-    for i, chosen in enumerate(("channel-major or every_kernel", "not channel-major or every_kernel")):
+    for i, chosen in enumerate(
+        ("channel-major or every_kernel", "not channel-major or every_kernel")
+    ):
         processes.append(
             subprocess.Popen(
                 [*command, chosen],
@@ -71,14 +94,20 @@ def test_in_the_interpreter(tmp_path):
 def test_importing_the_package_does_not_import_the_kernels():
     """They import Triton, which may be missing. (PyTorch itself looks for it when an operator is registered.)"""
     program = "import sys, ppcr_ext; print([m for m in sys.modules if m in ('ppcr_ext.triton_common', 'ppcr_ext.triton_tile')])"
-    output = subprocess.run([sys.executable, "-c", program], cwd=PACKAGE, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", program], cwd=PACKAGE, capture_output=True, text=True, check=True
+    ).stdout
     assert output.strip() == "[]"
 
 
 @pytest.fixture
 def without_caches():
     def clear():
-        for function in (triton_ops._why_no_triton, triton_ops._why_no_device, triton_ops._interpreted):
+        for function in (
+            triton_ops._why_no_triton,
+            triton_ops._why_no_device,
+            triton_ops._interpreted,
+        ):
             function.cache_clear()
 
     clear()
@@ -90,7 +119,10 @@ def test_without_triton(monkeypatch, without_caches):
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "pip install 'ppcr_ext[triton]'" in triton_ops.why_not("cuda")
     x, w = torch.randn(2, 8, 3), torch.randn(7)
-    with pytest.raises(RuntimeError, match=r"'triton' cannot run for cpu tensors: Triton cannot be imported .*pip install"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"'triton' cannot run for cpu tensors: Triton cannot be imported .*pip install",
+    ):
         ppcr_ext.ppcr(x, w, backend="triton")
     assert ppcr_ext.ppcr(x, w).shape == x.shape
     assert "pip install" in ppcr_ext.backends()["triton"]
@@ -103,7 +135,9 @@ def test_with_an_old_triton(monkeypatch, without_caches):
 
 @needs_triton
 def test_a_cpu_tensor_needs_the_interpreter():
-    with pytest.raises(RuntimeError, match="'triton' cannot run for cpu tensors: its kernels take CUDA tensors"):
+    with pytest.raises(
+        RuntimeError, match="'triton' cannot run for cpu tensors: its kernels take CUDA tensors"
+    ):
         ppcr_ext.ppcr(torch.randn(2, 8, 3), torch.randn(7), backend="triton")
     assert triton_ops.why_not("meta") == "there are no Triton kernels for meta tensors"
 
@@ -119,12 +153,16 @@ def test_devices_that_are_too_old(monkeypatch, without_caches):
 def a_device_without_native_kernels(monkeypatch):
     if not torch.cuda.is_available():
         monkeypatch.setattr(triton_ops, "_why_no_device", lambda: None)
-    monkeypatch.setattr(native, "_cuda_reason", "the CUDA library is not built; build it with PPCR_BUILD_CUDA=1")
+    monkeypatch.setattr(
+        native, "_cuda_reason", "the CUDA library is not built; build it with PPCR_BUILD_CUDA=1"
+    )
     monkeypatch.setattr(sys.modules["ppcr_ext.backends"], "_warned", set())
 
 
 @needs_triton
-def test_chosen_with_one_warning_where_the_native_library_is_missing(a_device_without_native_kernels):
+def test_chosen_with_one_warning_where_the_native_library_is_missing(
+    a_device_without_native_kernels,
+):
     with FakeTensorMode(), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         x, w = torch.empty(2, 8, 3, device="cuda"), torch.empty(7, device="cuda")
@@ -132,14 +170,24 @@ def test_chosen_with_one_warning_where_the_native_library_is_missing(a_device_wi
             assert ppcr_ext.ppcr(x, w).shape == x.shape
     ours = [str(w.message) for w in said if "ppcr_ext" in str(w.message)]
     assert len(ours) == 1
-    assert "runs its Triton kernels instead of the compiled ones for cuda tensors: the CUDA library is not built" in ours[0]
+    assert (
+        "runs its Triton kernels instead of the compiled ones for cuda tensors: the CUDA library is not built"
+        in ours[0]
+    )
     assert "build it with PPCR_BUILD_CUDA=1" in ours[0]
 
 
-def test_the_warning_of_the_reference_gives_both_reasons(a_device_without_native_kernels, monkeypatch):
-    monkeypatch.setattr(triton_ops, "_why_no_triton", lambda: "Triton cannot be imported; pip install 'ppcr_ext[triton]'")
+def test_the_warning_of_the_reference_gives_both_reasons(
+    a_device_without_native_kernels, monkeypatch
+):
+    monkeypatch.setattr(
+        triton_ops,
+        "_why_no_triton",
+        lambda: "Triton cannot be imported; pip install 'ppcr_ext[triton]'",
+    )
     with pytest.warns(
-        RuntimeWarning, match=r"slow PyTorch reference for cuda tensors: .*PPCR_BUILD_CUDA=1; nor Triton's: .*pip install"
+        RuntimeWarning,
+        match=r"slow PyTorch reference for cuda tensors: .*PPCR_BUILD_CUDA=1; nor Triton's: .*pip install",
     ):
         assert choose(None, types.SimpleNamespace(device=torch.device("cuda")), 7) == "reference"
 
@@ -154,17 +202,25 @@ def test_traced_for_a_cuda_device(name, layout, a_device_without_native_kernels)
     form = torch.channels_last if layout == "pixel-major" else torch.contiguous_format
     with FakeTensorMode():
         x = torch.empty(2, 8, 3, 5, device="cuda", dtype=torch.float16).to(memory_format=form)
-        w, grad = torch.empty(7, device="cuda"), torch.empty(2, 1 if name == "ppcr_gate" else 8, 3, 5, device="cuda", dtype=x.dtype)
+        w, grad = (
+            torch.empty(7, device="cuda"),
+            torch.empty(2, 1 if name == "ppcr_gate" else 8, 3, 5, device="cuda", dtype=x.dtype),
+        )
 
         def step(x, w, grad):  # the autograd engine itself needs the device
             inputs = (x, x) if name == "ppcr_add_relu" else (x,)
             y = getattr(ppcr_ext, name)(*inputs, w, backend="triton")
-            return y, *getattr(torch.ops.ppcr_ext, f"triton_{name}_backward")(grad, *inputs, w, None, [1, 2, 4], 1e-5)
+            return y, *getattr(torch.ops.ppcr_ext, f"triton_{name}_backward")(
+                grad, *inputs, w, None, [1, 2, 4], 1e-5
+            )
 
         graph = make_fx(step)(x, w, grad)
         y, dx, *_, d_weight, d_bias = step(x, w, grad)
     targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
-    assert targets[:2] == [f"ppcr_ext.triton_{name}.default", f"ppcr_ext.triton_{name}_backward.default"]
+    assert targets[:2] == [
+        f"ppcr_ext.triton_{name}.default",
+        f"ppcr_ext.triton_{name}_backward.default",
+    ]
     assert not any("aten" in target for target in targets)
     assert dx.stride() == x.stride()
     assert (y.device.type, d_weight.dtype, d_bias.shape) == ("cuda", torch.float32, (0,))
@@ -193,7 +249,16 @@ def every_problem():
                 for backward in (False, True):
                     for levels in ((1, 2, 4), (1, 3), (2, 2)):
                         images = 1 if pixel_major else 8
-                        yield Problem(images, channels, pixels * (8 if pixel_major else 1), pixel_major, size, levels, 0, backward)
+                        yield Problem(
+                            images,
+                            channels,
+                            pixels * (8 if pixel_major else 1),
+                            pixel_major,
+                            size,
+                            levels,
+                            0,
+                            backward,
+                        )
 
 
 def test_launches_fit():
@@ -204,17 +269,28 @@ def test_launches_fit():
         assert launch.pixels & (launch.pixels - 1) == 0
         assert launch.pixels < 2 * p.pixels
         assert launch.warps in (1, 2, 4, 8, 16, 32)
-        assert launch.pixels * channels * p.element_size <= 128 * 32 * launch.warps  # 128 bytes per thread
+        assert (
+            launch.pixels * channels * p.element_size <= 128 * 32 * launch.warps
+        )  # 128 bytes per thread
         assert p.standard or launch.chunk
         families.add((p.levels, p.pixel_major, launch.chunk is None))
-    assert {((1, 2, 4), False, True), ((1, 2, 4), False, False), ((1, 2, 4), True, True), ((1, 3), True, False)} <= families
+    assert {
+        ((1, 2, 4), False, True),
+        ((1, 2, 4), False, False),
+        ((1, 2, 4), True, True),
+        ((1, 3), True, False),
+    } <= families
 
 
 @pytest.mark.parametrize("levels", [*LEVELS, (1, 1), (31, 33), (5, 7, 11)], ids=str)
 def test_segments_of_the_levels(levels):
     for channels in (max(levels), max(levels) + 3, 4 * max(levels), 4099):
-        edges = sorted({edge for level in levels for pair in reference.bins(channels, level) for edge in pair})
-        assert triton_launch.longest_segment(levels, channels) == max(b - a for a, b in itertools.pairwise(edges))
+        edges = sorted(
+            {edge for level in levels for pair in reference.bins(channels, level) for edge in pair}
+        )
+        assert triton_launch.longest_segment(levels, channels) == max(
+            b - a for a, b in itertools.pairwise(edges)
+        )
         factor = triton_launch.common_edge_factor(levels, channels)
         assert factor in (1, 2, 4, 8, 16)
         assert all(edge % factor == 0 for edge in edges)
@@ -264,7 +340,12 @@ print(len(chosen), "compiled")
 
 
 def compiled(step: int) -> int:
-    run = subprocess.run([sys.executable, "-c", COMPILED.replace("STEP", str(step))], cwd=PACKAGE, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILED.replace("STEP", str(step))],
+        cwd=PACKAGE,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stdout + run.stderr[-3000:]
     return int(run.stdout.split()[0])
 

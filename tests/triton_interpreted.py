@@ -14,16 +14,35 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DTYPES, LAYOUTS, LEVELS, OPERATORS, absolute_terms, make_case, relative_error, tolerance
+from conftest import (
+    DTYPES,
+    LAYOUTS,
+    LEVELS,
+    OPERATORS,
+    absolute_terms,
+    make_case,
+    relative_error,
+    tolerance,
+)
 from guarded import guarded, sparse
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppcr_ext import triton_launch, triton_ops
 
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="test_triton.py runs this")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="test_triton.py runs this"
+)
 
-SIZES = [(2, 8, 3, 5), (1, 20, 7, 7), (2, 64, 5), (5, 64), (2, 12, 3, 1, 3), (3, 10, 1, 1), (1, 260, 33)]
+SIZES = [
+    (2, 8, 3, 5),
+    (1, 20, 7, 7),
+    (2, 64, 5),
+    (5, 64),
+    (2, 12, 3, 1, 3),
+    (3, 10, 1, 1),
+    (1, 260, 33),
+]
 executed: set[tuple] = set()
 programs = 0
 
@@ -75,7 +94,12 @@ def fenced(t: Tensor, at_end: bool) -> Tensor:
 class Fences(TorchDispatchMode):
     """What is allocated lies between guard pages, and holds NaN until it is written."""
 
-    ALLOCATORS = ("aten::empty.memory_format", "aten::empty_like", "aten::empty_strided", "aten::new_empty")
+    ALLOCATORS = (
+        "aten::empty.memory_format",
+        "aten::empty_like",
+        "aten::empty_strided",
+        "aten::new_empty",
+    )
 
     def __init__(self, at_end: bool) -> None:
         super().__init__()
@@ -100,14 +124,31 @@ def calls(case, at_end=True):
     with torch.no_grad(), Fences(at_end) as fences:
         y = triton_ops.forward(mode, x, residual, weight, bias, case.levels, case.eps)
         saved = y if case.name == "ppcr_add_relu" else None
-        dx, *d_residual, d_weight, d_bias = triton_ops.backward(mode, grad, x, saved, weight, bias, case.levels, case.eps)
-    assert fences.count >= 4 + (bias is not None)  # y, dx, partial sums, dweight: the mode sees what the launchers allocate
+        dx, *d_residual, d_weight, d_bias = triton_ops.backward(
+            mode, grad, x, saved, weight, bias, case.levels, case.eps
+        )
+    assert fences.count >= 4 + (
+        bias is not None
+    )  # y, dx, partial sums, dweight: the mode sees what the launchers allocate
     layout = "contiguous" if x.is_contiguous() else "channels_last"
     for backward in (False, True):
-        kernel, grid, _, _ = triton_ops.plan(mode, backward, x, bias is not None, case.levels, case.eps)
+        kernel, grid, _, _ = triton_ops.plan(
+            mode, backward, x, bias is not None, case.levels, case.eps
+        )
         programs += grid[0]
-        name = kernel.__name__ + {"ppcr": "", "ppcr_add_relu": " add_relu", "ppcr_gate": " gate"}[case.name]
-        executed.add((name, str(x.dtype).removeprefix("torch."), layout, str(tuple(x.shape)), str(case.levels)))
+        name = (
+            kernel.__name__
+            + {"ppcr": "", "ppcr_add_relu": " add_relu", "ppcr_gate": " gate"}[case.name]
+        )
+        executed.add(
+            (
+                name,
+                str(x.dtype).removeprefix("torch."),
+                layout,
+                str(tuple(x.shape)),
+                str(case.levels),
+            )
+        )
     return y, dx, d_weight, *(() if bias is None else (d_bias,)), *d_residual
 
 
@@ -140,9 +181,19 @@ def check_numbers(case, at_end=True):
     assert results[1].stride() == case.x.stride()
     assert relative_error(results[0], as_stored(expected_y, dtype)) <= allowed["y"]
     assert (
-        relative_error(results[1], as_stored(expected[1], dtype), scales[0] if case.name == "ppcr_gate" else None) <= allowed["dx"]
+        relative_error(
+            results[1],
+            as_stored(expected[1], dtype),
+            scales[0] if case.name == "ppcr_gate" else None,
+        )
+        <= allowed["dx"]
     )
-    for got, want, scale in zip(results[2:4] if case.bias is not None else results[2:3], expected[2:4], scales[1:], strict=False):
+    for got, want, scale in zip(
+        results[2:4] if case.bias is not None else results[2:3],
+        expected[2:4],
+        scales[1:],
+        strict=False,
+    ):
         assert relative_error(got, as_stored(want, got.dtype), scale) <= allowed["parameters"]
     return results
 
@@ -153,7 +204,9 @@ def check_numbers(case, at_end=True):
 @pytest.mark.parametrize("levels", LEVELS, ids=str)
 def test_levels(levels, name, dtype, layout):
     channels = max(13, max(levels) + 3)
-    check_numbers(make_case(name, (2, channels, 5), levels, dtype, layout), at_end=dtype != torch.float16)
+    check_numbers(
+        make_case(name, (2, channels, 5), levels, dtype, layout), at_end=dtype != torch.float16
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -163,7 +216,9 @@ def test_levels(levels, name, dtype, layout):
 def test_sizes(shape, name, dtype, layout):
     """The default levels at odd sizes of every rank; also without a bias, and with parameters of x's dtype."""
     odd = sum(shape) % 2 == 1
-    case = make_case(name, shape, (1, 2, 4), dtype, layout, bias=not odd, parameter_dtype=dtype if odd else None)
+    case = make_case(
+        name, shape, (1, 2, 4), dtype, layout, bias=not odd, parameter_dtype=dtype if odd else None
+    )
     check_numbers(case, at_end=len(shape) % 2 == 0)
 
 
@@ -220,7 +275,11 @@ def test_more_than_2_to_the_31_elements(levels, layout, monkeypatch):
 
     def huge():
         flat = sparse(count, torch.float16)
-        return flat.view(images, pixels, channels).transpose(1, 2) if layout == "pixel-major" else flat.view(shape)
+        return (
+            flat.view(images, pixels, channels).transpose(1, 2)
+            if layout == "pixel-major"
+            else flat.view(shape)
+        )
 
     x, grad, out = huge(), huge(), huge()
     x[-1:, :, -shown:] = case.x
@@ -229,10 +288,14 @@ def test_more_than_2_to_the_31_elements(levels, layout, monkeypatch):
     set_index, set_size = builder.set_grid_idx, builder.set_grid_dim
     expected = case.in_float64().run("reference")
     for backward in (False, True):
-        kernel, (programs,), arguments, options = triton_ops.plan(0, backward, x, True, levels, 1e-5)
+        kernel, (programs,), arguments, options = triton_ops.plan(
+            0, backward, x, True, levels, 1e-5
+        )
         assert options["WIDE"] == (layout == "channel-major")
         monkeypatch.setattr(builder, "set_grid_dim", lambda i, j, k, n=programs: set_size(n, j, k))
-        monkeypatch.setattr(builder, "set_grid_idx", lambda i, j, k, n=programs: set_index(n - 1, j, k))
+        monkeypatch.setattr(
+            builder, "set_grid_idx", lambda i, j, k, n=programs: set_index(n - 1, j, k)
+        )
         if backward:
             partials = sparse((sum(levels) + 1) * programs, torch.float32).view(-1, programs)
             kernel[(1,)](x, grad, x, weight, bias, out, out, partials, *arguments, **options)
@@ -240,7 +303,10 @@ def test_more_than_2_to_the_31_elements(levels, layout, monkeypatch):
             assert relative_error(partials[:, -1], parameters) <= 1e-4
         else:
             kernel[(1,)](x, x, weight, bias, out, *arguments, **options)
-        assert relative_error(out[-1:, :, -shown:], expected[backward]) <= tolerance(torch.float16, levels)["y"]
+        assert (
+            relative_error(out[-1:, :, -shown:], expected[backward])
+            <= tolerance(torch.float16, levels)["y"]
+        )
 
 
 # ---- edges --------------------------------------------------------------------------------------------------------------------------
@@ -318,7 +384,9 @@ def test_layouts_are_brought_to_that_of_x(name):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_same_bits_twice(name):
     case = make_case(name, (3, 16, 11), (1, 2, 4), torch.float32)
-    assert all(torch.equal(a, b) for a, b in zip(case.run("triton"), case.run("triton"), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(case.run("triton"), case.run("triton"), strict=True)
+    )
 
 
 def test_every_kernel_was_executed():

@@ -15,7 +15,9 @@ import ppcr_ext
 from ppcr_ext import native
 from ppcr_ext.backends import choose
 
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="test_triton.py runs this")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="test_triton.py runs this"
+)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -25,9 +27,14 @@ def test_opcheck(name, layout):
     parameters = (case.weight, case.bias, [1, 2, 4], 1e-5)
     y = (case.residual,) if name == "ppcr_add_relu" else ()
     operators = torch.ops.ppcr_ext
-    forward = [t.clone().requires_grad_() if isinstance(t, Tensor) else t for t in (case.x, *y, *parameters)]
+    forward = [
+        t.clone().requires_grad_() if isinstance(t, Tensor) else t
+        for t in (case.x, *y, *parameters)
+    ]
     opcheck(getattr(operators, f"triton_{name}").default, forward)
-    opcheck(getattr(operators, f"triton_{name}_backward").default, (case.grad, case.x, *y, *parameters))
+    opcheck(
+        getattr(operators, f"triton_{name}_backward").default, (case.grad, case.x, *y, *parameters)
+    )
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -42,7 +49,10 @@ def test_compile(name, dynamic):
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     compiled = torch.compile(
-        lambda x, r, w, b: run(name, x, r, w, b, backend="triton"), fullgraph=True, dynamic=dynamic, backend=backend
+        lambda x, r, w, b: run(name, x, r, w, b, backend="triton"),
+        fullgraph=True,
+        dynamic=dynamic,
+        backend=backend,
     )
     for shape, layout in zip(((1, 8, 5, 3), (2, 8, 2, 3)), LAYOUTS, strict=True):
         case = make_case(name, shape, (1, 2, 4), torch.float32, layout)
@@ -57,7 +67,9 @@ def test_compile(name, dynamic):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_derivatives(name):
     case = make_case(name, (1, 4, 2), (1, 2), torch.float64)
-    inputs = [t.detach().clone().requires_grad_() for t in (case.x, case.residual, case.weight, case.bias)]
+    inputs = [
+        t.detach().clone().requires_grad_() for t in (case.x, case.residual, case.weight, case.bias)
+    ]
 
     def f(x, residual, weight, bias):
         return run(name, x, residual, weight, bias, levels=(1, 2), backend="triton")
@@ -72,15 +84,51 @@ def test_direct_calls_cannot_read_out_of_bounds():
     x, w, b, levels = torch.randn(2, 8, 3), torch.randn(7), torch.randn(1), [1, 2, 4]
     operators = torch.ops.ppcr_ext
     for call, error, words in (
-        (lambda: operators.triton_ppcr(x, w[:3], b, levels, 1e-5), ValueError, "weight must have shape"),
-        (lambda: operators.triton_ppcr(x.int(), w, b, levels, 1e-5), TypeError, "x must be float32"),
-        (lambda: operators.triton_ppcr(x, w, b, [1, 9], 1e-5), ValueError, "levels must lie between"),
-        (lambda: operators.triton_ppcr(torch.randn(1, 99), torch.randn(65), b, [65], 1e-5), RuntimeError, "at most 64 contexts"),
-        (lambda: operators.triton_ppcr_gate(x, w, torch.ones(2), levels, 1e-5), ValueError, "bias must have shape"),
-        (lambda: operators.triton_ppcr_backward(x[:1], x, w, b, levels, 1e-5), ValueError, "grad must have shape"),
-        (lambda: operators.triton_ppcr_gate_backward(x, x, w, b, levels, 1e-5), ValueError, r"grad must have shape \[2, 1, 3\]"),
-        (lambda: operators.triton_ppcr_add_relu(x, x.half(), w, b, levels, 1e-5), TypeError, "residual must have x's dtype"),
-        (lambda: operators.triton_ppcr_add_relu_backward(x, x, x[:, :4], w, b, levels, 1e-5), ValueError, "y must have shape"),
+        (
+            lambda: operators.triton_ppcr(x, w[:3], b, levels, 1e-5),
+            ValueError,
+            "weight must have shape",
+        ),
+        (
+            lambda: operators.triton_ppcr(x.int(), w, b, levels, 1e-5),
+            TypeError,
+            "x must be float32",
+        ),
+        (
+            lambda: operators.triton_ppcr(x, w, b, [1, 9], 1e-5),
+            ValueError,
+            "levels must lie between",
+        ),
+        (
+            lambda: operators.triton_ppcr(torch.randn(1, 99), torch.randn(65), b, [65], 1e-5),
+            RuntimeError,
+            "at most 64 contexts",
+        ),
+        (
+            lambda: operators.triton_ppcr_gate(x, w, torch.ones(2), levels, 1e-5),
+            ValueError,
+            "bias must have shape",
+        ),
+        (
+            lambda: operators.triton_ppcr_backward(x[:1], x, w, b, levels, 1e-5),
+            ValueError,
+            "grad must have shape",
+        ),
+        (
+            lambda: operators.triton_ppcr_gate_backward(x, x, w, b, levels, 1e-5),
+            ValueError,
+            r"grad must have shape \[2, 1, 3\]",
+        ),
+        (
+            lambda: operators.triton_ppcr_add_relu(x, x.half(), w, b, levels, 1e-5),
+            TypeError,
+            "residual must have x's dtype",
+        ),
+        (
+            lambda: operators.triton_ppcr_add_relu_backward(x, x, x[:, :4], w, b, levels, 1e-5),
+            ValueError,
+            "y must have shape",
+        ),
     ):
         with pytest.raises(error, match=words):
             call()

@@ -47,10 +47,16 @@ WRONG_CONSUMER = "import ppcr_ext\nppcr_ext.PPCR('eight')\n"
 
 
 def call(*command: str, **environment: str | None) -> str:
-    settings = {k: v for k, v in (os.environ | {"PPCR_BUILD_CUDA": "0"} | environment).items() if v is not None}
+    settings = {
+        k: v
+        for k, v in (os.environ | {"PPCR_BUILD_CUDA": "0"} | environment).items()
+        if v is not None
+    }
     done = subprocess.run(list(command), cwd=WORK, env=settings, capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}\nfailed:\n{done.stdout[-6000:]}{done.stderr[-6000:]}")
+        raise SystemExit(
+            f"{' '.join(command)}\nfailed:\n{done.stdout[-6000:]}{done.stderr[-6000:]}"
+        )
     return done.stdout + done.stderr
 
 
@@ -58,7 +64,9 @@ def expect(what: str, found: object, wanted: object) -> None:
     if found == wanted:
         return
     if isinstance(found, set) and isinstance(wanted, set):
-        raise SystemExit(f"{what}: lacks {sorted(wanted - found)}, holds besides {sorted(found - wanted)}")
+        raise SystemExit(
+            f"{what}: lacks {sorted(wanted - found)}, holds besides {sorted(found - wanted)}"
+        )
     raise SystemExit(f"{what}: {found!r} instead of {wanted!r}")
 
 
@@ -85,11 +93,27 @@ def check_contents(sdist: Path, wheel: Path) -> None:
     sources = {f"ppcr_ext/{name}" for name in tracked("csrc")}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-        metadata = next(archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-    expect("the wheel", names, sources | tracked("ppcr_ext") | {"ppcr_ext/_build.json", "ppcr_ext/_cpu.abi3.so"})
+        metadata = next(
+            archive.read(name).decode()
+            for name in archive.namelist()
+            if name.endswith(".dist-info/METADATA")
+        )
+    expect(
+        "the wheel",
+        names,
+        sources | tracked("ppcr_ext") | {"ppcr_ext/_build.json", "ppcr_ext/_cpu.abi3.so"},
+    )
     with tarfile.open(sdist) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames() if not archive.getmember(name).isdir()}
-    generated = {name for name in names if name == "PKG-INFO" or name == "setup.cfg" or name.startswith("ppcr_ext.egg-info/")}
+        names = {
+            name.partition("/")[2]
+            for name in archive.getnames()
+            if not archive.getmember(name).isdir()
+        }
+    generated = {
+        name
+        for name in names
+        if name == "PKG-INFO" or name == "setup.cfg" or name.startswith("ppcr_ext.egg-info/")
+    }
     # everything that the commands of its README need
     wanted = {name for name in tracked() if not name.startswith((".ci/", ".git"))}
     expect("the sdist", names - generated, wanted)
@@ -97,20 +121,39 @@ def check_contents(sdist: Path, wheel: Path) -> None:
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert version is not None
     expect("Version of the wheel", re.findall(r"^Version: (.+)$", metadata, re.M), [version[1]])
-    expect("name of the wheel", wheel.name.split("-")[:4], ["ppcr_ext", version[1], "cp310", "abi3"])
+    expect(
+        "name of the wheel", wheel.name.split("-")[:4], ["ppcr_ext", version[1], "cp310", "abi3"]
+    )
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     if version[1] not in headings and headings[:1] != ["Unreleased"]:
         raise SystemExit(f"CHANGELOG.md has no section on {version[1]}")
 
 
 def check_types(site: Path) -> None:
-    for name, text, passes in (("consumer.py", CONSUMER, True), ("wrong.py", WRONG_CONSUMER, False)):
+    for name, text, passes in (
+        ("consumer.py", CONSUMER, True),
+        ("wrong.py", WRONG_CONSUMER, False),
+    ):
         (WORK / name).write_text(text)
         # silent: as for what is installed, only the consumer's own lines are judged
-        options = ["--strict", "--follow-imports=silent", "--config-file=", "--cache-dir", str(WORK / "mypy")]
+        options = [
+            "--strict",
+            "--follow-imports=silent",
+            "--config-file=",
+            "--cache-dir",
+            str(WORK / "mypy"),
+        ]
         command = [sys.executable, "-m", "mypy", *options, name]
-        done = subprocess.run(command, cwd=WORK, env=os.environ | {"MYPYPATH": str(site)}, capture_output=True, text=True)
-        expect(f"mypy --strict of {name} ({done.stdout.strip()[-500:]})", done.returncode == 0, passes)
+        done = subprocess.run(
+            command,
+            cwd=WORK,
+            env=os.environ | {"MYPYPATH": str(site)},
+            capture_output=True,
+            text=True,
+        )
+        expect(
+            f"mypy --strict of {name} ({done.stdout.strip()[-500:]})", done.returncode == 0, passes
+        )
 
 
 def install(python: str, what: Path, site: Path, **environment: str | None) -> str:
@@ -132,7 +175,9 @@ def main() -> None:
         print(call(python, "-c", SMOKE, "native", PYTHONPATH=str(site)).strip())
     check_types(WORK / "wheel0")
     check_without_compiler(sdist)
-    print(f"{sdist.name}, {wheel.name}: contents, metadata, types and installations are as they should be")
+    print(
+        f"{sdist.name}, {wheel.name}: contents, metadata, types and installations are as they should be"
+    )
 
 
 def check_without_compiler(sdist: Path) -> None:
@@ -141,9 +186,16 @@ def check_without_compiler(sdist: Path) -> None:
     no_compiler = {"PATH": str(empty), "CXX": None, "TORCH_EXTENSIONS_DIR": str(WORK / "cache")}
     said = install(sys.executable, sdist, WORK / "pure", **no_compiler)
     if "ppcr_ext: CPU kernels: not built: no C++ compiler" not in said:
-        raise SystemExit(f"the sdist, installed without a compiler, did not say so:\n{said[-3000:]}")
-    said = call(sys.executable, "-c", SMOKE, "reference", PYTHONPATH=str(WORK / "pure"), **no_compiler)
-    if "runs its slow PyTorch reference for cpu tensors: the extension is not built (no C++ compiler" not in said:
+        raise SystemExit(
+            f"the sdist, installed without a compiler, did not say so:\n{said[-3000:]}"
+        )
+    said = call(
+        sys.executable, "-c", SMOKE, "reference", PYTHONPATH=str(WORK / "pure"), **no_compiler
+    )
+    if (
+        "runs its slow PyTorch reference for cpu tensors: the extension is not built (no C++ compiler"
+        not in said
+    ):
         raise SystemExit(f"the pure-Python package did not say why it is slow:\n{said}")
     if said.count("the extension is not built") != 1:
         raise SystemExit(f"the pure-Python package says more than once why it is slow:\n{said}")

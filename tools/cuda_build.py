@@ -29,13 +29,17 @@ def build(output: Path = LIBRARY, arch: str | None = None, work: Path = WORK) ->
     """The architectures that were compiled for, as text; raises CannotBuild with the reason."""
     import torch
 
-    compiled_for = recipe().build(output, ROOT / "csrc", work, Path(torch.__file__).parent, torch.version.cuda, arch)
+    compiled_for = recipe().build(
+        output, ROOT / "csrc", work, Path(torch.__file__).parent, torch.version.cuda, arch
+    )
     return str(compiled_for)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arch", help="such as 9.0 or '8.0;9.0+PTX'; default: TORCH_CUDA_ARCH_LIST, else all")
+    parser.add_argument(
+        "--arch", help="such as 9.0 or '8.0;9.0+PTX'; default: TORCH_CUDA_ARCH_LIST, else all"
+    )
     parser.add_argument("--output", type=Path, default=LIBRARY)
     options = parser.parse_args()
     started = time.monotonic()

@@ -65,7 +65,9 @@ def find_cuobjdump() -> Path | None:
 
 
 def demangle(names: list[str]) -> list[str]:
-    return subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout.splitlines()
+    return subprocess.run(
+        ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
 
 
 def parse_name(demangled: str) -> tuple[str, str, str, str, bool]:
@@ -79,13 +81,25 @@ def parse_name(demangled: str) -> tuple[str, str, str, str, bool]:
     standard = "AnyBins" not in demangled
     levels = "(1, 2, 4)" if standard else "any"
     if name.startswith("channel_major"):
-        return name, dtype, MODES[plain[4]], f"vectors of {plain[1]}, {plain[2]} steps, levels {levels}", standard
+        return (
+            name,
+            dtype,
+            MODES[plain[4]],
+            f"vectors of {plain[1]}, {plain[2]} steps, levels {levels}",
+            standard,
+        )
     if name.startswith("pixel_major"):
         variant = f"vectors of {plain[1]}, {plain[2]} steps, {plain[3]} pixels, {plain[4]} lanes"
         return name, dtype, MODES[plain[5]], variant, standard
     if name.startswith("pixel_tile"):
         staged = plain[3] in ("true", "(bool)1", "1")
-        return name, dtype, MODES[plain[2]], f"levels {levels}{'' if staged else ', not staged'}", standard
+        return (
+            name,
+            dtype,
+            MODES[plain[2]],
+            f"levels {levels}{'' if staged else ', not staged'}",
+            standard,
+        )
     return name, dtype, "", "", standard
 
 
@@ -115,20 +129,42 @@ def kernels(work: Path = cuda_build.WORK) -> list[Kernel]:
     """Of the objects in ``work``, which a build for one architecture left there."""
     cuobjdump = find_cuobjdump()
     if cuobjdump is None:
-        raise SystemExit("cuobjdump was not found: install triton, or put the CUDA toolkit's bin folder on PATH")
+        raise SystemExit(
+            "cuobjdump was not found: install triton, or put the CUDA toolkit's bin folder on PATH"
+        )
     result = []
     for source in cuda_build.recipe().KERNEL_SOURCES:
         resources = parse_log((work / f"{source}.log").read_text())
-        dump = subprocess.run([cuobjdump, "--dump-sass", work / f"{source}.o"], capture_output=True, text=True, check=True)
+        dump = subprocess.run(
+            [cuobjdump, "--dump-sass", work / f"{source}.o"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         opcodes = parse_sass(dump.stdout)
         for mangled, demangled in zip(resources, demangle(list(resources)), strict=True):
             registers, stack, spill_stores, spill_loads = resources[mangled]
             name, dtype, mode, variant, standard = parse_name(demangled)
             code = opcodes[mangled]
-            loads = collections.Counter(width(op) for op in code if op.startswith("LDG") and op != "LDGDEPBAR")
+            loads = collections.Counter(
+                width(op) for op in code if op.startswith("LDG") and op != "LDGDEPBAR"
+            )
             stores = collections.Counter(width(op) for op in code if op.startswith("STG"))
             result.append(
-                Kernel(name, dtype, mode, variant, standard, registers, stack, spill_stores, spill_loads, loads, stores, code)
+                Kernel(
+                    name,
+                    dtype,
+                    mode,
+                    variant,
+                    standard,
+                    registers,
+                    stack,
+                    spill_stores,
+                    spill_loads,
+                    loads,
+                    stores,
+                    code,
+                )
             )
     return sorted(result, key=lambda k: (k.name, k.mode, k.variant, DTYPE_ORDER.index(k.dtype)))
 

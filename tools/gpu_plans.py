@@ -43,7 +43,9 @@ class Cell(NamedTuple):
 
 
 def cells(dtypes: list[str], layouts: list[str]) -> Iterator[Cell]:
-    for stage, dtype, layout, (operation, direction) in itertools.product(STAGES, dtypes, layouts, UNITS):
+    for stage, dtype, layout, (operation, direction) in itertools.product(
+        STAGES, dtypes, layouts, UNITS
+    ):
         yield Cell(operation, direction, dtype, layout, stage)
 
 
@@ -54,7 +56,9 @@ class Inputs:
         channels, side, images = stage
         form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
         made = [
-            torch.randn(images, channels, side, side, device="cuda", dtype=getattr(torch, dtype)).to(memory_format=form)
+            torch.randn(
+                images, channels, side, side, device="cuda", dtype=getattr(torch, dtype)
+            ).to(memory_format=form)
             for _ in range(3 * KEPT)
         ]
         self.x, self.grad, self.other = made[:KEPT], made[KEPT : 2 * KEPT], made[2 * KEPT :]
@@ -103,7 +107,9 @@ def candidates(cell: Cell) -> Iterator[str]:
     pixels = cell.stage[1] ** 2
     tiles = {pixels, *(run // size for run in (64, 128, 256, 512, 1024))}
     tiles |= {math.ceil(pixels / pieces / vector) * vector for pieces in (2, 3, 4, 7)}
-    for q, groups, cluster, steps in itertools.product(sorted(tiles), (1, 2, 4, 8), (1, 2, 4, 8), (8, 13)):
+    for q, groups, cluster, steps in itertools.product(
+        sorted(tiles), (1, 2, 4, 8), (1, 2, 4, 8), (8, 13)
+    ):
         if 4 <= groups * cluster <= 16 and q * size <= 2048:
             yield f"q={q},groups={groups},cluster={cluster},vector={vector},steps={steps}"
 
@@ -119,7 +125,14 @@ def measure(cell: Cell, inputs: Inputs, copied: float, plans: list[str]) -> list
             continue
         took = microseconds(call) if plan == "" else microseconds(call, 5, 1)
         share = units / 2 * copied / took
-        rows.append({**cell._asdict(), "plan": plan, "microseconds": round(took, 2), "share": round(share, 4)})
+        rows.append(
+            {
+                **cell._asdict(),
+                "plan": plan,
+                "microseconds": round(took, 2),
+                "share": round(share, 4),
+            }
+        )
     os.environ.pop("PPCR_PLAN")
     return rows
 
@@ -136,10 +149,16 @@ def sweep(cell: Cell, inputs: Inputs, copied: float) -> list[dict[str, object]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "gpu")
-    parser.add_argument("--sweep", default="", help="other plans as well: of ppcr, 'ppcr backward', add_relu .. or all")
+    parser.add_argument(
+        "--sweep",
+        default="",
+        help="other plans as well: of ppcr, 'ppcr backward', add_relu .. or all",
+    )
     parser.add_argument("--dtypes", default="float16,float32")
     parser.add_argument("--layouts", default="contiguous,channels_last")
-    parser.add_argument("--once", help="runs cells whose name holds one of these words once, for a profiler")
+    parser.add_argument(
+        "--once", help="runs cells whose name holds one of these words once, for a profiler"
+    )
     options = parser.parse_args()
     dtypes, layouts = options.dtypes.split(","), options.layouts.split(",")
     if options.once is not None:
@@ -152,7 +171,9 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
     print(torch.cuda.get_device_name(), torch.__version__)
-    for (dtype, layout, stage), group in itertools.groupby(cells(dtypes, layouts), lambda cell: cell[2:]):
+    for (dtype, layout, stage), group in itertools.groupby(
+        cells(dtypes, layouts), lambda cell: cell[2:]
+    ):
         inputs = Inputs(dtype, layout, stage)
         copied = microseconds(inputs.call("copy", "forward"))
         channels, side, images = stage
@@ -167,10 +188,13 @@ def main() -> int:
             best = sorted(found[1:], key=lambda row: -float(str(row["share"])))[:4]
             text = "; ".join(f"{row['share']} {row['plan']}" for row in best)
             print(
-                f"  {cell.operation:8} {cell.direction:8} {found[0]['share']:.3f}  of {len(found) - 1} others: {text}", flush=True
+                f"  {cell.operation:8} {cell.direction:8} {found[0]['share']:.3f}  of {len(found) - 1} others: {text}",
+                flush=True,
             )
         del inputs
-        (options.out / "plans.json").write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}, indent=0))
+        (options.out / "plans.json").write_text(
+            json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}, indent=0)
+        )
     return 0
 
 

@@ -22,7 +22,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-sys.path.insert(0, str(ROOT / "ppcr_ext"))  # for _build, without the package around it, which would import torch
+sys.path.insert(
+    0, str(ROOT / "ppcr_ext")
+)  # for _build, without the package around it, which would import torch
 
 import _build
 import sanitize
@@ -41,45 +43,75 @@ DEPENDENT = {
     "checks.h": ("cpu/ppcr_cpu.cpp",),
 }
 # Files and options of pytest, quick ones first.
-QUICK_CPU = (("test_definition.py", "test_edges.py", "test_errors.py", "test_properties.py", "-k", "not missing_native_library"),)
+QUICK_CPU = (
+    (
+        "test_definition.py",
+        "test_edges.py",
+        "test_errors.py",
+        "test_properties.py",
+        "-k",
+        "not missing_native_library",
+    ),
+)
 WIDE_CPU = (*QUICK_CPU, ("test_accuracy.py", "test_autograd.py", "test_sigmoid.py"))
 QUICK_CUDA = ("test_cuda_plan.py", "test_cuda_on_cpu.py")
 NOT_QUICK = "not float16 and not float64 and not resnet and not full_depth and not more_than_2 and not executed and not bfloat16"
 
 
 def compile_cpu(csrc: Path, source: str, target: Path) -> Path:
-    flags = ["-std=c++20", *_build.compiler_flags(), "-O0", "-fPIC", "-isystem", str(sanitize.torch_headers())]
+    flags = [
+        "-std=c++20",
+        *_build.compiler_flags(),
+        "-O0",
+        "-fPIC",
+        "-isystem",
+        str(sanitize.torch_headers()),
+    ]
     target.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run([os.environ.get("CXX", "g++"), *flags, "-c", str(csrc / source), "-o", str(target)], check=True)
+    subprocess.run(
+        [os.environ.get("CXX", "g++"), *flags, "-c", str(csrc / source), "-o", str(target)],
+        check=True,
+    )
     return target
 
 
 @functools.cache
 def sound_objects() -> dict[str, Path]:
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        targets = {source: WORK / "sound" / f"{Path(source).stem}.o" for source in _build.CPU_SOURCES}
+        targets = {
+            source: WORK / "sound" / f"{Path(source).stem}.o" for source in _build.CPU_SOURCES
+        }
         list(pool.map(lambda item: compile_cpu(ROOT / "csrc", *item), targets.items()))
     return targets
 
 
 def link_cpu(folder: Path, changed: tuple[str, ...]) -> None:
-    objects = sound_objects() | {s: compile_cpu(folder / "csrc", s, folder / f"{Path(s).stem}.o") for s in changed}
+    objects = sound_objects() | {
+        s: compile_cpu(folder / "csrc", s, folder / f"{Path(s).stem}.o") for s in changed
+    }
     torch_lib = sanitize.torch_headers().parent / "lib"
     link = ["-shared", *map(str, objects.values()), f"-L{torch_lib}", "-ltorch_cpu", "-lc10"]
-    subprocess.run([os.environ.get("CXX", "g++"), *link, "-o", str(folder / "ppcr_ext" / "_cpu.abi3.so")], check=True)
+    subprocess.run(
+        [os.environ.get("CXX", "g++"), *link, "-o", str(folder / "ppcr_ext" / "_cpu.abi3.so")],
+        check=True,
+    )
 
 
 def copy_tree(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("csrc", "tests", "ppcr_ext", "tools"):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        shutil.copytree(
+            ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.so", "__pycache__")
+        )
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 
 def first_failure(folder: Path, arguments: tuple[str, ...], **environment: str) -> str | None:
     """The first failing test, or how the tests died; None where all pass."""
     files = [
-        f"tests/{a}" if a.endswith(".py") else a for a in arguments if not a.endswith(".py") or (folder / "tests" / a).exists()
+        f"tests/{a}" if a.endswith(".py") else a
+        for a in arguments
+        if not a.endswith(".py") or (folder / "tests" / a).exists()
     ]
     settings = {"MAX_JOBS": "1", "PPCR_CPU_CAPABILITY": "avx2"} | environment
     output = folder / "output.txt"
@@ -106,14 +138,20 @@ def run_tests(folder: Path, arguments: list[str], settings: dict[str, str], outp
     os.chdir(folder)
     beside = {str(ROOT / part) for part in ("tools", "tests", "ppcr_ext", "")}
     sys.path[:] = [str(folder), *(entry for entry in sys.path if entry.rstrip("/") not in beside)]
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("mutants", "_build", "sanitize")]:
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] in ("mutants", "_build", "sanitize")
+    ]:
         del sys.modules[name]
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     import pytest
 
-    code = int(pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", f"--rootdir={folder}", *arguments]))
+    code = int(
+        pytest.main(
+            ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", f"--rootdir={folder}", *arguments]
+        )
+    )
     sys.stdout.flush()
     os._exit(code)
 
@@ -122,8 +160,14 @@ def first_failure_of_cpu(folder: Path, mutant: Mutant | None, wide: bool) -> str
     link_cpu(folder, DEPENDENT[mutant.file] if mutant else ())
     if mutant and mutant.tests == "sanitize":
         command = [sys.executable, "tools/sanitize.py", "cpu-address"]
-        result = subprocess.run(command, cwd=folder, env=os.environ | {"MAX_JOBS": "1"}, capture_output=True, text=True)
-        return "make sanitize: AddressSanitizer" if "ERROR: AddressSanitizer" in result.stdout else None
+        result = subprocess.run(
+            command, cwd=folder, env=os.environ | {"MAX_JOBS": "1"}, capture_output=True, text=True
+        )
+        return (
+            "make sanitize: AddressSanitizer"
+            if "ERROR: AddressSanitizer" in result.stdout
+            else None
+        )
     for arguments in WIDE_CPU if wide else QUICK_CPU:
         failure = first_failure(folder, arguments)
         if failure:
@@ -133,8 +177,12 @@ def first_failure_of_cpu(folder: Path, mutant: Mutant | None, wide: bool) -> str
 
 def first_failure_of_cuda(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
     if mutant and mutant.tests:
-        return first_failure(folder, (*QUICK_CUDA, "-k", mutant.tests), CUDA_ON_CPU_LEFT_OUT="float,bfloat16,double")
-    failure = first_failure(folder, (*QUICK_CUDA, "-k", NOT_QUICK), CUDA_ON_CPU_LEFT_OUT="half,bfloat16,double")
+        return first_failure(
+            folder, (*QUICK_CUDA, "-k", mutant.tests), CUDA_ON_CPU_LEFT_OUT="float,bfloat16,double"
+        )
+    failure = first_failure(
+        folder, (*QUICK_CUDA, "-k", NOT_QUICK), CUDA_ON_CPU_LEFT_OUT="half,bfloat16,double"
+    )
     return failure or (first_failure(folder, QUICK_CUDA) if wide else None)
 
 
@@ -142,15 +190,23 @@ def caught_by(mutant: Mutant, folder: Path, wide: bool) -> str | None:
     """What sees a mutant, or None."""
     copy_tree(folder)
     mutant.plant(folder / "csrc")
-    return (first_failure_of_cuda if mutant in cuda.MUTANTS else first_failure_of_cpu)(folder, mutant, wide)
+    return (first_failure_of_cuda if mutant in cuda.MUTANTS else first_failure_of_cpu)(
+        folder, mutant, wide
+    )
 
 
 def chosen(words: list[str]) -> list[Mutant]:
     everything = [*cpu.MUTANTS, *cuda.MUTANTS]
-    groups = {"sample": [m for m in everything if m.sample], "cpu": list(cpu.MUTANTS), "cuda": list(cuda.MUTANTS)}
+    groups = {
+        "sample": [m for m in everything if m.sample],
+        "cpu": list(cpu.MUTANTS),
+        "cuda": list(cuda.MUTANTS),
+    }
     if not words:
         return everything
-    return [m for m in everything if any(m in groups[w] if w in groups else w in m.name for w in words)]
+    return [
+        m for m in everything if any(m in groups[w] if w in groups else w in m.name for w in words)
+    ]
 
 
 def main() -> None:
@@ -169,13 +225,23 @@ def main() -> None:
         mutant.plant(copy)
     sound_objects()
     PROCESSES.set_forkserver_preload(
-        ["torch", "torch.utils.cpp_extension", "torch._dynamo", "pytest", "numpy", "hypothesis", "pybind11"]
+        [
+            "torch",
+            "torch.utils.cpp_extension",
+            "torch._dynamo",
+            "pytest",
+            "numpy",
+            "hypothesis",
+            "pybind11",
+        ]
     )
 
     def run(mutant: Mutant) -> tuple[str | None, float]:
         folder, begin = folders.get(), time.monotonic()
         try:
-            return caught_by(mutant, folder, wide="sample" not in sys.argv[1:]), time.monotonic() - begin
+            return caught_by(
+                mutant, folder, wide="sample" not in sys.argv[1:]
+            ), time.monotonic() - begin
         finally:
             folders.put(folder)
 

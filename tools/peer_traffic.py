@@ -28,7 +28,10 @@ SHAPES = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = (torch.float32, torch.float16)
 PEERS = ("pooled once", "level by level")
-OURS = {"forward": (1, 2), "backward": (2, 3)}  # kernels, passes over the tensor: asserted in tests/test_cuda_plan.py
+OURS = {
+    "forward": (1, 2),
+    "backward": (2, 3),
+}  # kernels, passes over the tensor: asserted in tests/test_cuda_plan.py
 
 
 @dataclasses.dataclass
@@ -38,7 +41,9 @@ class Traffic:
     units: float  # all bytes, small tensors too, over those of x
 
 
-def traced(peer: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> dict[str, torch.fx.GraphModule]:
+def traced(
+    peer: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype
+) -> dict[str, torch.fx.GraphModule]:
     """The graphs of forward and backward as torch.compile would cut them, for the CPU."""
     from functorch.compile import make_boxed_func
     from torch._functorch.aot_autograd import aot_function
@@ -120,7 +125,11 @@ def traffic(graph: torch.fx.GraphModule, tensor_bytes: int, backward: bool) -> T
         if node.op == "placeholder":
             value = node.meta["val"]
             with mode:
-                inputs.append(torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda:0"))
+                inputs.append(
+                    torch.empty_strided(
+                        value.shape, value.stride(), dtype=value.dtype, device="cuda:0"
+                    )
+                )
         elif "device" in node.kwargs:
             node.kwargs = {**node.kwargs, "device": torch.device("cuda:0")}
     graph.recompile()
@@ -132,9 +141,12 @@ def traffic(graph: torch.fx.GraphModule, tensor_bytes: int, backward: bool) -> T
     def look(lowering: GraphLowering) -> None:
         lowering._update_scheduler()
         accesses = [
-            node.get_read_write_buffer_accesses(include_reads=True, include_writes=True) for node in lowering.scheduler.nodes
+            node.get_read_write_buffer_accesses(include_reads=True, include_writes=True)
+            for node in lowering.scheduler.nodes
         ]
-        found.extend(kernel for kernel in accesses if kernel)  # a concatenation that its parts write into is no kernel
+        found.extend(
+            kernel for kernel in accesses if kernel
+        )  # a concatenation that its parts write into is no kernel
         raise Scheduled
 
     original = GraphLowering.codegen
@@ -155,7 +167,10 @@ def traffic(graph: torch.fx.GraphModule, tensor_bytes: int, backward: bool) -> T
 def rows(shapes: tuple[tuple[int, int], ...]) -> list[str]:
     """Lines of the table, a shape, layout, dtype and formulation each."""
     cases = list(itertools.product(shapes, DTYPES, PEERS, LAYOUTS))
-    graphs = [traced(peer, (IMAGES, c, side, side), layout, dtype) for (c, side), dtype, peer, layout in cases]
+    graphs = [
+        traced(peer, (IMAGES, c, side, side), layout, dtype)
+        for (c, side), dtype, peer, layout in cases
+    ]
     pretend_gpu()  # tracing comes before: it would ask the device for random numbers
     layouts: dict[tuple[str, str], list[str]] = {}  # of each line, but for its layout
     for ((channels, side), dtype, peer, layout), made in zip(cases, graphs, strict=True):
@@ -170,7 +185,10 @@ def rows(shapes: tuple[tuple[int, int], ...]) -> list[str]:
         start = f"| {name} | {str(dtype).removeprefix('torch.')} | {peer}"
         end = f"{' | '.join(cells)} | {total * tensor_bytes / 1e6:.0f} | {ours * tensor_bytes / 1e6:.0f} | {total / ours:.2f} |"
         layouts.setdefault((start, end), []).append(layout)
-    return [f"{start} | {'both' if len(same) == len(LAYOUTS) else same[0]} | {end}" for (start, end), same in layouts.items()]
+    return [
+        f"{start} | {'both' if len(same) == len(LAYOUTS) else same[0]} | {end}"
+        for (start, end), same in layouts.items()
+    ]
 
 
 def render(lines: list[str]) -> str:

@@ -26,8 +26,17 @@ from ppcr_ext import triton_launch, triton_ops
 RESNET = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))
 IMAGES = 256
 LAYOUTS = ("contiguous", "channels_last")
-MODES = {triton_launch.SCALE: "scale", triton_launch.ADD_RELU: "add_relu", triton_launch.GATE: "gate"}
-DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+MODES = {
+    triton_launch.SCALE: "scale",
+    triton_launch.ADD_RELU: "add_relu",
+    triton_launch.GATE: "gate",
+}
+DTYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float64: "fp64",
+}
 DATA = ("x", "residual", "out", "grad", "y", "dx", "d_residual")
 
 
@@ -46,7 +55,11 @@ class Variant:
     @property
     def aligned(self) -> bool:
         """Whether rows and segments begin at multiples of 16 bytes, as vectors of 16 bytes need it."""
-        row = self.side**2 if self.layout == "contiguous" else triton_launch.common_edge_factor(self.levels, self.channels)
+        row = (
+            self.side**2
+            if self.layout == "contiguous"
+            else triton_launch.common_edge_factor(self.levels, self.channels)
+        )
         return row * self.dtype.itemsize % 16 == 0
 
 
@@ -79,10 +92,14 @@ def compile_variant(variant: Variant) -> Compiled:
     from triton.compiler import ASTSource
 
     triton.runtime.driver.set_active(_Target())
-    x = torch.empty(IMAGES, variant.channels, variant.side, variant.side, dtype=variant.dtype, device="meta")
+    x = torch.empty(
+        IMAGES, variant.channels, variant.side, variant.side, dtype=variant.dtype, device="meta"
+    )
     if variant.layout == "channels_last":
         x = x.to(memory_format=torch.channels_last)
-    kernel, _, arguments, options = triton_ops.plan(variant.mode, variant.backward, x, True, variant.levels, 1e-5)
+    kernel, _, arguments, options = triton_ops.plan(
+        variant.mode, variant.backward, x, True, variant.levels, 1e-5
+    )
     constants = {name: value for name, value in options.items() if name != "num_warps"}
     data = DTYPES[variant.dtype]
     numbers = dict(zip(("pixel_units", "tiles"), arguments, strict=True))
@@ -102,7 +119,9 @@ def compile_variant(variant: Variant) -> Compiled:
             signature[name] = "*" + (data if name in DATA or data == "fp64" else "fp32")
             attributes[(i,)] = divisible
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
-    compiled = triton.compile(source, target=_Target().get_current_target(), options={"num_warps": options["num_warps"]})
+    compiled = triton.compile(
+        source, target=_Target().get_current_target(), options={"num_warps": options["num_warps"]}
+    )
     cuobjdump = cuda_report.find_cuobjdump()
     if cuobjdump is None:
         raise SystemExit("cuobjdump was not found: it comes with triton")
@@ -110,7 +129,9 @@ def compile_variant(variant: Variant) -> Compiled:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage, sass = (
-            subprocess.run([cuobjdump, option, file.name], capture_output=True, text=True, check=True).stdout
+            subprocess.run(
+                [cuobjdump, option, file.name], capture_output=True, text=True, check=True
+            ).stdout
             for option in ("--dump-resource-usage", "--dump-sass")
         )
     (opcodes,) = cuda_report.parse_sass(sass).values()
@@ -175,7 +196,9 @@ def vectorized(c: Compiled) -> bool:
     gates = c.pixels if c.variant.mode == triton_launch.GATE else 0
     narrow_loads = sum(n for w, n in c.loads.items() if w != "16")
     narrow_stores = sum(n for w, n in c.stores.items() if w != "16")
-    return c.loads["16"] > 0 and narrow_loads <= weights + gates and narrow_stores <= weights + gates
+    return (
+        c.loads["16"] > 0 and narrow_loads <= weights + gates and narrow_stores <= weights + gates
+    )
 
 
 def main(output: Path) -> None:

@@ -8,7 +8,8 @@
 
 // After the system's headers, so that nothing of theirs is compiled for this target.
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi,bmi2,prfchw"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi,bmi2,prfchw"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx2,fma,f16c,bmi,bmi2,prfchw")
 #endif

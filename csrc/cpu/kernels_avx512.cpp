@@ -8,17 +8,21 @@
 
 // After the system's headers, so that nothing of theirs is compiled for this target.
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,prfchw"))), \
-                             apply_to = function)
+#pragma clang attribute push(                                                                    \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,prfchw"))), \
+    apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,prfchw,prefer-vector-width=512")
+#pragma GCC target( \
+    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,prfchw,prefer-vector-width=512")
 #endif
 
 #define PPCR_CAPABILITY avx512
 #define PPCR_SIMD_BYTES 64
 #include "kernels_impl.h"
 
-ppcr::Kernel ppcr::find_kernel_avx512(Op op, Dtype dtype) { return PPCR_CAPABILITY::find(op, dtype); }
+ppcr::Kernel ppcr::find_kernel_avx512(Op op, Dtype dtype) {
+  return PPCR_CAPABILITY::find(op, dtype);
+}
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,10 +1,12 @@
 // The CPU kernels, compiled once per instruction set. One tile of pixels is handled in three steps:
-//   1. sums: x is read once; each channel segment is summed per pixel (backward: also the dot product of x and the gradient);
+//   1. sums: x is read once; each channel segment is summed per pixel (backward: also the dot
+//   product of x and the gradient);
 //   2. gate: the mathematics of ppcr_pixel.h, a SIMD vector of pixels at a time;
-//   3. apply: the output is written; what it reads again (x, or in backward the gradient) is still in cache.
-// Between the steps a tile keeps rows of one value per pixel: row k < segments the sum of segment k (after the gate step of a
-// backward kernel: what its channels add to dx), the row after them the dot product or gate gradient (after the gate step: the
-// gate).
+//   3. apply: the output is written; what it reads again (x, or in backward the gradient) is still
+//   in cache.
+// Between the steps a tile keeps rows of one value per pixel: row k < segments the sum of segment k
+// (after the gate step of a backward kernel: what its channels add to dx), the row after them the
+// dot product or gate gradient (after the gate step: the gate).
 #pragma once
 #include "../ppcr_pixel.h"
 #include "kernels.h"
@@ -13,8 +15,9 @@
 namespace ppcr {
 namespace PPCR_CAPABILITY {
 
-// A run of `count` pixels as vectors. In channel-major memory the last vector overlaps its neighbour rather than leave a tail, and
-// only a run shorter than one vector is partial; where pixels are gathered one by one (`dense`) the last vector is.
+// A run of `count` pixels as vectors. In channel-major memory the last vector overlaps its
+// neighbour rather than leave a tail, and only a run shorter than one vector is partial; where
+// pixels are gathered one by one (`dense`) the last vector is.
 template <class S>
 struct Run {
   int count, vectors, last;
@@ -25,7 +28,9 @@ struct Run {
              : count > kLanes<S> ? count - kLanes<S>
                                  : 0) {}
   PPCR_HD int offset(int i) const { return i * kLanes<S> < last ? i * kLanes<S> : last; }
-  PPCR_HD int lanes(int i) const { return count - offset(i) < kLanes<S> ? count - offset(i) : kLanes<S>; }
+  PPCR_HD int lanes(int i) const {
+    return count - offset(i) < kLanes<S> ? count - offset(i) : kLanes<S>;
+  }
   PPCR_HD bool partial() const { return count < kLanes<S>; }
 };
 
@@ -57,10 +62,12 @@ struct GateStep {
   AnyBins<S> bins;
   StandardBins<S> standard_bins;
   S weight[kMaxContexts], bias, eps, weight_mean = 0;
-  V d_params[kMaxContexts + 1];  // backward: this tile's share of the gradients of weight and bias, by lane
+  V d_params[kMaxContexts +
+             1];  // backward: this tile's share of the gradients of weight and bias, by lane
   void (*step)(GateStep&, S*, int, const Run<S>&);
 
-  PPCR_HD GateStep(const Problem& p, bool backward) : bins(p.pooling), standard_bins(p.pooling), bias(S(p.bias)), eps(S(p.eps)) {
+  PPCR_HD GateStep(const Problem& p, bool backward)
+      : bins(p.pooling), standard_bins(p.pooling), bias(S(p.bias)), eps(S(p.eps)) {
     for (int l = 0; l < bins.contexts(); ++l) {
       weight[l] = S(p.weight[l]);
       weight_mean += weight[l];
@@ -76,11 +83,13 @@ struct GateStep {
 
   // Two calls a tile are cheap, and keep this code out of every combination of operator and dtype.
   template <bool Backward>
-  static __attribute__((noinline)) void run_standard(GateStep& self, S* rows, int stride, const Run<S>& run) {
+  static __attribute__((noinline)) void run_standard(GateStep& self, S* rows, int stride,
+                                                     const Run<S>& run) {
     self.template run_with<Backward>(self.standard_bins, rows, stride, run);
   }
   template <bool Backward>
-  static __attribute__((noinline)) void run_any(GateStep& self, S* rows, int stride, const Run<S>& run) {
+  static __attribute__((noinline)) void run_any(GateStep& self, S* rows, int stride,
+                                                const Run<S>& run) {
     self.template run_with<Backward>(self.bins, rows, stride, run);
   }
   template <bool Backward, class Bins>
@@ -103,7 +112,8 @@ struct GateStep {
         V dz = pixel_backward(bins, pixel, load(gate + at), weight, weight_mean, sums);
         PPCR_UNROLL
         for (int k = 0; k < segments; ++k) store(rows + k * stride + at, sums[k]);
-        // Lanes that the neighbouring vector has counted already; where their n is no finite number, it was NaN there as well.
+        // Lanes that the neighbouring vector has counted already; where their n is no finite
+        // number, it was NaN there as well.
         for (int lane = 0; lane < at - run.offset(i); ++lane) dz[lane] = 0;
         PPCR_UNROLL
         for (int l = 0; l < contexts; ++l) sums_w[l] = sums_w[l] + dz * pixel.n[l];
@@ -145,7 +155,8 @@ struct Streams {
     out = op == Op::kGate ? nullptr : static_cast<T*>(p.out) + offset;
     grad_residual = p.grad_residual ? static_cast<T*>(p.grad_residual) + offset : nullptr;
   }
-  // The gradient that reaches x * g: add_relu's passes the mask of the relu and is stored as the residual's.
+  // The gradient that reaches x * g: add_relu's passes the mask of the relu and is stored as the
+  // residual's.
   template <bool Partial>
   PPCR_HD auto gradient(int64_t at, int count) const {
     auto g = load_run<Partial>(grad + at, count);
@@ -162,7 +173,8 @@ struct Streams {
     if constexpr (op == Op::kForward)
       v = load_run<Partial>(x + at, count) * gate;
     else if constexpr (op == Op::kAddRelu)
-      v = relu(multiply_add(load_run<Partial>(x + at, count), gate, load_run<Partial>(other + at, count)));
+      v = relu(multiply_add(load_run<Partial>(x + at, count), gate,
+                            load_run<Partial>(other + at, count)));
     else if constexpr (op == Op::kBackward)
       v = multiply_add(load_run<Partial>(grad + at, count), gate, shift);
     else if constexpr (op == Op::kAddReluBackward)
@@ -180,7 +192,8 @@ PPCR_INLINE void load_gate_gradient(const Problem& p, int64_t pixel, S* row, con
     const T* grad = static_cast<const T*>(p.grad) + pixel;
     for (int i = 0; i < run.vectors; ++i) {
       const int n = run.lanes(i);
-      store(row + i * kLanes<S>, n < kLanes<S> ? load(grad + run.offset(i), n) : load(grad + run.offset(i)));
+      store(row + i * kLanes<S>,
+            n < kLanes<S> ? load(grad + run.offset(i), n) : load(grad + run.offset(i)));
     }
   }
 }
@@ -200,11 +213,11 @@ PPCR_INLINE void store_gate(const Problem& p, int64_t pixel, const S* row, const
 
 // ---- channel-major: a tile is a run of pixels, a row of it one channel
 
-// Adds ROWS channels to the sums: several at once, because that shortens the chain of additions (and its rounding) and the traffic
-// to the accumulators.
+// Adds ROWS channels to the sums: several at once, because that shortens the chain of additions
+// (and its rounding) and the traffic to the accumulators.
 template <int ROWS, bool Partial, Op op, class T, class S>
-PPCR_INLINE void add_rows(const Streams<op, T>& s, int64_t at, int64_t row_stride, S* sums, S* dots, bool fresh, bool fresh_dots,
-                          const Run<S>& run) {
+PPCR_INLINE void add_rows(const Streams<op, T>& s, int64_t at, int64_t row_stride, S* sums, S* dots,
+                          bool fresh, bool fresh_dots, const Run<S>& run) {
   using V = typename VectorOf<S>::type;
   for (int i = 0; i < run.vectors; ++i) {
     V v[ROWS], d[ROWS];
@@ -212,8 +225,10 @@ PPCR_INLINE void add_rows(const Streams<op, T>& s, int64_t at, int64_t row_strid
     for (int r = 0; r < ROWS; ++r) {
       const int64_t from = at + r * row_stride + run.offset(i);
       v[r] = load_run<Partial>(s.x + from, run.count);
-      if constexpr (Streams<op, T>::kApply) __builtin_prefetch(s.out + from, 1);  // to be written soon: fetched beside the reads
-      if constexpr (Streams<op, T>::kDot) d[r] = v[r] * s.template gradient<Partial>(from, run.count);
+      if constexpr (Streams<op, T>::kApply)
+        __builtin_prefetch(s.out + from, 1);  // to be written soon: fetched beside the reads
+      if constexpr (Streams<op, T>::kDot)
+        d[r] = v[r] * s.template gradient<Partial>(from, run.count);
     }
     PPCR_UNROLL
     for (int half = ROWS / 2; half; half /= 2) {
@@ -232,7 +247,8 @@ PPCR_INLINE void add_rows(const Streams<op, T>& s, int64_t at, int64_t row_strid
   }
 }
 
-// From one value per vector slot to one per pixel, followed by one vector more: the first pixels again, for spans that go round.
+// From one value per vector slot to one per pixel, followed by one vector more: the first pixels
+// again, for spans that go round.
 template <class S>
 PPCR_INLINE void lay_out(S* row, const Run<S>& run, bool go_round) {
   constexpr int W = kLanes<S>;
@@ -243,16 +259,19 @@ PPCR_INLINE void lay_out(S* row, const Run<S>& run, bool go_round) {
     store(row + run.count, load(row));
 }
 
-// Applies gate and shift to `length` consecutive elements from `at` on; element i belongs to pixel i % period. Where a partial
-// store costs nothing the stores are aligned: one that straddles two cache lines takes as long as two.
+// Applies gate and shift to `length` consecutive elements from `at` on; element i belongs to pixel
+// i % period. Where a partial store costs nothing the stores are aligned: one that straddles two
+// cache lines takes as long as two.
 template <Op op, class T, class S>
-PPCR_INLINE void apply_span(const Streams<op, T>& s, int64_t at, int64_t length, const S* gate, const S* shift, int period) {
+PPCR_INLINE void apply_span(const Streams<op, T>& s, int64_t at, int64_t length, const S* gate,
+                            const S* shift, int period) {
   constexpr int W = kLanes<S>;
   const int step = W % period;
   int64_t i = 0;
   int pixel = 0;
   if constexpr (kMaskedStores) {
-    const int over = static_cast<int>(reinterpret_cast<uintptr_t>(s.out + at) % (W * sizeof(T)) / sizeof(T));
+    const int over =
+        static_cast<int>(reinterpret_cast<uintptr_t>(s.out + at) % (W * sizeof(T)) / sizeof(T));
     if (over) {
       i = W - over < length ? W - over : length;
       s.template apply<true>(at, static_cast<int>(i), load(gate), load(shift));
@@ -266,7 +285,8 @@ PPCR_INLINE void apply_span(const Streams<op, T>& s, int64_t at, int64_t length,
   }
   if (i == length) return;
   if (kMaskedStores || length < W) {
-    s.template apply<true>(at + i, static_cast<int>(length - i), load(gate + pixel), load(shift + pixel));
+    s.template apply<true>(at + i, static_cast<int>(length - i), load(gate + pixel),
+                           load(shift + pixel));
   } else {  // the last vector overlaps the one before it
     pixel = static_cast<int>((length - W) % period);
     s.template apply<false>(at + length - W, W, load(gate + pixel), load(shift + pixel));
@@ -274,8 +294,8 @@ PPCR_INLINE void apply_span(const Streams<op, T>& s, int64_t at, int64_t length,
 }
 
 template <bool Partial, Op op, class T, class S>
-PPCR_INLINE void channel_major_tile(const Problem& p, int64_t image, int64_t pixel, GateStep<S>& gate_step, S* rows,
-                                    const Run<S>& run) {
+PPCR_INLINE void channel_major_tile(const Problem& p, int64_t image, int64_t pixel,
+                                    GateStep<S>& gate_step, S* rows, const Run<S>& run) {
   constexpr int kRows = Streams<op, T>::kDot ? 4 : 8;
   const int64_t row_stride = p.pixels;
   const Streams<op, T> s(p, image * p.channels * p.pixels + pixel);
@@ -288,8 +308,10 @@ PPCR_INLINE void channel_major_tile(const Problem& p, int64_t image, int64_t pix
     const int64_t begin = c, end = p.pooling.edge[k + 1];
     S* sums = rows + k * stride;
     for (; c + kRows <= end; c += kRows)
-      add_rows<kRows, Partial>(s, c * row_stride, row_stride, sums, last_row, c == begin, c == 0, run);
-    for (; c < end; ++c) add_rows<1, Partial>(s, c * row_stride, row_stride, sums, last_row, c == begin, c == 0, run);
+      add_rows<kRows, Partial>(s, c * row_stride, row_stride, sums, last_row, c == begin, c == 0,
+                               run);
+    for (; c < end; ++c)
+      add_rows<1, Partial>(s, c * row_stride, row_stride, sums, last_row, c == begin, c == 0, run);
   }
 
   gate_step.run(rows, stride, run);
@@ -305,28 +327,34 @@ PPCR_INLINE void channel_major_tile(const Problem& p, int64_t image, int64_t pix
     if (plane)
       apply_span(s, begin * row_stride, (end - begin) * row_stride, last_row, shift, run.count);
     else
-      for (int64_t c = begin; c < end; ++c) apply_span(s, c * row_stride, run.count, last_row, shift, run.count);
+      for (int64_t c = begin; c < end; ++c)
+        apply_span(s, c * row_stride, run.count, last_row, shift, run.count);
   }
 }
 
 // ---- pixel-major: a tile is a run of pixels, a row of it all channels of one pixel
 
-constexpr int kGroup = 4;  // pixels summed together: that many independent chains of additions, and one folding for all
+constexpr int kGroup = 4;  // pixels summed together: that many independent chains of additions, and
+                           // one folding for all
 
-// Adds `count` channels of each pixel of a group, from at[i] on, to v[i], and their products with the gradient to d[i].
+// Adds `count` channels of each pixel of a group, from at[i] on, to v[i], and their products with
+// the gradient to d[i].
 template <bool Partial, Op op, class T, class V>
-PPCR_INLINE void add_channels(const Streams<op, T>& s, const int64_t* at, int64_t offset, int count, V* v, V* d) {
+PPCR_INLINE void add_channels(const Streams<op, T>& s, const int64_t* at, int64_t offset, int count,
+                              V* v, V* d) {
   PPCR_UNROLL
   for (int i = 0; i < kGroup; ++i) {
     const V x = load_run<Partial>(s.x + at[i] + offset, count);
     if constexpr (Streams<op, T>::kApply) __builtin_prefetch(s.out + at[i] + offset, 1);
     v[i] = v[i] + x;
-    if constexpr (Streams<op, T>::kDot) d[i] = d[i] + x * s.template gradient<Partial>(at[i] + offset, count);
+    if constexpr (Streams<op, T>::kDot)
+      d[i] = d[i] + x * s.template gradient<Partial>(at[i] + offset, count);
   }
 }
 
 template <Op op, class T, class S>
-PPCR_INLINE void apply_channels(const Streams<op, T>& s, int64_t at, int64_t count, S gate, S shift) {
+PPCR_INLINE void apply_channels(const Streams<op, T>& s, int64_t at, int64_t count, S gate,
+                                S shift) {
   using V = typename VectorOf<S>::type;
   constexpr int W = kLanes<S>;
   const V g = gate + V{}, d = shift + V{};
@@ -335,8 +363,8 @@ PPCR_INLINE void apply_channels(const Streams<op, T>& s, int64_t at, int64_t cou
 }
 
 template <Op op, class T, class S>
-PPCR_INLINE void pixel_major_tile(const Problem& p, int64_t image, int64_t pixel, GateStep<S>& gate_step, S* rows,
-                                  const Run<S>& run) {
+PPCR_INLINE void pixel_major_tile(const Problem& p, int64_t image, int64_t pixel,
+                                  GateStep<S>& gate_step, S* rows, const Run<S>& run) {
   using V = typename VectorOf<S>::type;
   constexpr int F = kFolded<S>, W = kLanes<S>;
   constexpr bool kDot = Streams<op, T>::kDot;
@@ -350,7 +378,8 @@ PPCR_INLINE void pixel_major_tile(const Problem& p, int64_t image, int64_t pixel
   load_gate_gradient<op, T>(p, image * p.pixels + pixel, last_row, run);
   for (int i = 0; i < run.count; i += kGroup) {
     int64_t at[kGroup];  // the last group repeats the last pixel
-    for (int j = 0; j < kGroup; ++j) at[j] = (i + j < run.count ? i + j : run.count - 1) * p.channels;
+    for (int j = 0; j < kGroup; ++j)
+      at[j] = (i + j < run.count ? i + j : run.count - 1) * p.channels;
     V d[kGroup] = {};
     for (int k = 0; k < segments; ++k) {
       int64_t c = p.pooling.edge[k];
@@ -364,7 +393,8 @@ PPCR_INLINE void pixel_major_tile(const Problem& p, int64_t image, int64_t pixel
   }
   for (int k = 0; k < kept; ++k) {
     for (int i = run.count * F; i < stride * F; ++i) folded[k * stride * F + i] = 0;
-    for (int i = 0; i < stride; i += kLanes<S>) store(rows + k * stride + i, sum_groups(folded + (k * stride + i) * F));
+    for (int i = 0; i < stride; i += kLanes<S>)
+      store(rows + k * stride + i, sum_groups(folded + (k * stride + i) * F));
   }
 
   gate_step.run(rows, stride, run);
@@ -375,7 +405,8 @@ PPCR_INLINE void pixel_major_tile(const Problem& p, int64_t image, int64_t pixel
     if constexpr (is_backward(op)) {
       for (int k = 0; k < segments; ++k) {
         const int64_t begin = p.pooling.edge[k];
-        apply_channels(s, i * p.channels + begin, p.pooling.edge[k + 1] - begin, last_row[i], rows[k * stride + i]);
+        apply_channels(s, i * p.channels + begin, p.pooling.edge[k + 1] - begin, last_row[i],
+                       rows[k * stride + i]);
       }
     } else {
       apply_channels(s, i * p.channels, p.channels, last_row[i], S(0));
@@ -392,12 +423,15 @@ void run(const Problem& p, int64_t first_chunk, int64_t last_chunk) {
   GateStep<S> gate_step(p, is_backward(op));
   const int64_t tiles = p.tiles();
   for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
-    const int64_t per_chunk = tiles / p.chunks, longer = tiles % p.chunks;  // the first `longer` chunks hold one tile more
+    const int64_t per_chunk = tiles / p.chunks,
+                  longer = tiles % p.chunks;  // the first `longer` chunks hold one tile more
     const int64_t begin = chunk * per_chunk + (chunk < longer ? chunk : longer);
     const int64_t end = begin + per_chunk + (chunk < longer ? 1 : 0);
     for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t image = tile / p.tiles_per_image, in_image = tile % p.tiles_per_image, pixel = in_image * p.tile_pixels;
-      const Run<S> run(in_image + 1 == p.tiles_per_image ? p.pixels - pixel : p.tile_pixels, p.pixel_major);
+      const int64_t image = tile / p.tiles_per_image, in_image = tile % p.tiles_per_image,
+                    pixel = in_image * p.tile_pixels;
+      const Run<S> run(in_image + 1 == p.tiles_per_image ? p.pixels - pixel : p.tile_pixels,
+                       p.pixel_major);
       if (p.pixel_major)
         pixel_major_tile<op, T>(p, image, pixel, gate_step, rows, run);
       else if (run.partial())

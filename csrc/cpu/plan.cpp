@@ -19,12 +19,13 @@ void plan(Problem& p, int64_t element_size) {
     p.pixels *= p.images;
     p.images = 1;
   }
-  // Channel-major tiles need long rows, since every row visits a page of its own, unless a tile is a whole plane and so one run of
-  // memory; pixel-major ones always are, and may be small. Scratch holds a value per pixel and row, in pixel-major order four
-  // partial ones more.
+  // Channel-major tiles need long rows, since every row visits a page of its own, unless a tile is
+  // a whole plane and so one run of memory; pixel-major ones always are, and may be small. Scratch
+  // holds a value per pixel and row, in pixel-major order four partial ones more.
   const bool plane = !p.pixel_major && p.pixels * pixel_bytes <= 1 << 20;
   const int64_t cache = p.pixel_major ? 64 << 10 : plane ? 1 << 20 : 512 << 10;
-  const int64_t most = (p.pixel_major ? capacity / (rows * 5) : capacity / rows - 2 * unit) / unit * unit;
+  const int64_t most =
+      (p.pixel_major ? capacity / (rows * 5) : capacity / rows - 2 * unit) / unit * unit;
   int64_t tile = cache / pixel_bytes / unit * unit;
   const int64_t least = p.pixel_major ? unit : 4 * unit;
   if (tile < least) tile = least;
@@ -35,7 +36,8 @@ void plan(Problem& p, int64_t element_size) {
   int64_t count = (p.pixels + tile - 1) / tile;
   tile = ((p.pixels + count - 1) / count + unit - 1) / unit * unit;
   count = p.pixels / tile;
-  if (count == 0 || p.pixels - count * tile >= unit || (p.pixel_major && p.pixels > count * tile)) ++count;
+  if (count == 0 || p.pixels - count * tile >= unit || (p.pixel_major && p.pixels > count * tile))
+    ++count;
   p.tile_pixels = tile;
   p.tiles_per_image = count;
   p.chunks = p.tiles() < 256 ? p.tiles() : 256;
@@ -58,11 +60,11 @@ Capability detect() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   Capability best = kDefault;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() && __builtin_cpu_supports("bmi") &&
-      __builtin_cpu_supports("bmi2")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() &&
+      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")) {
     best = kAvx2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
       best = kAvx512;
   }
   if (const char* wanted = std::getenv("PPCR_CPU_CAPABILITY"))

@@ -9,7 +9,9 @@
 #include "../checks.h"
 #include "kernels.h"
 
-extern "C" __attribute__((visibility("default"))) const char* ppcr_cpu_capability() { return ppcr::cpu_capability(); }
+extern "C" __attribute__((visibility("default"))) const char* ppcr_cpu_capability() {
+  return ppcr::cpu_capability();
+}
 
 namespace ppcr {
 namespace {
@@ -68,7 +70,8 @@ struct Call {
   std::optional<Tensor> bias;
   Problem problem{};
 
-  Call(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const std::vector<int64_t>& levels, double eps)
+  Call(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+       const std::vector<int64_t>& levels, double eps)
       : weight(weight), bias(bias) {
     check_x(input);
     problem.pooling = check_parameters(input, weight, bias, levels, eps);
@@ -82,8 +85,9 @@ struct Call {
     read(weight, problem.weight);
     if (bias) read(*bias, &problem.bias);
     // Zero would divide by zero where all contexts agree.
-    problem.eps = std::max<double>(
-        eps, x.scalar_type() == ScalarType::Double ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min());
+    problem.eps = std::max<double>(eps, x.scalar_type() == ScalarType::Double
+                                            ? std::numeric_limits<double>::min()
+                                            : std::numeric_limits<float>::min());
   }
 
   void run(Op op) {
@@ -97,9 +101,11 @@ struct Call {
     const Kernel kernel = find_kernel(op, dtype_of(x));
     constexpr int64_t kWorthAThread = 32768;  // elements, as in torch's own loops
     const int64_t grain = std::max<int64_t>(1, problem.chunks * kWorthAThread / x.numel());
-    torch::stable::parallel_for(0, problem.chunks, grain, [&](int64_t begin, int64_t end) { kernel(problem, begin, end); });
+    torch::stable::parallel_for(0, problem.chunks, grain,
+                                [&](int64_t begin, int64_t end) { kernel(problem, begin, end); });
     for (int64_t c = 0; is_backward(op) && c < problem.chunks; ++c)
-      for (int l = 0; l <= problem.pooling.contexts; ++l) d_params_[l] += partial[c * (problem.pooling.contexts + 1) + l];
+      for (int l = 0; l <= problem.pooling.contexts; ++l)
+        d_params_[l] += partial[c * (problem.pooling.contexts + 1) + l];
   }
 
   Tensor d_weight() const {
@@ -119,7 +125,8 @@ struct Call {
 
 using Parameters = std::vector<int64_t>;
 
-Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Parameters& levels, double eps) {
+Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+               const Parameters& levels, double eps) {
   Call call(x, weight, bias, levels, eps);
   Tensor y = new_like(call.x);
   call.problem.out = y.mutable_data_ptr();
@@ -127,8 +134,9 @@ Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                            const std::optional<Tensor>& bias, const Parameters& levels, double eps) {
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
+                                            const Tensor& weight, const std::optional<Tensor>& bias,
+                                            const Parameters& levels, double eps) {
   Call call(x, weight, bias, levels, eps);
   check_like_x("grad", grad, x);
   const Tensor g = to_layout_of(grad, call.x);
@@ -139,7 +147,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
   return {dx, call.d_weight(), call.d_bias()};
 }
 
-Tensor gate(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Parameters& levels, double eps) {
+Tensor gate(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+            const Parameters& levels, double eps) {
   Call call(x, weight, bias, levels, eps);
   Tensor g = new_gate(x);
   call.problem.out = g.mutable_data_ptr();
@@ -147,8 +156,10 @@ Tensor gate(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& 
   return g;
 }
 
-std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                                 const std::optional<Tensor>& bias, const Parameters& levels, double eps) {
+std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, const Tensor& x,
+                                                 const Tensor& weight,
+                                                 const std::optional<Tensor>& bias,
+                                                 const Parameters& levels, double eps) {
   Call call(x, weight, bias, levels, eps);
   check_gate_like("grad", grad, x);
   const Tensor g = to_contiguous(grad);
@@ -159,8 +170,8 @@ std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, const Tenso
   return {dx, call.d_weight(), call.d_bias()};
 }
 
-Tensor add_relu(const Tensor& x, const Tensor& residual, const Tensor& weight, const std::optional<Tensor>& bias,
-                const Parameters& levels, double eps) {
+Tensor add_relu(const Tensor& x, const Tensor& residual, const Tensor& weight,
+                const std::optional<Tensor>& bias, const Parameters& levels, double eps) {
   Call call(x, weight, bias, levels, eps);
   check_like_x("residual", residual, x);
   const Tensor r = to_layout_of(residual, call.x);
@@ -171,8 +182,9 @@ Tensor add_relu(const Tensor& x, const Tensor& residual, const Tensor& weight, c
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> add_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& y,
-                                                             const Tensor& weight, const std::optional<Tensor>& bias,
+std::tuple<Tensor, Tensor, Tensor, Tensor> add_relu_backward(const Tensor& grad, const Tensor& x,
+                                                             const Tensor& y, const Tensor& weight,
+                                                             const std::optional<Tensor>& bias,
                                                              const Parameters& levels, double eps) {
   Call call(x, weight, bias, levels, eps);
   check_like_x("grad", grad, x);

@@ -1,6 +1,7 @@
-// SIMD vectors of float or double on the compiler's vector extension, for one instruction set per translation unit. The including
-// file sets PPCR_SIMD_BYTES and the target (see kernels_avx2.cpp); everything here is inlined, so that no symbol compiled for a
-// wider instruction set can be picked by the linker for a narrower one.
+// SIMD vectors of float or double on the compiler's vector extension, for one instruction set per
+// translation unit. The including file sets PPCR_SIMD_BYTES and the target (see kernels_avx2.cpp);
+// everything here is inlined, so that no symbol compiled for a wider instruction set can be picked
+// by the linker for a narrower one.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -44,9 +45,11 @@ typedef uint16_t VH __attribute__((vector_size(PPCR_SIMD_BYTES / 2)));
 
 template <class S>
 constexpr int kLanes = PPCR_SIMD_BYTES / static_cast<int>(sizeof(S));
-constexpr bool kMaskedStores = PPCR_SIMD_BYTES == 64;  // a store of the first n lanes is one instruction
+constexpr bool kMaskedStores =
+    PPCR_SIMD_BYTES == 64;  // a store of the first n lanes is one instruction
 template <class T>
-constexpr int kWidth = kLanes<typename Accumulate<T>::type>;  // elements of T that fill a vector of accumulators
+constexpr int kWidth =
+    kLanes<typename Accumulate<T>::type>;  // elements of T that fill a vector of accumulators
 
 template <class V, class W>
 PPCR_INLINE V bits_as(const W& w) {
@@ -64,16 +67,21 @@ PPCR_INLINE V load_unaligned(const P* p) {
 
 // ---- 16-bit types
 
-// 16-bit lanes to 32-bit ones and back: written out, because the compiler splits and permutes in __builtin_convertvector.
-// maskz: GCC's plain forms warn of an uninitialized operand of their own.
+// 16-bit lanes to 32-bit ones and back: written out, because the compiler splits and permutes in
+// __builtin_convertvector. maskz: GCC's plain forms warn of an uninitialized operand of their own.
 #if PPCR_SIMD_BYTES == 64
-PPCR_INLINE VU widen_bits(VH h) { return bits_as<VU>(_mm512_maskz_cvtepu16_epi32(0xffff, bits_as<__m256i>(h))); }
-PPCR_INLINE VH narrow_bits(VU u) { return bits_as<VH>(_mm512_maskz_cvtepi32_epi16(0xffff, bits_as<__m512i>(u))); }
+PPCR_INLINE VU widen_bits(VH h) {
+  return bits_as<VU>(_mm512_maskz_cvtepu16_epi32(0xffff, bits_as<__m256i>(h)));
+}
+PPCR_INLINE VH narrow_bits(VU u) {
+  return bits_as<VH>(_mm512_maskz_cvtepi32_epi16(0xffff, bits_as<__m512i>(u)));
+}
 #elif PPCR_SIMD_BYTES == 32
 PPCR_INLINE VU widen_bits(VH h) { return bits_as<VU>(_mm256_cvtepu16_epi32(bits_as<__m128i>(h))); }
 PPCR_INLINE VH narrow_bits(VU u) {
   const __m256i v = bits_as<__m256i>(u);
-  return bits_as<VH>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(v, v), 0x08)));
+  return bits_as<VH>(
+      _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(v, v), 0x08)));
 }
 #else
 PPCR_INLINE VU widen_bits(VH h) { return __builtin_convertvector(h, VU); }
@@ -89,14 +97,18 @@ PPCR_INLINE VH narrow(VF v, BFloat16) {  // round to nearest even; NaN stays NaN
 }
 
 #if PPCR_SIMD_BYTES == 64
-PPCR_INLINE VF widen(VH h, Half) { return bits_as<VF>(_mm512_maskz_cvtph_ps(0xffff, bits_as<__m256i>(h))); }
+PPCR_INLINE VF widen(VH h, Half) {
+  return bits_as<VF>(_mm512_maskz_cvtph_ps(0xffff, bits_as<__m256i>(h)));
+}
 PPCR_INLINE VH narrow(VF v, Half) {
-  return bits_as<VH>(_mm512_maskz_cvtps_ph(0xffff, bits_as<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  return bits_as<VH>(_mm512_maskz_cvtps_ph(0xffff, bits_as<__m512>(v),
+                                           _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 #elif PPCR_SIMD_BYTES == 32
 PPCR_INLINE VF widen(VH h, Half) { return bits_as<VF>(_mm256_cvtph_ps(bits_as<__m128i>(h))); }
 PPCR_INLINE VH narrow(VF v, Half) {
-  return bits_as<VH>(_mm256_cvtps_ph(bits_as<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  return bits_as<VH>(
+      _mm256_cvtps_ph(bits_as<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 #else
 PPCR_INLINE VF widen(VH h, Half) {
@@ -104,17 +116,23 @@ PPCR_INLINE VF widen(VH h, Half) {
   const VU normal = (magnitude << 13) + (112u << 23);
   const VU special = (magnitude << 13) | (255u << 23);
   const VF subnormal = __builtin_convertvector(magnitude, VF) * 0x1p-24f;
-  const VU is_special = bits_as<VU>(magnitude >= 0x7c00u), is_subnormal = bits_as<VU>(magnitude < 0x400u);
-  const VU bits = (special & is_special) | (bits_as<VU>(subnormal) & is_subnormal) | (normal & ~is_special & ~is_subnormal);
+  const VU is_special = bits_as<VU>(magnitude >= 0x7c00u),
+           is_subnormal = bits_as<VU>(magnitude < 0x400u);
+  const VU bits = (special & is_special) | (bits_as<VU>(subnormal) & is_subnormal) |
+                  (normal & ~is_special & ~is_subnormal);
   return bits_as<VF>(bits | ((u & 0x8000u) << 16));
 }
 PPCR_INLINE VH narrow(VF v, Half) {  // round to nearest even, subnormals and overflow included
   const VU u = bits_as<VU>(v), magnitude = u & 0x7fffffffu;
   const VU normal = ((magnitude + 0xfffu + ((magnitude >> 13) & 1u)) >> 13) - (112u << 10);
-  const VU subnormal = bits_as<VU>(bits_as<VF>(magnitude) + 0.5f) - 0x3f000000u;  // adding 0.5 rounds at the subnormals' unit
-  const VU is_nan = bits_as<VU>(magnitude > 0x7f800000u), is_inf = bits_as<VU>(magnitude >= 0x47800000u) & ~is_nan;
-  const VU is_subnormal = bits_as<VU>(magnitude < 0x38800000u), is_normal = ~(is_nan | is_inf | is_subnormal);
-  const VU bits = (0x7e00u & is_nan) | (0x7c00u & is_inf) | (subnormal & is_subnormal) | (normal & is_normal);
+  const VU subnormal = bits_as<VU>(bits_as<VF>(magnitude) + 0.5f) -
+                       0x3f000000u;  // adding 0.5 rounds at the subnormals' unit
+  const VU is_nan = bits_as<VU>(magnitude > 0x7f800000u),
+           is_inf = bits_as<VU>(magnitude >= 0x47800000u) & ~is_nan;
+  const VU is_subnormal = bits_as<VU>(magnitude < 0x38800000u),
+           is_normal = ~(is_nan | is_inf | is_subnormal);
+  const VU bits =
+      (0x7e00u & is_nan) | (0x7c00u & is_inf) | (subnormal & is_subnormal) | (normal & is_normal);
   return narrow_bits(bits | ((u >> 16) & 0x8000u));
 }
 #endif
@@ -136,14 +154,22 @@ PPCR_INLINE void store(T* p, VF v) {
 // ---- the first n lanes, 0 < n < lanes; the others load as zero
 
 #if PPCR_SIMD_BYTES == 64
-PPCR_INLINE VF load(const float* p, int n) { return bits_as<VF>(_mm512_maskz_loadu_ps((1u << n) - 1, p)); }
-PPCR_INLINE VD load(const double* p, int n) { return bits_as<VD>(_mm512_maskz_loadu_pd((1u << n) - 1, p)); }
+PPCR_INLINE VF load(const float* p, int n) {
+  return bits_as<VF>(_mm512_maskz_loadu_ps((1u << n) - 1, p));
+}
+PPCR_INLINE VD load(const double* p, int n) {
+  return bits_as<VD>(_mm512_maskz_loadu_pd((1u << n) - 1, p));
+}
 template <class T>
 PPCR_INLINE VF load(const T* p, int n) {
   return widen(bits_as<VH>(_mm256_maskz_loadu_epi16((1u << n) - 1, p)), T{});
 }
-PPCR_INLINE void store(float* p, VF v, int n) { _mm512_mask_storeu_ps(p, (1u << n) - 1, bits_as<__m512>(v)); }
-PPCR_INLINE void store(double* p, VD v, int n) { _mm512_mask_storeu_pd(p, (1u << n) - 1, bits_as<__m512d>(v)); }
+PPCR_INLINE void store(float* p, VF v, int n) {
+  _mm512_mask_storeu_ps(p, (1u << n) - 1, bits_as<__m512>(v));
+}
+PPCR_INLINE void store(double* p, VD v, int n) {
+  _mm512_mask_storeu_pd(p, (1u << n) - 1, bits_as<__m512d>(v));
+}
 template <class T>
 PPCR_INLINE void store(T* p, VF v, int n) {
   _mm256_mask_storeu_epi16(p, (1u << n) - 1, bits_as<__m256i>(narrow(v, T{})));
@@ -152,12 +178,23 @@ PPCR_INLINE void store(T* p, VF v, int n) {
 PPCR_INLINE __m256i lanes_below(int n, float) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-PPCR_INLINE __m256i lanes_below(int n, double) { return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)); }
-PPCR_INLINE VF load(const float* p, int n) { return bits_as<VF>(_mm256_maskload_ps(p, lanes_below(n, 0.f))); }
-PPCR_INLINE VD load(const double* p, int n) { return bits_as<VD>(_mm256_maskload_pd(p, lanes_below(n, 0.))); }
-PPCR_INLINE void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, lanes_below(n, 0.f), bits_as<__m256>(v)); }
-PPCR_INLINE void store(double* p, VD v, int n) { _mm256_maskstore_pd(p, lanes_below(n, 0.), bits_as<__m256d>(v)); }
-// 16-bit lanes have no masks here: four at a time, then one by one, put together in general registers.
+PPCR_INLINE __m256i lanes_below(int n, double) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+PPCR_INLINE VF load(const float* p, int n) {
+  return bits_as<VF>(_mm256_maskload_ps(p, lanes_below(n, 0.f)));
+}
+PPCR_INLINE VD load(const double* p, int n) {
+  return bits_as<VD>(_mm256_maskload_pd(p, lanes_below(n, 0.)));
+}
+PPCR_INLINE void store(float* p, VF v, int n) {
+  _mm256_maskstore_ps(p, lanes_below(n, 0.f), bits_as<__m256>(v));
+}
+PPCR_INLINE void store(double* p, VD v, int n) {
+  _mm256_maskstore_pd(p, lanes_below(n, 0.), bits_as<__m256d>(v));
+}
+// 16-bit lanes have no masks here: four at a time, then one by one, put together in general
+// registers.
 template <class T>
 PPCR_INLINE VF load(const T* p, int n) {
   uint64_t words[2] = {0, 0};
@@ -190,21 +227,24 @@ PPCR_INLINE void store(T* p, V v, int n) {
 }
 #endif
 
-// a * b + c, rounded once where the instruction set can. The compiler may fuse such an expression in one place and not in another,
-// and then a result would depend on the alignment that decides which place computes it.
+// a * b + c, rounded once where the instruction set can. The compiler may fuse such an expression
+// in one place and not in another, and then a result would depend on the alignment that decides
+// which place computes it.
 #if PPCR_SIMD_BYTES == 64
 PPCR_INLINE VF multiply_add(VF a, VF b, VF c) {
   return bits_as<VF>(_mm512_fmadd_ps(bits_as<__m512>(a), bits_as<__m512>(b), bits_as<__m512>(c)));
 }
 PPCR_INLINE VD multiply_add(VD a, VD b, VD c) {
-  return bits_as<VD>(_mm512_fmadd_pd(bits_as<__m512d>(a), bits_as<__m512d>(b), bits_as<__m512d>(c)));
+  return bits_as<VD>(
+      _mm512_fmadd_pd(bits_as<__m512d>(a), bits_as<__m512d>(b), bits_as<__m512d>(c)));
 }
 #elif PPCR_SIMD_BYTES == 32
 PPCR_INLINE VF multiply_add(VF a, VF b, VF c) {
   return bits_as<VF>(_mm256_fmadd_ps(bits_as<__m256>(a), bits_as<__m256>(b), bits_as<__m256>(c)));
 }
 PPCR_INLINE VD multiply_add(VD a, VD b, VD c) {
-  return bits_as<VD>(_mm256_fmadd_pd(bits_as<__m256d>(a), bits_as<__m256d>(b), bits_as<__m256d>(c)));
+  return bits_as<VD>(
+      _mm256_fmadd_pd(bits_as<__m256d>(a), bits_as<__m256d>(b), bits_as<__m256d>(c)));
 }
 #else
 template <class V>
@@ -216,13 +256,15 @@ PPCR_INLINE V multiply_add(V a, V b, V c) {
 // ---- sums across lanes
 
 template <class S>
-constexpr int kFolded = kLanes<S> < 4 ? kLanes<S> : 4;  // partial sums that folding leaves of a vector
+constexpr int kFolded =
+    kLanes<S> < 4 ? kLanes<S> : 4;  // partial sums that folding leaves of a vector
 #ifdef __clang__
 #define PPCR_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else  // which GCC has from version 12 on
 #define PPCR_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a < b){__VA_ARGS__})
 #endif
-// Low halves of a and b plus their high halves, in blocks of `block` lanes: the first step of folding both at once.
+// Low halves of a and b plus their high halves, in blocks of `block` lanes: the first step of
+// folding both at once.
 template <int block, class V, int... I>
 PPCR_INLINE V add_blocks(V a, V b, std::integer_sequence<int, I...>) {
   return PPCR_SHUFFLE(a, b, (I / block * 2 * block + I % block)...) +
@@ -234,7 +276,8 @@ PPCR_INLINE void store_folded(S* to, V a, V b, V c, V d) {
   constexpr int lanes = kLanes<S>;
   constexpr auto index = std::make_integer_sequence<int, lanes>{};
   if constexpr (lanes == 4 * kFolded<S>) {
-    store(to, add_blocks<lanes / 4>(add_blocks<lanes / 2>(a, b, index), add_blocks<lanes / 2>(c, d, index), index));
+    store(to, add_blocks<lanes / 4>(add_blocks<lanes / 2>(a, b, index),
+                                    add_blocks<lanes / 2>(c, d, index), index));
   } else if constexpr (lanes == 2 * kFolded<S>) {
     store(to, add_blocks<lanes / 2>(a, b, index));
     store(to + lanes, add_blocks<lanes / 2>(c, d, index));
@@ -258,7 +301,8 @@ PPCR_INLINE auto sum_groups(const S* p) {
   if constexpr (kFolded<S> == 2)
     return a;
   else
-    return add_neighbours(a, add_neighbours(load(p + 2 * lanes), load(p + 3 * lanes), index), index);
+    return add_neighbours(a, add_neighbours(load(p + 2 * lanes), load(p + 3 * lanes), index),
+                          index);
 }
 
 // ---- the functions that the pixel mathematics needs
@@ -284,10 +328,12 @@ PPCR_INLINE VD square_root(VD v) {
 #endif
 }
 
-// e^v without -ffast-math: v = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r, and 2^n in two factors, so that overflow ends in
-// infinity and underflow passes through the subnormals to zero. NaN stays NaN: every comparison with it is false.
+// e^v without -ffast-math: v = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r, and 2^n in two
+// factors, so that overflow ends in infinity and underflow passes through the subnormals to zero.
+// NaN stays NaN: every comparison with it is false.
 PPCR_INLINE VF exponential(VF v) {
-  const float limit = 104.f, shift = 0x1.8p23f;  // adding the shift rounds to an integer, left in the low bits
+  const float limit = 104.f,
+              shift = 0x1.8p23f;  // adding the shift rounds to an integer, left in the low bits
   v = v > limit ? limit + VF{} : v;
   v = v < -limit ? -limit + VF{} : v;
   const VF shifted = v * 1.44269504088896341f + shift;
@@ -312,8 +358,12 @@ PPCR_INLINE VD exponential(VD v) {
   const VD n = shifted - shift;
   const VD r = (v - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
   const VD rr = r * r;
-  const VD p = r * ((rr * 1.26177193074810590878e-4 + 3.02994407707441961300e-2) * rr + 9.99999999999999999910e-1);
-  const VD q = ((rr * 3.00198505138664455042e-6 + 2.52448340349684104192e-3) * rr + 2.27265548208155028766e-1) * rr + 2.;
+  const VD p = r * ((rr * 1.26177193074810590878e-4 + 3.02994407707441961300e-2) * rr +
+                    9.99999999999999999910e-1);
+  const VD q = ((rr * 3.00198505138664455042e-6 + 2.52448340349684104192e-3) * rr +
+                2.27265548208155028766e-1) *
+                   rr +
+               2.;
   const VD e = 1. + 2. * (p / (q - p));
   const VL whole = bits_as<VL>(shifted) - bits_as<VL>(shift + VD{});
   const VL half = whole >> 1;

@@ -5,7 +5,8 @@
 namespace ppcr::cuda {
 
 template <class T, int V>
-PPCR_DEVICE void add_product(const Word<T, V>& x, const Word<T, V>& grad, Acc<T> (&sum)[V], Acc<T> (&dot)[V]) {
+PPCR_DEVICE void add_product(const Word<T, V>& x, const Word<T, V>& grad, Acc<T> (&sum)[V],
+                             Acc<T> (&dot)[V]) {
   Acc<T> values[V], gradients[V];
   unpack<T, V>(x, values);
   unpack<T, V>(grad, gradients);
@@ -17,8 +18,8 @@ PPCR_DEVICE void add_product(const Word<T, V>& x, const Word<T, V>& grad, Acc<T>
 }
 
 template <class T, int V, Mode MODE>
-PPCR_DEVICE void products_from_memory(const Tensors<T>& tensors, const UnitPart& part, int64_t hop, int from, Acc<T> (&sum)[V],
-                                      Acc<T> (&dot)[V]) {
+PPCR_DEVICE void products_from_memory(const Tensors<T>& tensors, const UnitPart& part, int64_t hop,
+                                      int from, Acc<T> (&sum)[V], Acc<T> (&dot)[V]) {
   PPCR_ROLLED
   for (int step = from; step < part.steps; step += kBatch) {
     Word<T, V> words[kBatch], gradients[kBatch];
@@ -34,40 +35,46 @@ PPCR_DEVICE void products_from_memory(const Tensors<T>& tensors, const UnitPart&
 }
 
 template <class T, int V, Mode MODE>
-PPCR_DEVICE void write_backward_from_memory(const Tensors<T>& tensors, const UnitPart& part, int64_t hop, int from,
-                                            const Acc<T> (&gate)[V], const Acc<T> (&dsum)[V]) {
+PPCR_DEVICE void write_backward_from_memory(const Tensors<T>& tensors, const UnitPart& part,
+                                            int64_t hop, int from, const Acc<T> (&gate)[V],
+                                            const Acc<T> (&dsum)[V]) {
   if constexpr (MODE == Mode::kGate) {
     const Word<T, V> word = pack<T, V>(dsum);
     PPCR_BY_FOUR
-    for (int step = from; step < part.steps; ++step) store_if<T, V>(true, tensors.out + part.offset + step * hop, word);
+    for (int step = from; step < part.steps; ++step)
+      store_if<T, V>(true, tensors.out + part.offset + step * hop, word);
   } else {
     PPCR_ROLLED
     for (int step = from; step < part.steps; step += kBatch) {
       Word<T, V> gradients[kBatch];
       PPCR_UNROLLED
       for (int b = 0; b < kBatch; ++b)
-        gradients[b] = load_gradient<T, V, MODE>(tensors, step + b < part.steps, part.offset + (step + b) * hop);
+        gradients[b] = load_gradient<T, V, MODE>(tensors, step + b < part.steps,
+                                                 part.offset + (step + b) * hop);
       PPCR_UNROLLED
       for (int b = 0; b < kBatch; ++b)
-        write_backward<T, V, MODE>(tensors, step + b < part.steps, part.offset + (step + b) * hop, gradients[b], gate, dsum);
+        write_backward<T, V, MODE>(tensors, step + b < part.steps, part.offset + (step + b) * hop,
+                                   gradients[b], gate, dsum);
     }
   }
 }
 
 // The cluster's share of dweight and dbias: a warp per parameter, the pixels in a fixed order.
 template <class A>
-PPCR_DEVICE void write_partials(const Tile& tile, unsigned cluster, unsigned clusters, int contexts, const A* contributions,
-                                A* partials) {
+PPCR_DEVICE void write_partials(const Tile& tile, unsigned cluster, unsigned clusters, int contexts,
+                                const A* contributions, A* partials) {
   for (int l = int(threadIdx.x) / kWarp; l <= contexts; l += kThreads / kWarp) {
     A value = 0;
-    for (int q = int(threadIdx.x) % kWarp; q < tile.q; q += kWarp) value += contributions[l * tile.q + q];
+    for (int q = int(threadIdx.x) % kWarp; q < tile.q; q += kWarp)
+      value += contributions[l * tile.q + q];
     value = sum_lanes(value, kWarp);
     if (threadIdx.x % kWarp == 0) partials[int64_t(l) * clusters + cluster] = value;
   }
 }
 
 template <class T, int V, int STEPS, class Bins, Mode MODE>
-__global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T)) * V * STEPS, MODE, true))
+__global__ void __launch_bounds__(kThreads,
+                                  channel_major_blocks(V, int(sizeof(T)) * V * STEPS, MODE, true))
     channel_major_backward(const __grid_constant__ ChannelMajorArguments<T, Bins> arguments) {
   using A = Acc<T>;
   using Units = typename UnitsOf<Bins>::type;
@@ -84,21 +91,26 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T
   constexpr bool kGradAhead = kSlots && grad_ahead(MODE, STEPS);
   const Slots<T, V> xs = block.stream(0), others = block.stream(1);  // others: y or gy
   A* const gates = block.gates();
-  A* const dsums = gates + tile.q;                            // [segments][q]
-  A* const contributions = dsums + bins.segments() * tile.q;  // [contexts + 1][q]: dz n_l, dz, over the tiles
+  A* const dsums = gates + tile.q;  // [segments][q]
+  A* const contributions =
+      dsums + bins.segments() * tile.q;  // [contexts + 1][q]: dz n_l, dz, over the tiles
   block.begin();
   int64_t hop = step_hop(tile);
-  const auto part_in = [&](unsigned tile_index, int round) { return block.part_in(units, tile_index, round); };
+  const auto part_in = [&](unsigned tile_index, int round) {
+    return block.part_in(units, tile_index, round);
+  };
 
   Word<T, V> held[STEPS];
   const auto load_held = [&](int r, const UnitPart& part) {
-    held[r] = load_if<T, V>(r < part.steps, (kGate ? tensors.x : tensors.grad) + part.offset + r * hop);
+    held[r] =
+        load_if<T, V>(r < part.steps, (kGate ? tensors.x : tensors.grad) + part.offset + r * hop);
   };
   const auto copy_ahead = [&](int r, const UnitPart& part) {
     if constexpr (kSlots) {
       const int64_t at = part.offset + r * hop;
       copy_async(xs.at(r), tensors.x + at, r < part.steps);
-      if constexpr (kAdd || kGradAhead) copy_async(others.at(r), (kAdd ? tensors.extra_in : tensors.grad) + at, r < part.steps);
+      if constexpr (kAdd || kGradAhead)
+        copy_async(others.at(r), (kAdd ? tensors.extra_in : tensors.grad) + at, r < part.steps);
     }
   };
   unsigned index = block.first_tile();
@@ -169,7 +181,8 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T
 
     PPCR_ROLLED
     for (int q = int(threadIdx.x); q < tile.q; q += kThreads) {
-      A dg = 0;  // stays 0 for pixels beyond the image, so that they add nothing to the parameters' gradients
+      A dg = 0;  // stays 0 for pixels beyond the image, so that they add nothing to the parameters'
+                 // gradients
       if constexpr (kGate) {
         const TilePlace place = tile_place(tile, tile_thread<V>(tile), index);
         if (place.first + q < tile.image_pixels)
@@ -205,10 +218,12 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T
       const UnitPart next = part_in(index + block.tile_stride(), 0);
       PPCR_UNROLLED
       for (int r = 0; r < STEPS; ++r) {
-        write_backward<T, V, MODE>(tensors, r < part.steps, part.offset + r * hop, held[r], gate, dsum);
+        write_backward<T, V, MODE>(tensors, r < part.steps, part.offset + r * hop, held[r], gate,
+                                   dsum);
         if constexpr (!kGradAhead) load_held(r, next);
       }
-      if (tile.steps > STEPS) write_backward_from_memory<T, V, MODE>(tensors, part, hop, STEPS, gate, dsum);
+      if (tile.steps > STEPS)
+        write_backward_from_memory<T, V, MODE>(tensors, part, hop, STEPS, gate, dsum);
     }
     if constexpr (!Units::kOneRound) {
       PPCR_ROLLED
@@ -221,7 +236,8 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T
   }
   // What a thread added for its pixels, all threads see since the last barrier.
   if (block.is_first())
-    write_partials(tile, block.first_tile(), block.tile_stride(), bins.contexts(), contributions, tensors.partials);
+    write_partials(tile, block.first_tile(), block.tile_stride(), bins.contexts(), contributions,
+                   tensors.partials);
 }
 
 }  // namespace ppcr::cuda

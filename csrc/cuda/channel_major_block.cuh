@@ -1,13 +1,14 @@
-// Channel-major layout (contiguous [N, C, *spatial]): a cluster of blocks works on a tile of q pixels with all their channels, then
-// on every so many tiles after it.
+// Channel-major layout (contiguous [N, C, *spatial]): a cluster of blocks works on a tile of q
+// pixels with all their channels, then on every so many tiles after it.
 //
-// Vectors of a tile are copied to shared memory while the tile before it is worked on. Those of one tensor go on to registers, from
-// the sums to the result: x forward, gy backward (dx = gy g + dsum needs no x). So the tensor crosses the memory bus once. Vectors
-// of less than 16 bytes are loaded to the registers directly, as soon as the last result is stored. Channels beyond what the
+// Vectors of a tile are copied to shared memory while the tile before it is worked on. Those of one
+// tensor go on to registers, from the sums to the result: x forward, gy backward (dx = gy g + dsum
+// needs no x). So the tensor crosses the memory bus once. Vectors of less than 16 bytes are loaded
+// to the registers directly, as soon as the last result is stored. Channels beyond what the
 // registers hold are read a second time: slower, not wrong.
 //
-//   threads sum their vectors -> shared memory -> sums over the rows of a step, sent to all blocks of the cluster -> a thread per
-//   pixel computes the gate -> every thread multiplies what it holds
+//   threads sum their vectors -> shared memory -> sums over the rows of a step, sent to all blocks
+//   of the cluster -> a thread per pixel computes the gate -> every thread multiplies what it holds
 #pragma once
 #include "channel_major_tile.cuh"
 
@@ -35,7 +36,8 @@ struct ChannelMajorBlock {
 
   PPCR_DEVICE ChannelMajorBlock(const ChannelMajorArguments<T, Bins>& arguments, unsigned char* raw)
       : tile(arguments.tile),
-        memory(tile_memory(tile, arguments.bins.contexts(), arguments.bins.segments(), MODE, BACKWARD)),
+        memory(tile_memory(tile, arguments.bins.contexts(), arguments.bins.segments(), MODE,
+                           BACKWARD)),
         slots(raw),
         values(reinterpret_cast<A*>(raw + kStreams * STEPS * kThreads * kSlotBytes)),
         barriers(reinterpret_cast<Mbarrier*>(values)) {}
@@ -45,7 +47,9 @@ struct ChannelMajorBlock {
   PPCR_DEVICE A* parameters() const { return values + memory.parameters; }
   PPCR_DEVICE A* sums() const { return values + memory.sums; }
   PPCR_DEVICE A* gates() const { return values + memory.pixels; }
-  PPCR_DEVICE A* parts() const { return values + memory.parts + (tile.cluster > 1 ? int(turn & 1) * memory.part_values : 0); }
+  PPCR_DEVICE A* parts() const {
+    return values + memory.parts + (tile.cluster > 1 ? int(turn & 1) * memory.part_values : 0);
+  }
   PPCR_DEVICE Slots<T, V> stream(int index) const { return slots_of<T, V>(slots, index, STEPS); }
 
   // Nobody sends to a block before it has begun.
@@ -73,7 +77,8 @@ struct ChannelMajorBlock {
   // The sums of all threads are on their way to where the gates are computed.
   PPCR_DEVICE void exchange() const {
     __syncthreads();
-    sum_rows(tile, tile.cluster > 1 ? cluster_rank() : 0, memory.lines, sums(), parts(), barriers + (turn & 1));
+    sum_rows(tile, tile.cluster > 1 ? cluster_rank() : 0, memory.lines, sums(), parts(),
+             barriers + (turn & 1));
     if (tile.cluster == 1) __syncthreads();
   }
   // Called by the threads that compute gates.
@@ -91,12 +96,14 @@ PPCR_DEVICE void add_word(const Word<T, V>& word, Acc<T> (&sum)[V]) {
 }
 
 template <class T, int V, int BATCH>
-PPCR_DEVICE void sum_from_memory(const T* x, const UnitPart& part, int64_t hop, int from, Acc<T> (&sum)[V]) {
+PPCR_DEVICE void sum_from_memory(const T* x, const UnitPart& part, int64_t hop, int from,
+                                 Acc<T> (&sum)[V]) {
   PPCR_ROLLED
   for (int step = from; step < part.steps; step += BATCH) {
     Word<T, V> words[BATCH];
     PPCR_UNROLLED
-    for (int b = 0; b < BATCH; ++b) words[b] = load_if<T, V>(step + b < part.steps, x + part.offset + (step + b) * hop);
+    for (int b = 0; b < BATCH; ++b)
+      words[b] = load_if<T, V>(step + b < part.steps, x + part.offset + (step + b) * hop);
     PPCR_UNROLLED
     for (int b = 0; b < BATCH; ++b) add_word<T, V>(words[b], sum);
   }

@@ -4,10 +4,11 @@
 
 namespace ppcr::cuda {
 
-// Steps first .. first+BATCH-1, none of them held: all loads before the first store, which they could not pass.
+// Steps first .. first+BATCH-1, none of them held: all loads before the first store, which they
+// could not pass.
 template <class T, int V, Mode MODE>
-PPCR_DEVICE void write_forward_from_memory(const Tensors<T>& tensors, const UnitPart& part, int64_t hop, int from,
-                                           const Acc<T> (&gate)[V]) {
+PPCR_DEVICE void write_forward_from_memory(const Tensors<T>& tensors, const UnitPart& part,
+                                           int64_t hop, int from, const Acc<T> (&gate)[V]) {
   PPCR_ROLLED
   for (int step = from; step < part.steps; step += kBatch) {
     Word<T, V> words[kBatch], residual[kBatch] = {};
@@ -15,7 +16,8 @@ PPCR_DEVICE void write_forward_from_memory(const Tensors<T>& tensors, const Unit
     for (int b = 0; b < kBatch; ++b) {
       const int64_t at = part.offset + (step + b) * hop;
       words[b] = load_if<T, V>(step + b < part.steps, tensors.x + at);
-      if constexpr (MODE == Mode::kAddRelu) residual[b] = load_if<T, V>(step + b < part.steps, tensors.extra_in + at);
+      if constexpr (MODE == Mode::kAddRelu)
+        residual[b] = load_if<T, V>(step + b < part.steps, tensors.extra_in + at);
     }
     PPCR_UNROLLED
     for (int b = 0; b < kBatch; ++b)
@@ -25,7 +27,8 @@ PPCR_DEVICE void write_forward_from_memory(const Tensors<T>& tensors, const Unit
 }
 
 template <class T, int V, int STEPS, class Bins, Mode MODE>
-__global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T)) * V * STEPS, MODE, false))
+__global__ void __launch_bounds__(kThreads,
+                                  channel_major_blocks(V, int(sizeof(T)) * V * STEPS, MODE, false))
     channel_major_forward(const __grid_constant__ ChannelMajorArguments<T, Bins> arguments) {
   using A = Acc<T>;
   using Units = typename UnitsOf<Bins>::type;
@@ -43,7 +46,9 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T
   A* const gates = block.gates();
   block.begin();
   int64_t hop = step_hop(tile);
-  const auto part_in = [&](unsigned tile_index, int round) { return block.part_in(units, tile_index, round); };
+  const auto part_in = [&](unsigned tile_index, int round) {
+    return block.part_in(units, tile_index, round);
+  };
 
   Word<T, V> held[STEPS];
   const auto load_held = [&](int r, const UnitPart& part) {
@@ -53,7 +58,8 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T
     if constexpr (kSlots) copy_async(xs.at(r), tensors.x + part.offset + r * hop, r < part.steps);
   };
   const auto copy_residual = [&](int r, const UnitPart& part) {
-    if constexpr (kSlots && kAdd) copy_async(residuals.at(r), tensors.extra_in + part.offset + r * hop, r < part.steps);
+    if constexpr (kSlots && kAdd)
+      copy_async(residuals.at(r), tensors.extra_in + part.offset + r * hop, r < part.steps);
   };
   unsigned index = block.first_tile();
   {
@@ -71,10 +77,12 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T
   stage_parameters<T>(tensors.weight, tensors.bias, bins.contexts(), block.parameters());
   block.await_cluster();
 
-  // At each wait the copies of two groups are under way, x of one tile and the residual of another; the older group is needed.
+  // At each wait the copies of two groups are under way, x of one tile and the residual of another;
+  // the older group is needed.
   constexpr int kLater = kAdd ? 1 : 0;
   for (; index < tile.tiles; index += block.tile_stride(), ++block.turn) {
-    // Opaque, or the compiler would keep in registers from tile to tile, and from phase to phase, what is quick to compute anew.
+    // Opaque, or the compiler would keep in registers from tile to tile, and from phase to phase,
+    // what is quick to compute anew.
     hop = opaque(hop);
     A sum[V] = {};
     if constexpr (kSlots || kGate) {
@@ -94,7 +102,8 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T
       PPCR_UNROLLED
       for (int r = 0; r < STEPS; ++r) add_word<T, V>(held[r], sum);
     }
-    if (tile.steps > STEPS) sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, 0), hop, STEPS, sum);
+    if (tile.steps > STEPS)
+      sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, 0), hop, STEPS, sum);
     block.put_sums(0, sum);
     if constexpr (!Units::kOneRound) {
       PPCR_ROLLED
@@ -143,7 +152,8 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T
             if constexpr (kSlots)
               residual[r - first] = *residuals.at(r);
             else
-              residual[r - first] = load_if<T, V>(r < part.steps, tensors.extra_in + part.offset + r * hop);
+              residual[r - first] =
+                  load_if<T, V>(r < part.steps, tensors.extra_in + part.offset + r * hop);
           }
         }
         PPCR_UNROLLED
@@ -155,7 +165,8 @@ __global__ void __launch_bounds__(kThreads, channel_major_blocks(V, int(sizeof(T
         }
       }
       close_copies();
-      if (tile.steps > STEPS) write_forward_from_memory<T, V, MODE>(tensors, part, hop, STEPS, gate);
+      if (tile.steps > STEPS)
+        write_forward_from_memory<T, V, MODE>(tensors, part, hop, STEPS, gate);
       if constexpr (!Units::kOneRound) {
         PPCR_ROLLED
         for (int round = 1; round < tile.rounds; ++round)

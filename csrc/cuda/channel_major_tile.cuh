@@ -4,8 +4,8 @@
 
 namespace ppcr::cuda {
 
-// What stays the same from tile to tile. It is computed anew where it is needed: kept, it would take registers from what a thread
-// holds.
+// What stays the same from tile to tile. It is computed anew where it is needed: kept, it would
+// take registers from what a thread holds.
 struct TileThread {
   unsigned rank;    // of the block in its cluster
   int group;        // of the thread in its block
@@ -27,8 +27,8 @@ PPCR_DEVICE TileThread tile_thread(const Tile& tile) {
   return thread;
 }
 
-// A tile of the batch: where its first pixel lies at channel 0. `inside`: this thread's pixels exist (the last tile of an image may
-// reach beyond it, and behind the last tile there is none).
+// A tile of the batch: where its first pixel lies at channel 0. `inside`: this thread's pixels
+// exist (the last tile of an image may reach beyond it, and behind the last tile there is none).
 struct TilePlace {
   unsigned image;
   int64_t first;  // pixel of the image
@@ -45,32 +45,40 @@ PPCR_DEVICE TilePlace tile_place(const Tile& tile, const TileThread& thread, uns
   return place;
 }
 
-// A thread's part of one unit: `steps` vectors, `hop` elements apart; the first lies `offset` elements behind that of its tile.
+// A thread's part of one unit: `steps` vectors, `hop` elements apart; the first lies `offset`
+// elements behind that of its tile.
 struct UnitPart {
   int unit;
   int steps;
   int64_t offset;
-  PPCR_DEVICE UnitPart in(const TilePlace& place) const { return {unit, place.inside ? steps : 0, place.offset + offset}; }
+  PPCR_DEVICE UnitPart in(const TilePlace& place) const {
+    return {unit, place.inside ? steps : 0, place.offset + offset};
+  }
 };
 
 template <class Units>
-PPCR_DEVICE UnitPart unit_part(const Tile& tile, const Units& units, const TileThread& thread, int round) {
+PPCR_DEVICE UnitPart unit_part(const Tile& tile, const Units& units, const TileThread& thread,
+                               int round) {
   UnitPart part;
   part.unit = (round * tile.cluster + int(thread.rank)) * tile.groups + thread.group;
   const int left = units.count(part.unit) * tile.q - thread.element;
-  part.steps = thread.active && left > 0 ? int(tile.by_step.quotient(unsigned(left + tile.rows * tile.q - 1))) : 0;
+  part.steps = thread.active && left > 0
+                   ? int(tile.by_step.quotient(unsigned(left + tile.rows * tile.q - 1)))
+                   : 0;
   part.offset = int64_t(units.begin(part.unit) + thread.row) * tile.image_pixels + thread.column;
   return part;
 }
 
 PPCR_DEVICE int64_t step_hop(const Tile& tile) { return int64_t(tile.rows) * tile.image_pixels; }
 
-// Vectors that a thread has copied to shared memory ahead of their use. No other thread reads them, so that they need no barrier,
-// and neighbouring threads' vectors lie side by side.
+// Vectors that a thread has copied to shared memory ahead of their use. No other thread reads them,
+// so that they need no barrier, and neighbouring threads' vectors lie side by side.
 template <class T, int V>
 struct Slots {
   unsigned char* own;
-  PPCR_DEVICE Word<T, V>* at(int step) const { return reinterpret_cast<Word<T, V>*>(own + step * kThreads * kSlotBytes); }
+  PPCR_DEVICE Word<T, V>* at(int step) const {
+    return reinterpret_cast<Word<T, V>*>(own + step * kThreads * kSlotBytes);
+  }
 };
 
 template <class T, int V>
@@ -95,14 +103,18 @@ PPCR_DEVICE void write_line(const A (&values)[V], A* to) {
   }
 }
 
-// parts[rank][line][pixel] = sum over the rows of a step of sums[line][row][pixel], of this block for all blocks of its cluster.
-// Where there are fewer columns than threads, neighbouring lanes share one. Between blocks the values travel with `barrier`, which
-// completes when all have come.
+// parts[rank][line][pixel] = sum over the rows of a step of sums[line][row][pixel], of this block
+// for all blocks of its cluster. Where there are fewer columns than threads, neighbouring lanes
+// share one. Between blocks the values travel with `barrier`, which completes when all have come.
 template <class A>
-PPCR_DEVICE void sum_rows(const Tile& tile, unsigned rank, int lines, const A* sums, A* parts, Mbarrier* barrier) {
-  const int count = lines * tile.q, lanes = 1 << tile.column_lanes_log2, lane = int(threadIdx.x) & (lanes - 1);
-  if (tile.cluster > 1 && threadIdx.x == 0) expect_bytes(barrier, unsigned(count * tile.cluster * int(sizeof(A))));
-  const int columns = kThreads >> tile.column_lanes_log2, warp_columns = kWarp >> tile.column_lanes_log2;
+PPCR_DEVICE void sum_rows(const Tile& tile, unsigned rank, int lines, const A* sums, A* parts,
+                          Mbarrier* barrier) {
+  const int count = lines * tile.q, lanes = 1 << tile.column_lanes_log2,
+            lane = int(threadIdx.x) & (lanes - 1);
+  if (tile.cluster > 1 && threadIdx.x == 0)
+    expect_bytes(barrier, unsigned(count * tile.cluster * int(sizeof(A))));
+  const int columns = kThreads >> tile.column_lanes_log2,
+            warp_columns = kWarp >> tile.column_lanes_log2;
   const int end = (count + warp_columns - 1) & -warp_columns;  // whole warps, for the shuffles
   PPCR_ROLLED
   for (int i = int(threadIdx.x) >> tile.column_lanes_log2; i < end; i += columns) {
@@ -119,7 +131,8 @@ PPCR_DEVICE void sum_rows(const Tile& tile, unsigned rank, int lines, const A* s
     if (tile.cluster == 1) {
       if (lane == 0) *part = value;
     } else {
-      for (int to = lane; to < tile.cluster; to += lanes) cluster_send(part, value, unsigned(to), barrier);
+      for (int to = lane; to < tile.cluster; to += lanes)
+        cluster_send(part, value, unsigned(to), barrier);
     }
   }
 }
@@ -130,10 +143,11 @@ PPCR_DEVICE A part_of(const Tile& tile, int lines, const A* parts, int rank, int
   return parts[(rank * lines + line) * tile.q + pixel];
 }
 
-// The sums of every segment for one pixel, from all blocks of the cluster, in the order of the units.
+// The sums of every segment for one pixel, from all blocks of the cluster, in the order of the
+// units.
 template <class A, class Units, class Bins>
-PPCR_DEVICE void segment_sums(const Tile& tile, const Units& units, const Bins& bins, int lines, const A* parts, int pixel,
-                              A* sums) {
+PPCR_DEVICE void segment_sums(const Tile& tile, const Units& units, const Bins& bins, int lines,
+                              const A* parts, int pixel, A* sums) {
   PPCR_UNROLLED
   for (int k = 0; k < bins.segments(); ++k) {
     A sum = 0;

@@ -1,4 +1,5 @@
-// What all kernels share: vectors of elements, the parameters in shared memory, the arithmetic of a GPU for ppcr_pixel.h.
+// What all kernels share: vectors of elements, the parameters in shared memory, the arithmetic of a
+// GPU for ppcr_pixel.h.
 #pragma once
 #include "operands.h"
 #include "platform.cuh"
@@ -17,7 +18,8 @@ struct Accumulation<double> {
 template <class T>
 using Acc = typename Accumulation<T>::type;
 
-// ------------------------------------------------------------------------------------------------------ vectors of elements
+// ------------------------------------------------------------------------------------------------------
+// vectors of elements
 template <int BYTES>
 struct WordOf;
 template <>
@@ -73,8 +75,8 @@ PPCR_DEVICE Word<T, V> pack(const Acc<T> (&values)[V]) {
   return word;
 }
 
-// The gradient behind the ReLU, as torch masks it: where(y <= 0, 0, gy), the bits of gy untouched. A NaN of y lets gy pass. The
-// result is opaque, or nvcc would keep it unpacked.
+// The gradient behind the ReLU, as torch masks it: where(y <= 0, 0, gy), the bits of gy untouched.
+// A NaN of y lets gy pass. The result is opaque, or nvcc would keep it unpacked.
 template <class T, int V>
 PPCR_DEVICE Word<T, V> mask_relu(const Word<T, V>& grad, const Word<T, V>& y) {
   T gradients[V];
@@ -93,7 +95,8 @@ PPCR_DEVICE A relu(A value) {
   return value <= A(0) ? A(0) : value;  // a NaN stays one, as in torch
 }
 
-// --------------------------------------------------------------------------------------------------------------- parameters
+// ---------------------------------------------------------------------------------------------------------------
+// parameters
 template <class T>
 PPCR_DEVICE Acc<T> read_parameter(const Parameter& parameter, int i) {
   if (parameter.kind == Parameter::kAbsent) return Acc<T>(0);
@@ -103,7 +106,8 @@ PPCR_DEVICE Acc<T> read_parameter(const Parameter& parameter, int i) {
 
 // Weights and, behind them, the bias. The caller's next block-wide barrier publishes them.
 template <class T>
-PPCR_DEVICE void stage_parameters(const Parameter& weight, const Parameter& bias, int contexts, Acc<T>* to) {
+PPCR_DEVICE void stage_parameters(const Parameter& weight, const Parameter& bias, int contexts,
+                                  Acc<T>* to) {
   PPCR_ROLLED
   for (int l = threadIdx.x; l <= contexts; l += blockDim.x)
     to[l] = l < contexts ? read_parameter<T>(weight, l) : read_parameter<T>(bias, 0);
@@ -113,7 +117,8 @@ constexpr int kBatch = 4;  // vectors in flight where a kernel reads what its re
 
 // What every kernel gets. Which pointers are set depends on the mode and the pass:
 //   forward   x, out (gate mode: [pixels]), extra_in = residual
-//   backward  x, grad (gate mode: [pixels]), out = dx, extra_in = y, extra_out = dresidual, partials
+//   backward  x, grad (gate mode: [pixels]), out = dx, extra_in = y, extra_out = dresidual,
+//   partials
 template <class T>
 struct Tensors {
   const T* x;
@@ -123,12 +128,13 @@ struct Tensors {
   T* extra_out;
   Parameter weight, bias;
   Acc<T> eps;
-  Acc<T>* partials;  // [contexts + 1][partial_count]: each tile's share of dweight and, in the last row, dbias
+  Acc<T>* partials;  // [contexts + 1][partial_count]: each tile's share of dweight and, in the last
+                     // row, dbias
 };
 
-// --------------------------------------------------------------------------------------------------------------- arithmetic
-// The one place of fast arithmetic: sigmoid of a float by __expf (2 + |1.173 z| ulp) and __fdividef (2 ulp), so within
-// (4 + 1.2 |z|) units in the last place of g. rsqrtf: 2 ulp.
+// ---------------------------------------------------------------------------------------------------------------
+// arithmetic The one place of fast arithmetic: sigmoid of a float by __expf (2 + |1.173 z| ulp) and
+// __fdividef (2 ulp), so within (4 + 1.2 |z|) units in the last place of g. rsqrtf: 2 ulp.
 struct DeviceMath {
   static PPCR_DEVICE float inv_sqrt(float v) { return rsqrtf(v); }
   static PPCR_DEVICE double inv_sqrt(double v) { return rsqrt(v); }
@@ -137,11 +143,13 @@ struct DeviceMath {
 };
 
 template <class A, class Bins>
-PPCR_DEVICE void gate_forward(const Bins& bins, const A* sums, const A* parameters, A eps, Pixel<A, Bins>& pixel) {
+PPCR_DEVICE void gate_forward(const Bins& bins, const A* sums, const A* parameters, A eps,
+                              Pixel<A, Bins>& pixel) {
   pixel_forward<DeviceMath>(bins, sums, parameters, parameters[bins.contexts()], eps, pixel);
 }
 template <class A, class Bins>
-PPCR_DEVICE A gate_backward(const Bins& bins, const Pixel<A, Bins>& pixel, A dg, const A* parameters, A* dsums) {
+PPCR_DEVICE A gate_backward(const Bins& bins, const Pixel<A, Bins>& pixel, A dg,
+                            const A* parameters, A* dsums) {
   A weight_mean = 0;
   PPCR_UNROLLED
   for (int l = 0; l < bins.contexts(); ++l) weight_mean += parameters[l];
@@ -149,18 +157,21 @@ PPCR_DEVICE A gate_backward(const Bins& bins, const Pixel<A, Bins>& pixel, A dg,
   return pixel_backward(bins, pixel, dg, parameters, weight_mean, dsums);
 }
 
-// Sum over `lanes` neighbouring lanes (a power of two), in a fixed order; every lane of the warp calls it.
+// Sum over `lanes` neighbouring lanes (a power of two), in a fixed order; every lane of the warp
+// calls it.
 template <class A>
 PPCR_DEVICE A sum_lanes(A value, int lanes) {
   PPCR_UNROLLED
-  for (int offset = 1; offset < lanes; offset <<= 1) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  for (int offset = 1; offset < lanes; offset <<= 1)
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;
 }
 
-// ----------------------------------------------------------------------------------------------- from words to words
-// y = x g, of the add_relu mode relu(x g + residual).
+// -----------------------------------------------------------------------------------------------
+// from words to words y = x g, of the add_relu mode relu(x g + residual).
 template <class T, int V, Mode MODE>
-PPCR_DEVICE Word<T, V> recalibrate(const Word<T, V>& x, const Word<T, V>& residual, const Acc<T> (&gate)[V]) {
+PPCR_DEVICE Word<T, V> recalibrate(const Word<T, V>& x, const Word<T, V>& residual,
+                                   const Acc<T> (&gate)[V]) {
   Acc<T> values[V];
   unpack<T, V>(opaque(x), values);
   if constexpr (MODE == Mode::kAddRelu) {
@@ -179,13 +190,15 @@ PPCR_DEVICE Word<T, V> recalibrate(const Word<T, V>& x, const Word<T, V>& residu
 template <class T, int V, Mode MODE>
 PPCR_DEVICE Word<T, V> load_gradient(const Tensors<T>& tensors, bool wanted, int64_t at) {
   const Word<T, V> grad = load_if<T, V>(wanted, tensors.grad + at);
-  if constexpr (MODE == Mode::kAddRelu) return mask_relu<T, V>(grad, load_if<T, V>(wanted, tensors.extra_in + at));
+  if constexpr (MODE == Mode::kAddRelu)
+    return mask_relu<T, V>(grad, load_if<T, V>(wanted, tensors.extra_in + at));
   return grad;
 }
 
 // dx = gy g + dsum (gate mode: dsum alone), and dresidual = gy behind the ReLU.
 template <class T, int V, Mode MODE>
-PPCR_DEVICE void write_backward(const Tensors<T>& tensors, bool wanted, int64_t at, const Word<T, V>& grad, const Acc<T> (&gate)[V],
+PPCR_DEVICE void write_backward(const Tensors<T>& tensors, bool wanted, int64_t at,
+                                const Word<T, V>& grad, const Acc<T> (&gate)[V],
                                 const Acc<T> (&dsum)[V]) {
   Acc<T> values[V];
   unpack<T, V>(opaque(grad), values);

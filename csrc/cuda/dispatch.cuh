@@ -1,5 +1,7 @@
-// From a plan to the compiled kernel. A Launcher starts kernels: on a GPU with cudaLaunchKernelEx, in the tests on the CPU. It has
-//   template <class Arguments> void operator()(void (*kernel)(Arguments), const Launch&, const Arguments&)
+// From a plan to the compiled kernel. A Launcher starts kernels: on a GPU with cudaLaunchKernelEx,
+// in the tests on the CPU. It has
+//   template <class Arguments> void operator()(void (*kernel)(Arguments), const Launch&, const
+//   Arguments&)
 #pragma once
 #include "channel_major_backward.cuh"
 #include "channel_major_forward.cuh"
@@ -16,7 +18,8 @@ struct Launch {
   int threads;
   int shared_bytes;
   int cluster;
-  bool early;  // may be set up while the kernel before it in the stream ends, for which it waits itself
+  bool early;  // may be set up while the kernel before it in the stream ends, for which it waits
+               // itself
 };
 
 template <class T>
@@ -66,9 +69,11 @@ class Dispatch {
     switch (plan_.kind) {
       case KernelKind::kChannelMajor:
         if (problem_.pooling->standard)
-          channel_major_vector<MODE, StandardBins<Acc<T>>>(equal_units(*problem_.pooling, plan_.unit_count));
+          channel_major_vector<MODE, StandardBins<Acc<T>>>(
+              equal_units(*problem_.pooling, plan_.unit_count));
         else
-          channel_major_vector<MODE, AnyBins<Acc<T>>>(table_units(*problem_.pooling, plan_.unit_count));
+          channel_major_vector<MODE, AnyBins<Acc<T>>>(
+              table_units(*problem_.pooling, plan_.unit_count));
         break;
       case KernelKind::kPixelMajor:
         if constexpr (MODE != Mode::kGate) pixel_major<MODE>();
@@ -108,7 +113,8 @@ class Dispatch {
 
   template <Mode MODE, class Bins, int V, int STEPS, class Units>
   void channel_major(const Units& units) {
-    const ChannelMajorArguments<T, Bins> arguments{typed<T>(operands_), plan_.tile, units, Bins(*problem_.pooling)};
+    const ChannelMajorArguments<T, Bins> arguments{typed<T>(operands_), plan_.tile, units,
+                                                   Bins(*problem_.pooling)};
     if (problem_.backward)
       launch("channel_major_backward", channel_major_backward<T, V, STEPS, Bins, MODE>, arguments);
     else
@@ -121,13 +127,19 @@ class Dispatch {
       constexpr LaneVariant kVariant = kLaneVariants[INDEX];
       if (plan_.variant != INDEX) return pixel_major<MODE, INDEX + 1>();
       if constexpr (has_lane_variant(kVariant, int(sizeof(T)))) {
-        const Lanes lanes{problem_.images * problem_.image_pixels, problem_.channels, static_cast<int>(problem_.pooling->edge[1])};
-        const PixelMajorArguments<T> arguments{typed<T>(operands_), lanes, StandardBins<Acc<T>>(*problem_.pooling)};
+        const Lanes lanes{problem_.images * problem_.image_pixels, problem_.channels,
+                          static_cast<int>(problem_.pooling->edge[1])};
+        const PixelMajorArguments<T> arguments{typed<T>(operands_), lanes,
+                                               StandardBins<Acc<T>>(*problem_.pooling)};
         if (problem_.backward)
-          launch("pixel_major_backward", pixel_major_backward<T, kVector, kVariant.steps, kVariant.pixels, kVariant.lanes, MODE>,
+          launch("pixel_major_backward",
+                 pixel_major_backward<T, kVector, kVariant.steps, kVariant.pixels, kVariant.lanes,
+                                      MODE>,
                  arguments);
         else
-          launch("pixel_major_forward", pixel_major_forward<T, kVector, kVariant.steps, kVariant.pixels, kVariant.lanes, MODE>,
+          launch("pixel_major_forward",
+                 pixel_major_forward<T, kVector, kVariant.steps, kVariant.pixels, kVariant.lanes,
+                                     MODE>,
                  arguments);
       }
     }
@@ -135,7 +147,8 @@ class Dispatch {
 
   template <Mode MODE, class Bins, bool STAGED>
   void pixel_tile() {
-    const PixelTileArguments<T, Bins> arguments{typed<T>(operands_), plan_.pixel_tile, Bins(*problem_.pooling)};
+    const PixelTileArguments<T, Bins> arguments{typed<T>(operands_), plan_.pixel_tile,
+                                                Bins(*problem_.pooling)};
     if (problem_.backward)
       launch("pixel_tile_backward", pixel_tile_backward<T, Bins, MODE, STAGED>, arguments);
     else
@@ -152,14 +165,18 @@ class Dispatch {
     arguments.weight_kind = operands_.weight.kind;
     arguments.bias_kind = operands_.bias.kind;
     const int shared = kFinishThreads / kWarp * int(sizeof(Acc<T>));
-    launcher_(finish_parameters<T>, Launch{"finish_parameters", arguments.contexts + 1, kFinishThreads, shared, 1, plan_.early},
-              arguments);
+    launcher_(
+        finish_parameters<T>,
+        Launch{"finish_parameters", arguments.contexts + 1, kFinishThreads, shared, 1, plan_.early},
+        arguments);
   }
 
   template <class Arguments>
   void launch(const char* name, void (*kernel)(Arguments), const Arguments& arguments) {
     const int cluster = plan_.kind == KernelKind::kChannelMajor ? plan_.tile.cluster : 1;
-    launcher_(kernel, Launch{name, plan_.blocks, plan_.threads, plan_.shared_bytes, cluster, plan_.early}, arguments);
+    launcher_(kernel,
+              Launch{name, plan_.blocks, plan_.threads, plan_.shared_bytes, cluster, plan_.early},
+              arguments);
     launched_ = true;
   }
 

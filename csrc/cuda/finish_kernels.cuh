@@ -1,5 +1,5 @@
-// dweight and dbias from the tiles' shares: one block per parameter adds them in an order that depends on their number alone, so
-// the result is the same from run to run and on every device.
+// dweight and dbias from the tiles' shares: one block per parameter adds them in an order that
+// depends on their number alone, so the result is the same from run to run and on every device.
 #pragma once
 #include "device_common.cuh"
 
@@ -18,7 +18,8 @@ struct FinishArguments {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kFinishThreads) finish_parameters(const __grid_constant__ FinishArguments<T> arguments) {
+__global__ void __launch_bounds__(kFinishThreads)
+    finish_parameters(const __grid_constant__ FinishArguments<T> arguments) {
   using A = Acc<T>;
   constexpr int kStreams = 4;  // independent sums: that many loads in flight
   wait_for_kernels_before();

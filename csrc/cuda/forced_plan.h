@@ -8,8 +8,9 @@ namespace ppcr::cuda {
 
 constexpr int64_t kMaxBlocks = 0x7fffffff;
 
-// PPCR_PLAN, for tuning: "q=128,groups=4,cluster=2,clusters=264,vector=4,steps=8,variant=3,warps=4". What it names is taken as it
-// says; plans that differ are not considered.
+// PPCR_PLAN, for tuning:
+// "q=128,groups=4,cluster=2,clusters=264,vector=4,steps=8,variant=3,warps=4". What it names is
+// taken as it says; plans that differ are not considered.
 struct Forced {
   int q = 0, groups = 0, cluster = 0, clusters = 0, vector = 0, steps = 0, warps = 0, variant = -1;
   std::string error;
@@ -35,10 +36,12 @@ inline Forced parse_forced(const char* text) {
                        : name == "variant"  ? &forced.variant
                                             : nullptr;
     char* end = nullptr;
-    const long value = equals == std::string::npos ? -1 : std::strtol(item.c_str() + equals + 1, &end, 10);
+    const long value =
+        equals == std::string::npos ? -1 : std::strtol(item.c_str() + equals + 1, &end, 10);
     if (field == nullptr || end == nullptr || *end != 0 || value < 0 || value > kMaxBlocks) {
       forced.error = "PPCR_PLAN: '" + item +
-                     "' is not one of q=, groups=, cluster=, clusters=, vector=, steps=, warps=, variant= with a number";
+                     "' is not one of q=, groups=, cluster=, clusters=, vector=, steps=, warps=, "
+                     "variant= with a number";
       return forced;
     }
     *field = static_cast<int>(value);

@@ -10,14 +10,15 @@ namespace ppcr::cuda {
 // The kernels of one dtype; a file each.
 struct Kernels {
   // Starts what `plan` says on `stream`; throws std::runtime_error where a launch is refused.
-  void (*run)(const Problem& problem, const Plan& plan, const Operands& operands, cudaStream_t stream);
+  void (*run)(const Problem& problem, const Plan& plan, const Operands& operands,
+              cudaStream_t stream);
   // How many clusters of a channel-major plan the current device holds at once.
   int64_t (*resident_clusters)(const Problem& problem, const Plan& plan, int multiprocessors);
 };
 extern const Kernels kFloat, kHalf, kBFloat16, kDouble;
 
-// The virtual architecture (90 for compute_90) from which the code was compiled that the current device runs; throws where the
-// library holds none for it.
+// The virtual architecture (90 for compute_90) from which the code was compiled that the current
+// device runs; throws where the library holds none for it.
 int running_architecture();
 
 }  // namespace ppcr::cuda

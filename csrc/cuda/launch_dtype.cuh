@@ -1,4 +1,5 @@
-// Launches of one dtype. Included once per dtype, in files that know nothing of torch, so that they compile fast and side by side.
+// Launches of one dtype. Included once per dtype, in files that know nothing of torch, so that they
+// compile fast and side by side.
 #pragma once
 #include <stdexcept>
 #include <string>
@@ -11,19 +12,24 @@ namespace ppcr::cuda {
 inline void check_cuda(cudaError_t error, const std::string& what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // a refused launch is not to be reported again by the next call
-  throw std::runtime_error("ppcr_ext: " + what + ": " + cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")");
+  throw std::runtime_error("ppcr_ext: " + what + ": " + cudaGetErrorString(error) + " (" +
+                           cudaGetErrorName(error) + ")");
 }
 
 inline void check_launch(cudaError_t error, const Launch& launch) {
   if (error == cudaSuccess) return;
-  check_cuda(error, std::string(launch.name) + " could not be launched with " + std::to_string(launch.blocks) + " blocks of " +
-                        std::to_string(launch.threads) + " threads, clusters of " + std::to_string(launch.cluster) + ", " +
+  check_cuda(error, std::string(launch.name) + " could not be launched with " +
+                        std::to_string(launch.blocks) + " blocks of " +
+                        std::to_string(launch.threads) + " threads, clusters of " +
+                        std::to_string(launch.cluster) + ", " +
                         std::to_string(launch.shared_bytes) + " bytes of shared memory");
 }
 
 inline void allow_shared_memory(const void* kernel, const Launch& launch) {
   if (launch.shared_bytes > 48 << 10)  // beyond this a kernel has to ask
-    check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes), launch);
+    check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      launch.shared_bytes),
+                 launch);
 }
 
 // What cudaLaunchKernelEx takes; it points into itself.
@@ -63,7 +69,8 @@ struct StreamLauncher {
   }
 };
 
-// Launches nothing: asks how many clusters (or blocks) of the kernel the current device holds at once.
+// Launches nothing: asks how many clusters (or blocks) of the kernel the current device holds at
+// once.
 struct ResidencyQuery {
   int multiprocessors;
   int64_t clusters = 0;
@@ -79,18 +86,23 @@ struct ResidencyQuery {
       clusters = found;
     } else {
       const size_t shared = static_cast<size_t>(launch.shared_bytes);
-      check_launch(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&found, kernel, launch.threads, shared), launch);
+      check_launch(
+          cudaOccupancyMaxActiveBlocksPerMultiprocessor(&found, kernel, launch.threads, shared),
+          launch);
       clusters = int64_t(found) * multiprocessors;
     }
   }
 };
 
 template <class T>
-void run_dtype(const Problem& problem, const Plan& plan, const Operands& operands, cudaStream_t stream) {
+void run_dtype(const Problem& problem, const Plan& plan, const Operands& operands,
+               cudaStream_t stream) {
   StreamLauncher launcher{stream};
   Dispatch<T, StreamLauncher> dispatch(problem, plan, operands, launcher);
   dispatch.run();
-  if (!dispatch.launched()) throw std::runtime_error("ppcr_ext: the planner chose a kernel that is not compiled; please report it");
+  if (!dispatch.launched())
+    throw std::runtime_error(
+        "ppcr_ext: the planner chose a kernel that is not compiled; please report it");
 }
 
 template <class T>

@@ -1,10 +1,11 @@
-// The tensors of one call, without their types: what the entry hands to the launcher. No CUDA, no torch.
+// The tensors of one call, without their types: what the entry hands to the launcher. No CUDA, no
+// torch.
 #pragma once
 
 namespace ppcr::cuda {
 
-// weight or bias: absent, of the accumulation type, or of x's own type. A flag at run time instead of a template parameter: it is
-// read once per block.
+// weight or bias: absent, of the accumulation type, or of x's own type. A flag at run time instead
+// of a template parameter: it is read once per block.
 struct Parameter {
   enum Kind : int { kAbsent, kWide, kOwn };
   const void* data = nullptr;

@@ -1,8 +1,10 @@
-// Pixel-major layout (channels_last), standard bins: LANES lanes of a warp own a pixel, a quarter of them each segment. Every lane
-// keeps STEPS vectors of each of PIXELS pixels in registers (x forward, gy backward), so the tensor crosses the memory bus once.
+// Pixel-major layout (channels_last), standard bins: LANES lanes of a warp own a pixel, a quarter
+// of them each segment. Every lane keeps STEPS vectors of each of PIXELS pixels in registers (x
+// forward, gy backward), so the tensor crosses the memory bus once.
 //
-// The segment sums pass through a few words of shared memory that only this warp touches, so that one lane per pixel computes the
-// gate; when every lane did, arithmetic and not memory was the limit at 64 channels.
+// The segment sums pass through a few words of shared memory that only this warp touches, so that
+// one lane per pixel computes the gate; when every lane did, arithmetic and not memory was the
+// limit at 64 channels.
 #pragma once
 #include "device_common.cuh"
 
@@ -28,7 +30,8 @@ struct LaneGeometry {
   static constexpr int kWarpPixels = kGroups * PIXELS;
   static constexpr int kSegmentLanes = LANES / kSegments;
   static constexpr int kHop = kSegmentLanes * V;  // channels from one vector of a lane to its next
-  static constexpr int kRow = kSegments + 1;      // words per pixel in shared memory: odd, against bank conflicts
+  static constexpr int kRow =
+      kSegments + 1;  // words per pixel in shared memory: odd, against bank conflicts
   static_assert(kWarpPixels <= kWarp, "one lane per pixel computes the gate");
 };
 
@@ -51,7 +54,8 @@ PPCR_DEVICE LanePlace<G> lane_place(const Lanes& lanes) {
   place.group = int(threadIdx.x) % kWarp / LANES;
   const int warps = int(blockDim.x) / kWarp;
   place.first = (int64_t(blockIdx.x) * warps + int(threadIdx.x) / kWarp) * G::kWarpPixels;
-  place.offset = (place.first + place.group) * lanes.channels + int64_t(place.segment) * lanes.segment + place.channel;
+  place.offset = (place.first + place.group) * lanes.channels +
+                 int64_t(place.segment) * lanes.segment + place.channel;
   return place;
 }
 
@@ -63,7 +67,9 @@ PPCR_DEVICE void fill(A value, A (&values)[V]) {
 }
 
 template <class T, int V, int STEPS, int PIXELS, int LANES, Mode MODE>
-__global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), int(sizeof(T)) * V * STEPS * PIXELS, MODE, false))
+__global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)),
+                                                               int(sizeof(T)) * V * STEPS * PIXELS,
+                                                               MODE, false))
     pixel_major_forward(const __grid_constant__ PixelMajorArguments<T> arguments) {
   using A = Acc<T>;
   using Bins = StandardBins<A>;
@@ -76,7 +82,8 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), i
   PPCR_SHARED(raw);
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   A* const parameters = reinterpret_cast<A*>(raw);
-  A* const sums = parameters + parameter_slots(Bins::kContexts) + warp * lanes_warp_values(G::kWarpPixels, Bins::kSegments, false);
+  A* const sums = parameters + parameter_slots(Bins::kContexts) +
+                  warp * lanes_warp_values(G::kWarpPixels, Bins::kSegments, false);
   A* const gates = sums + G::kWarpPixels * G::kRow;
 
   const LanePlace<G> place = lane_place<G, V, LANES>(lanes);
@@ -102,7 +109,8 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), i
       for (int j = 0; j < V; ++j) sum += values[j];
     }
     sum = sum_lanes(sum, G::kSegmentLanes);
-    if (lane % G::kSegmentLanes == 0) sums[(i * G::kGroups + place.group) * G::kRow + place.segment] = sum;
+    if (lane % G::kSegmentLanes == 0)
+      sums[(i * G::kGroups + place.group) * G::kRow + place.segment] = sum;
   }
   __syncthreads();  // the sums are the warp's own, the parameters the block's
   if (lane < G::kWarpPixels) {
@@ -114,28 +122,36 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), i
   // Vector s is step s % STEPS of pixel s / STEPS.
   static_assert(PIXELS * STEPS % kBatch == 0, "whole batches");
   const auto exists = [&](int s) {
-    return place.first + s / STEPS * G::kGroups + place.group < lanes.pixels && place.channel + s % STEPS * G::kHop < lanes.segment;
+    return place.first + s / STEPS * G::kGroups + place.group < lanes.pixels &&
+           place.channel + s % STEPS * G::kHop < lanes.segment;
   };
-  const auto offset = [&](int s) { return place.offset + s / STEPS * pixel_hop + s % STEPS * G::kHop; };
+  const auto offset = [&](int s) {
+    return place.offset + s / STEPS * pixel_hop + s % STEPS * G::kHop;
+  };
   PPCR_UNROLLED
   for (int first = 0; first < PIXELS * STEPS; first += kBatch) {
-    Word<T, V> residual[kBatch] = {};  // all loads of a batch before its first store, which they could not pass
+    Word<T, V> residual[kBatch] =
+        {};  // all loads of a batch before its first store, which they could not pass
     if constexpr (MODE == Mode::kAddRelu) {
       PPCR_UNROLLED
-      for (int b = 0; b < kBatch; ++b) residual[b] = load_if<T, V>(exists(first + b), tensors.extra_in + offset(first + b));
+      for (int b = 0; b < kBatch; ++b)
+        residual[b] = load_if<T, V>(exists(first + b), tensors.extra_in + offset(first + b));
     }
     PPCR_UNROLLED
     for (int b = 0; b < kBatch; ++b) {
       const int s = first + b;
       A gate[V];
       fill<V>(gates[s / STEPS * G::kGroups + place.group], gate);
-      store_if<T, V>(exists(s), tensors.out + offset(s), recalibrate<T, V, MODE>(held[s / STEPS][s % STEPS], residual[b], gate));
+      store_if<T, V>(exists(s), tensors.out + offset(s),
+                     recalibrate<T, V, MODE>(held[s / STEPS][s % STEPS], residual[b], gate));
     }
   }
 }
 
 template <class T, int V, int STEPS, int PIXELS, int LANES, Mode MODE>
-__global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), int(sizeof(T)) * V * STEPS * PIXELS, MODE, true))
+__global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)),
+                                                               int(sizeof(T)) * V * STEPS * PIXELS,
+                                                               MODE, true))
     pixel_major_backward(const __grid_constant__ PixelMajorArguments<T> arguments) {
   using A = Acc<T>;
   using Bins = StandardBins<A>;
@@ -147,12 +163,14 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), i
 
   wait_for_kernels_before();
   PPCR_SHARED(raw);
-  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp, warps = int(blockDim.x) / kWarp;
+  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp,
+            warps = int(blockDim.x) / kWarp;
   A* const parameters = reinterpret_cast<A*>(raw);
   A* const shared = parameters + parameter_slots(kContexts);
   // Per pixel: the segments' sums and the dot product, later their gradients and the gate.
   A* const rows = shared + warp * lanes_warp_values(G::kWarpPixels, kSegments, true);
-  A* const contributions = shared + warps * lanes_warp_values(G::kWarpPixels, kSegments, true);  // [contexts + 1][warps]
+  A* const contributions =
+      shared + warps * lanes_warp_values(G::kWarpPixels, kSegments, true);  // [contexts + 1][warps]
 
   const LanePlace<G> place = lane_place<G, V, LANES>(lanes);
   const int64_t pixel_hop = int64_t(G::kGroups) * lanes.channels;
@@ -191,7 +209,8 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), i
   }
   __syncthreads();  // the rows are the warp's own, the parameters the block's
 
-  A shares[kContexts + 1] = {};  // of this lane's pixel in dweight and dbias; 0 beyond the last pixel, where the dot product is 0
+  A shares[kContexts + 1] = {};  // of this lane's pixel in dweight and dbias; 0 beyond the last
+                                 // pixel, where the dot product is 0
   if (lane < G::kWarpPixels) {
     A* const row = rows + lane * G::kRow;
     Pixel<A, Bins> pixel;
@@ -227,7 +246,8 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)), i
     PPCR_UNROLLED
     for (int r = 0; r < STEPS; ++r) {
       if (place.channel + r * G::kHop >= lanes.segment) continue;
-      write_backward<T, V, MODE>(tensors, true, place.offset + i * pixel_hop + r * G::kHop, held[i][r], gate, dsum);
+      write_backward<T, V, MODE>(tensors, true, place.offset + i * pixel_hop + r * G::kHop,
+                                 held[i][r], gate, dsum);
     }
   }
 }

@@ -1,8 +1,10 @@
-// Pixel-major layout (channels_last), any bins, any number of channels, any alignment: a block owns neighbouring pixels, which lie
-// in memory without a gap. It copies them to shared memory in vectors of 16 bytes, whatever the number of channels, works on them
-// there element by element, and copies the result back: the tensor crosses the memory bus once.
+// Pixel-major layout (channels_last), any bins, any number of channels, any alignment: a block owns
+// neighbouring pixels, which lie in memory without a gap. It copies them to shared memory in
+// vectors of 16 bytes, whatever the number of channels, works on them there element by element, and
+// copies the result back: the tensor crosses the memory bus once.
 //
-// Pixels too long for shared memory (STAGED false: some 57,000 channels of float32 on sm_90) are read from global memory twice.
+// Pixels too long for shared memory (STAGED false: some 57,000 channels of float32 on sm_90) are
+// read from global memory twice.
 #pragma once
 #include <type_traits>
 
@@ -17,22 +19,27 @@ struct PixelTileArguments {
   Bins bins;
 };
 
-// Copies what the block reads, `count` elements from `base` on, to shared memory, as far as whole vectors go; returns how far. Of
-// the add_relu mode, other is the residual (forward) or gy behind the ReLU (backward), which is dresidual and leaves at once.
+// Copies what the block reads, `count` elements from `base` on, to shared memory, as far as whole
+// vectors go; returns how far. Of the add_relu mode, other is the residual (forward) or gy behind
+// the ReLU (backward), which is dresidual and leaves at once.
 template <class T, int V, Mode MODE, bool BACKWARD>
-PPCR_DEVICE int stage(const Tensors<T>& tensors, int64_t base, int from, int count, T* x, T* other) {
+PPCR_DEVICE int stage(const Tensors<T>& tensors, int64_t base, int from, int count, T* x,
+                      T* other) {
   constexpr bool kOther = tile_streams(MODE, BACKWARD) > 1;
   constexpr int kInFlight = V == 1 ? 2 * kBatch : kBatch;
   const int end = from + (count - from) / V * V;
   PPCR_ROLLED
-  for (int first = from + int(threadIdx.x) * V; first < end; first += kInFlight * int(blockDim.x) * V) {
+  for (int first = from + int(threadIdx.x) * V; first < end;
+       first += kInFlight * int(blockDim.x) * V) {
     Word<T, V> x_words[kInFlight], other_words[kInFlight] = {};
     PPCR_UNROLLED
     for (int i = 0; i < kInFlight; ++i) {
       const int at = first + i * int(blockDim.x) * V;
       x_words[i] = load_if<T, V>(at < end, tensors.x + base + at);
-      if constexpr (kOther && BACKWARD) other_words[i] = load_gradient<T, V, MODE>(tensors, at < end, base + at);
-      if constexpr (kOther && !BACKWARD) other_words[i] = load_if<T, V>(at < end, tensors.extra_in + base + at);
+      if constexpr (kOther && BACKWARD)
+        other_words[i] = load_gradient<T, V, MODE>(tensors, at < end, base + at);
+      if constexpr (kOther && !BACKWARD)
+        other_words[i] = load_if<T, V>(at < end, tensors.extra_in + base + at);
     }
     PPCR_UNROLLED
     for (int i = 0; i < kInFlight; ++i) {
@@ -40,7 +47,8 @@ PPCR_DEVICE int stage(const Tensors<T>& tensors, int64_t base, int from, int cou
       if (at >= end) break;
       *reinterpret_cast<Word<T, V>*>(x + at) = x_words[i];
       if constexpr (kOther) *reinterpret_cast<Word<T, V>*>(other + at) = other_words[i];
-      if constexpr (BACKWARD && MODE == Mode::kAddRelu) store_if<T, V>(true, tensors.extra_out + base + at, other_words[i]);
+      if constexpr (BACKWARD && MODE == Mode::kAddRelu)
+        store_if<T, V>(true, tensors.extra_out + base + at, other_words[i]);
     }
   }
   return end;
@@ -55,17 +63,19 @@ PPCR_DEVICE int write_back(const T* x, T* out, int from, int count) {
   return end;
 }
 
-// Calls visit(exists, pixel, segment, first channel, channel hop, end) with a group of lanes for each segment of each pixel, and
-// with whole warps, so that it may shuffle.
+// Calls visit(exists, pixel, segment, first channel, channel hop, end) with a group of lanes for
+// each segment of each pixel, and with whole warps, so that it may shuffle.
 template <class Bins, class Visit>
-PPCR_DEVICE void each_segment(const PixelTile& tile, const Bins& bins, const int* edges, int pixels, Visit visit) {
+PPCR_DEVICE void each_segment(const PixelTile& tile, const Bins& bins, const int* edges, int pixels,
+                              Visit visit) {
   const int lanes = 1 << tile.lanes_log2, groups = int(blockDim.x) >> tile.lanes_log2;
   const int group = int(threadIdx.x) >> tile.lanes_log2, segments = bins.segments();
   const int warp_group = (int(threadIdx.x) & ~(kWarp - 1)) >> tile.lanes_log2;
   int pixel = group / segments, segment = group % segments;
   PPCR_ROLLED
   for (int first = warp_group; first < pixels * segments; first += groups) {
-    visit(pixel < pixels, pixel, segment, edges[segment] + (int(threadIdx.x) & (lanes - 1)), lanes, edges[segment + 1]);
+    visit(pixel < pixels, pixel, segment, edges[segment] + (int(threadIdx.x) & (lanes - 1)), lanes,
+          edges[segment + 1]);
     pixel += groups / segments;
     segment += groups % segments;
     if (segment >= segments) {
@@ -87,12 +97,13 @@ PPCR_DEVICE void pixel_tile(const PixelTileArguments<T, Bins>& arguments) {
 
   wait_for_kernels_before();
   PPCR_SHARED(raw);
-  const PixelTileMemory memory = pixel_tile_memory(tile, bins.contexts(), bins.segments(), int(sizeof(T)), MODE, BACKWARD, STAGED);
+  const PixelTileMemory memory = pixel_tile_memory(tile, bins.contexts(), bins.segments(),
+                                                   int(sizeof(T)), MODE, BACKWARD, STAGED);
   T* const x = reinterpret_cast<T*>(raw);  // later the result
   T* const other = reinterpret_cast<T*>(raw + memory.other);
   A* const parameters = reinterpret_cast<A*>(raw + memory.parameters);
-  A* const sums = reinterpret_cast<A*>(raw + memory.sums);      // [pixels][row], later their gradients
-  A* const dots = reinterpret_cast<A*>(raw + memory.dots);      // [pixels][row]
+  A* const sums = reinterpret_cast<A*>(raw + memory.sums);  // [pixels][row], later their gradients
+  A* const dots = reinterpret_cast<A*>(raw + memory.dots);  // [pixels][row]
   A* const gates = reinterpret_cast<A*>(raw + memory.gates);    // [pixels]
   A* const shares = reinterpret_cast<A*>(raw + memory.shares);  // [contexts + 1][warps]
   int* const edges = reinterpret_cast<int*>(raw + memory.edges);
@@ -102,46 +113,54 @@ PPCR_DEVICE void pixel_tile(const PixelTileArguments<T, Bins>& arguments) {
   const int pixels = tile.pixels - first < tile.q ? int(tile.pixels - first) : tile.q;
   const int count = STAGED ? pixels * tile.channels : 0;
   if constexpr (STAGED) {
-    const int done = tile.vector > 1 ? stage<T, kVector, MODE, BACKWARD>(tensors, base, 0, count, x, other) : 0;
+    const int done =
+        tile.vector > 1 ? stage<T, kVector, MODE, BACKWARD>(tensors, base, 0, count, x, other) : 0;
     stage<T, 1, MODE, BACKWARD>(tensors, base, done, count, x, other);
   }
   stage_parameters<T>(tensors.weight, tensors.bias, bins.contexts(), parameters);
   // From shared memory, where lanes may read different ones at once, and not from the arguments.
-  for (int k = int(threadIdx.x); k <= bins.segments(); k += int(blockDim.x)) edges[k] = tile.edge[k];
+  for (int k = int(threadIdx.x); k <= bins.segments(); k += int(blockDim.x))
+    edges[k] = tile.edge[k];
   __syncthreads();
 
-  const auto value_of_x = [&](Index at) { return STAGED ? widen(x[at]) : widen(__ldg(tensors.x + base + at)); };
+  const auto value_of_x = [&](Index at) {
+    return STAGED ? widen(x[at]) : widen(__ldg(tensors.x + base + at));
+  };
   // The residual, or gy as it arrives or behind the ReLU.
   const auto value_of_other = [&](Index at) {
     if constexpr (STAGED) return widen(other[at]);
     if constexpr (!STAGED && !BACKWARD) return widen(__ldg(tensors.extra_in + base + at));
     if constexpr (!STAGED && BACKWARD) {
       const A grad = widen(__ldg(tensors.grad + base + at));
-      if constexpr (MODE == Mode::kAddRelu) return widen(__ldg(tensors.extra_in + base + at)) <= A(0) ? A(0) : grad;
+      if constexpr (MODE == Mode::kAddRelu)
+        return widen(__ldg(tensors.extra_in + base + at)) <= A(0) ? A(0) : grad;
       return grad;
     }
   };
 
-  each_segment(tile, bins, edges, pixels, [&](bool exists, int pixel, int segment, int channel, int hop, int end) {
-    A sum = 0, dot = 0;
-    if (exists) {
-      PPCR_BY_FOUR
-      for (int c = channel; c < end; c += hop) {
-        const A value = value_of_x(Index(pixel) * tile.channels + c);
-        sum += value;
-        if constexpr (kDot) dot += value_of_other(Index(pixel) * tile.channels + c) * value;
-      }
-    }
-    sum = sum_lanes(sum, hop);
-    if constexpr (kDot) dot = sum_lanes(dot, hop);
-    if (exists && (int(threadIdx.x) & (hop - 1)) == 0) {
-      sums[pixel * row + segment] = sum;
-      if constexpr (kDot) dots[pixel * row + segment] = dot;
-    }
-  });
+  each_segment(tile, bins, edges, pixels,
+               [&](bool exists, int pixel, int segment, int channel, int hop, int end) {
+                 A sum = 0, dot = 0;
+                 if (exists) {
+                   PPCR_BY_FOUR
+                   for (int c = channel; c < end; c += hop) {
+                     const A value = value_of_x(Index(pixel) * tile.channels + c);
+                     sum += value;
+                     if constexpr (kDot)
+                       dot += value_of_other(Index(pixel) * tile.channels + c) * value;
+                   }
+                 }
+                 sum = sum_lanes(sum, hop);
+                 if constexpr (kDot) dot = sum_lanes(dot, hop);
+                 if (exists && (int(threadIdx.x) & (hop - 1)) == 0) {
+                   sums[pixel * row + segment] = sum;
+                   if constexpr (kDot) dots[pixel * row + segment] = dot;
+                 }
+               });
   __syncthreads();
 
-  const int own = int(threadIdx.x);  // a thread per pixel: the planner takes no more pixels than threads
+  const int own =
+      int(threadIdx.x);  // a thread per pixel: the planner takes no more pixels than threads
   if constexpr (!BACKWARD) {
     if (own < pixels) {
       Pixel<A, Bins> pixel;
@@ -171,7 +190,10 @@ PPCR_DEVICE void pixel_tile(const PixelTileArguments<T, Bins>& arguments) {
     }
     PPCR_UNROLLED
     for (int l = 0; l <= bins.contexts(); ++l) {
-      const A share = sum_lanes(own >= pixels ? A(0) : l < bins.contexts() ? dz * pixel.n[l] : dz, kWarp);
+      const A share = sum_lanes(own >= pixels         ? A(0)
+                                : l < bins.contexts() ? dz * pixel.n[l]
+                                                      : dz,
+                                kWarp);
       if (own % kWarp == 0) shares[l * kTileWarps + own / kWarp] = share;
     }
   }
@@ -185,27 +207,30 @@ PPCR_DEVICE void pixel_tile(const PixelTileArguments<T, Bins>& arguments) {
     }
   }
 
-  each_segment(tile, bins, edges, pixels, [&](bool exists, int pixel, int segment, int channel, int hop, int end) {
-    if (!exists) return;
-    const A gate = MODE == Mode::kGate ? A(0) : gates[pixel], dsum = BACKWARD ? sums[pixel * row + segment] : A(0);
-    PPCR_BY_FOUR
-    for (int c = channel; c < end; c += hop) {
-      const Index at = Index(pixel) * tile.channels + c;
-      A value = dsum;
-      if constexpr (!BACKWARD) {
-        value = value_of_x(at) * gate;
-        if constexpr (MODE == Mode::kAddRelu) value = relu(value + value_of_other(at));
-      } else if constexpr (MODE != Mode::kGate) {
-        const A grad = value_of_other(at);
-        value += grad * gate;
-        if constexpr (!STAGED && MODE == Mode::kAddRelu) narrow(grad, tensors.extra_out[base + at]);
-      }
-      if constexpr (STAGED)
-        narrow(value, x[at]);
-      else
-        narrow(value, tensors.out[base + at]);
-    }
-  });
+  each_segment(tile, bins, edges, pixels,
+               [&](bool exists, int pixel, int segment, int channel, int hop, int end) {
+                 if (!exists) return;
+                 const A gate = MODE == Mode::kGate ? A(0) : gates[pixel],
+                         dsum = BACKWARD ? sums[pixel * row + segment] : A(0);
+                 PPCR_BY_FOUR
+                 for (int c = channel; c < end; c += hop) {
+                   const Index at = Index(pixel) * tile.channels + c;
+                   A value = dsum;
+                   if constexpr (!BACKWARD) {
+                     value = value_of_x(at) * gate;
+                     if constexpr (MODE == Mode::kAddRelu) value = relu(value + value_of_other(at));
+                   } else if constexpr (MODE != Mode::kGate) {
+                     const A grad = value_of_other(at);
+                     value += grad * gate;
+                     if constexpr (!STAGED && MODE == Mode::kAddRelu)
+                       narrow(grad, tensors.extra_out[base + at]);
+                   }
+                   if constexpr (STAGED)
+                     narrow(value, x[at]);
+                   else
+                     narrow(value, tensors.out[base + at]);
+                 }
+               });
   if constexpr (STAGED) {
     __syncthreads();
     const int done = tile.vector > 1 ? write_back<T, kVector>(x, tensors.out + base, 0, count) : 0;
@@ -214,12 +239,14 @@ PPCR_DEVICE void pixel_tile(const PixelTileArguments<T, Bins>& arguments) {
 }
 
 template <class T, class Bins, Mode MODE, bool STAGED>
-__global__ void __launch_bounds__(kThreads, 4) pixel_tile_forward(const __grid_constant__ PixelTileArguments<T, Bins> arguments) {
+__global__ void __launch_bounds__(kThreads, 4)
+    pixel_tile_forward(const __grid_constant__ PixelTileArguments<T, Bins> arguments) {
   pixel_tile<T, Bins, MODE, false, STAGED>(arguments);
 }
 
 template <class T, class Bins, Mode MODE, bool STAGED>
-__global__ void __launch_bounds__(kThreads, 4) pixel_tile_backward(const __grid_constant__ PixelTileArguments<T, Bins> arguments) {
+__global__ void __launch_bounds__(kThreads, 4)
+    pixel_tile_backward(const __grid_constant__ PixelTileArguments<T, Bins> arguments) {
   pixel_tile<T, Bins, MODE, true, STAGED>(arguments);
 }
 

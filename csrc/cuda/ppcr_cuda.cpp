@@ -1,5 +1,6 @@
-// The operators on CUDA devices: checks, allocation, a plan, and launches on torch's current stream. Nothing here synchronizes, and
-// all memory comes from torch's allocator, so that calls can be captured in a CUDA graph.
+// The operators on CUDA devices: checks, allocation, a plan, and launches on torch's current
+// stream. Nothing here synchronizes, and all memory comes from torch's allocator, so that calls can
+// be captured in a CUDA graph.
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -19,13 +20,17 @@
 #define PPCR_CUDA_ARCHITECTURES ""
 #endif
 
-// What the library was compiled for, such as "sm_80 sm_90 compute_120": binaries and, in the end, PTX.
-extern "C" __attribute__((visibility("default"))) const char* ppcr_cuda_architectures() { return PPCR_CUDA_ARCHITECTURES; }
+// What the library was compiled for, such as "sm_80 sm_90 compute_120": binaries and, in the end,
+// PTX.
+extern "C" __attribute__((visibility("default"))) const char* ppcr_cuda_architectures() {
+  return PPCR_CUDA_ARCHITECTURES;
+}
 
 namespace ppcr::cuda {
 namespace {
 
-// ---------------------------------------------------------------------------------------------------------------- devices
+// ----------------------------------------------------------------------------------------------------------------
+// devices
 int attribute(cudaDeviceAttr which, int device) {
   int value = 0;
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
@@ -42,9 +47,10 @@ DeviceLimits limits_of(int device) {
   DeviceLimits limits;
   limits.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
   limits.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  // Code compiled for less than compute_90 has no cluster instructions, even on a device that could run them. Asked first: it
-  // throws where the library holds no code for the device.
-  const bool clusters = running_architecture() >= 90 && attribute(cudaDevAttrClusterLaunch, device) != 0;
+  // Code compiled for less than compute_90 has no cluster instructions, even on a device that could
+  // run them. Asked first: it throws where the library holds no code for the device.
+  const bool clusters =
+      running_architecture() >= 90 && attribute(cudaDevAttrClusterLaunch, device) != 0;
   limits.max_cluster = clusters ? kMaxCluster : 1;
   return known[device] = limits;
 }
@@ -55,11 +61,14 @@ int device_of(const Tensor& x) {
   return x.get_device_index();
 }
 
-// ------------------------------------------------------------------------------------------------------------------ plans
+// ------------------------------------------------------------------------------------------------------------------
+// plans
 using PlanKey = std::tuple<int64_t, int64_t, int64_t, bool, int, int, int, bool, int>;
 
-// Planning takes tens to hundreds of microseconds, and a network calls with the same few shapes again and again.
-const Plan& plan_for(const Problem& problem, const std::vector<int64_t>& levels, int device, const Kernels& kernels) {
+// Planning takes tens to hundreds of microseconds, and a network calls with the same few shapes
+// again and again.
+const Plan& plan_for(const Problem& problem, const std::vector<int64_t>& levels, int device,
+                     const Kernels& kernels) {
   thread_local std::map<std::pair<PlanKey, std::vector<int64_t>>, Plan> known;
   thread_local std::string known_forced;
   const char* const forced = std::getenv("PPCR_PLAN");
@@ -78,12 +87,12 @@ const Plan& plan_for(const Problem& problem, const std::vector<int64_t>& levels,
   return known[{key, levels}] = plan;
 }
 
-// ------------------------------------------------------------------------------------------------------------------- calls
-// One call of an operator: checks on construction, then the operands are set, then run().
+// -------------------------------------------------------------------------------------------------------------------
+// calls One call of an operator: checks on construction, then the operands are set, then run().
 class Call {
  public:
-  Call(Mode mode, bool backward, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-       const std::vector<int64_t>& levels, double eps)
+  Call(Mode mode, bool backward, const Tensor& input, const Tensor& weight,
+       const std::optional<Tensor>& bias, const std::vector<int64_t>& levels, double eps)
       : guard_(device_of(input)), levels_(levels) {
     check_x(input);
     pooling_ = check_parameters(input, weight, bias, levels, eps);
@@ -103,7 +112,8 @@ class Call {
     operands.weight = parameter(weight_);
     if (bias_) operands.bias = parameter(*bias_);
     // Zero would divide by zero where all contexts agree.
-    operands.eps = std::max<double>(eps, is_double() ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min());
+    operands.eps = std::max<double>(
+        eps, is_double() ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min());
     if (backward) {
       d_weight = new_vector(weight, weight.size(0));
       d_bias = bias ? new_vector(*bias, 1) : new_vector(weight, 0);
@@ -121,9 +131,11 @@ class Call {
       return;
     }
     // Gate mode reads and writes its one value per pixel singly, whatever the address.
-    problem_.alignment = problem_.mode == Mode::kGate
-                             ? common_alignment({operands.x, problem_.backward ? operands.out : nullptr})
-                             : common_alignment({operands.x, operands.grad, operands.extra_in, operands.out, operands.extra_out});
+    problem_.alignment =
+        problem_.mode == Mode::kGate
+            ? common_alignment({operands.x, problem_.backward ? operands.out : nullptr})
+            : common_alignment(
+                  {operands.x, operands.grad, operands.extra_in, operands.out, operands.extra_out});
     const int device = x.get_device_index();
     const ScalarType type = x.scalar_type();
     const Kernels& kernels = type == ScalarType::Float    ? kFloat
@@ -154,7 +166,8 @@ class Call {
 
   Parameter parameter(const Tensor& t) const {
     const ScalarType accumulator = is_double() ? ScalarType::Double : ScalarType::Float;
-    return {t.const_data_ptr(), t.scalar_type() == accumulator ? Parameter::kWide : Parameter::kOwn};
+    return {t.const_data_ptr(),
+            t.scalar_type() == accumulator ? Parameter::kWide : Parameter::kOwn};
   }
 
  public:
@@ -166,8 +179,10 @@ class Call {
 using Levels = std::vector<int64_t>;
 using MaybeTensor = std::optional<Tensor>;
 
-// --------------------------------------------------------------------------------------------------------------- operators
-Tensor forward(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Levels& levels, double eps) {
+// ---------------------------------------------------------------------------------------------------------------
+// operators
+Tensor forward(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Levels& levels,
+               double eps) {
   Call call(Mode::kScale, false, x, weight, bias, levels, eps);
   const Tensor y = new_like(call.x);
   call.operands.out = y.mutable_data_ptr();
@@ -175,7 +190,8 @@ Tensor forward(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, c
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const MaybeTensor& bias,
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
+                                            const Tensor& weight, const MaybeTensor& bias,
                                             const Levels& levels, double eps) {
   Call call(Mode::kScale, true, x, weight, bias, levels, eps);
   check_like_x("grad", grad, x);
@@ -186,7 +202,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
   return {dx, call.d_weight, call.d_bias};
 }
 
-Tensor gate(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Levels& levels, double eps) {
+Tensor gate(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Levels& levels,
+            double eps) {
   Call call(Mode::kGate, false, x, weight, bias, levels, eps);
   const Tensor g = new_gate(x);
   call.operands.out = g.mutable_data_ptr();
@@ -194,7 +211,8 @@ Tensor gate(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, cons
   return g;
 }
 
-std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const MaybeTensor& bias,
+std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, const Tensor& x,
+                                                 const Tensor& weight, const MaybeTensor& bias,
                                                  const Levels& levels, double eps) {
   Call call(Mode::kGate, true, x, weight, bias, levels, eps);
   check_gate_like("grad", grad, x);
@@ -205,8 +223,8 @@ std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, const Tenso
   return {dx, call.d_weight, call.d_bias};
 }
 
-Tensor add_relu(const Tensor& x, const Tensor& residual, const Tensor& weight, const MaybeTensor& bias, const Levels& levels,
-                double eps) {
+Tensor add_relu(const Tensor& x, const Tensor& residual, const Tensor& weight,
+                const MaybeTensor& bias, const Levels& levels, double eps) {
   Call call(Mode::kAddRelu, false, x, weight, bias, levels, eps);
   check_like_x("residual", residual, x);
   const Tensor added = to_layout_of(residual, call.x), y = new_like(call.x);
@@ -216,9 +234,10 @@ Tensor add_relu(const Tensor& x, const Tensor& residual, const Tensor& weight, c
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> add_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& y,
-                                                             const Tensor& weight, const MaybeTensor& bias, const Levels& levels,
-                                                             double eps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> add_relu_backward(const Tensor& grad, const Tensor& x,
+                                                             const Tensor& y, const Tensor& weight,
+                                                             const MaybeTensor& bias,
+                                                             const Levels& levels, double eps) {
   Call call(Mode::kAddRelu, true, x, weight, bias, levels, eps);
   check_like_x("grad", grad, x);
   check_like_x("y", y, x);

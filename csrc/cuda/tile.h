@@ -1,4 +1,5 @@
-// How the kernels cut a tensor: plain structs that the planner fills and the kernels read. No CUDA, no torch.
+// How the kernels cut a tensor: plain structs that the planner fills and the kernels read. No CUDA,
+// no torch.
 #pragma once
 #include "../ppcr_pixel.h"
 
@@ -28,15 +29,18 @@ struct Divider {
 inline Divider divider(unsigned divisor) {
   unsigned shift = 0;
   while (shift < 31 && (1u << shift) < divisor) ++shift;
-  return {static_cast<unsigned>(((uint64_t(1) << 32) * ((uint64_t(1) << shift) - divisor)) / divisor + 1), shift};
+  return {static_cast<unsigned>(
+              ((uint64_t(1) << 32) * ((uint64_t(1) << shift) - divisor)) / divisor + 1),
+          shift};
 }
 
-// ---------------------------------------------------------------------------------------------------- channel-major layout
-// A tile is q neighbouring pixels of one image with all their channels; a cluster of blocks works on it, and on every so many tiles
-// after it. The channels are cut
-// into units, each inside one segment; a group of threads runs one unit per round. In one step a group reads `rows` channels of
-// q pixels, V elements per thread. Where q is the whole image, channels follow each other without a gap, so that a vector may
-// straddle two channels: that is how 7x7 images are read in 16-byte vectors.
+// ----------------------------------------------------------------------------------------------------
+// channel-major layout A tile is q neighbouring pixels of one image with all their channels; a
+// cluster of blocks works on it, and on every so many tiles after it. The channels are cut into
+// units, each inside one segment; a group of threads runs one unit per round. In one step a group
+// reads `rows` channels of q pixels, V elements per thread. Where q is the whole image, channels
+// follow each other without a gap, so that a vector may straddle two channels: that is how 7x7
+// images are read in 16-byte vectors.
 struct Tile {
   int64_t image_pixels;    // pixels of an image
   int64_t image_elements;  // channels * image_pixels
@@ -56,7 +60,8 @@ struct Tile {
   Divider by_q, by_step, by_image_tiles;  // by_step: rows * q
 };
 
-// Standard bins: four equal segments, each of 2^per_segment_log2 equal units; as many groups as units.
+// Standard bins: four equal segments, each of 2^per_segment_log2 equal units; as many groups as
+// units.
 struct EqualUnits {
   static constexpr bool kOneRound = true;
   int channels;  // of a unit
@@ -96,30 +101,38 @@ constexpr int channel_major_blocks(int vector, int held_bytes, Mode mode, bool b
   return backward ? (few && !(added && vector > 4) ? 3 : 2) : (few ? 4 : 3) - added;
 }
 
-// Tensors that the channel-major kernels copy to shared memory ahead of their use, only in whole vectors of 16 bytes: x; of
-// add_relu also the residual, or y; and gy where that leaves room for two blocks on a multiprocessor.
-PPCR_HD constexpr bool grad_ahead(Mode mode, int steps) { return mode == Mode::kScale && steps <= 8; }
+// Tensors that the channel-major kernels copy to shared memory ahead of their use, only in whole
+// vectors of 16 bytes: x; of add_relu also the residual, or y; and gy where that leaves room for
+// two blocks on a multiprocessor.
+PPCR_HD constexpr bool grad_ahead(Mode mode, int steps) {
+  return mode == Mode::kScale && steps <= 8;
+}
 PPCR_HD constexpr int slot_streams(Mode mode, bool backward, int vector_bytes, int steps) {
   if (vector_bytes != kSlotBytes || mode == Mode::kGate) return 0;
   return 1 + (mode == Mode::kAddRelu || (backward && grad_ahead(mode, steps)));
 }
 
-// Shared memory of a block of the channel-major kernels, in values of the accumulation type, behind the slots. A line is what one
-// group sums in one round: a line per unit for the segment sums and, in the backward pass, a line per group for sum_c gy_c x_c.
+// Shared memory of a block of the channel-major kernels, in values of the accumulation type, behind
+// the slots. A line is what one group sums in one round: a line per unit for the segment sums and,
+// in the backward pass, a line per group for sum_c gy_c x_c.
 struct TileMemory {
   int parameters;  // weights, bias; before them two barriers
   int sums;        // [lines][rows * q]: what each thread summed
-  int parts;       // [cluster][lines][q]: summed over the rows of a step; twice where there is a cluster
-  int pixels;      // [values][q]: forward: gate; backward: gate, dsums of each segment, dz n_l of each context, dz
+  int parts;  // [cluster][lines][q]: summed over the rows of a step; twice where there is a cluster
+  int pixels;  // [values][q]: forward: gate; backward: gate, dsums of each segment, dz n_l of each
+               // context, dz
   int lines;
   int part_values;  // of one copy of the parts
   int total;
 };
 
-PPCR_HD int whole_vectors(int values) { return (values + 3) / 4 * 4; }  // whole 16 bytes, for what follows
+PPCR_HD int whole_vectors(int values) {
+  return (values + 3) / 4 * 4;
+}  // whole 16 bytes, for what follows
 PPCR_HD int parameter_slots(int contexts) { return whole_vectors(contexts + 1); }
 
-PPCR_HD TileMemory tile_memory(const Tile& tile, int contexts, int segments, Mode mode, bool backward) {
+PPCR_HD TileMemory tile_memory(const Tile& tile, int contexts, int segments, Mode mode,
+                               bool backward) {
   const bool dots = backward && mode != Mode::kGate;
   TileMemory memory;
   memory.lines = tile.groups * (tile.rounds + (dots ? 1 : 0));
@@ -132,9 +145,10 @@ PPCR_HD TileMemory tile_memory(const Tile& tile, int contexts, int segments, Mod
   return memory;
 }
 
-// ------------------------------------------------------------------------------------------------------ pixel-major layout
-// Standard bins: `lanes` lanes of a warp share a pixel, a quarter of them each segment; every lane holds `steps` vectors of each of
-// `pixels` pixels. What exists at compile time, smallest first:
+// ------------------------------------------------------------------------------------------------------
+// pixel-major layout Standard bins: `lanes` lanes of a warp share a pixel, a quarter of them each
+// segment; every lane holds `steps` vectors of each of `pixels` pixels. What exists at compile
+// time, smallest first:
 struct LaneVariant {
   int lanes, steps, pixels;
 };
@@ -143,7 +157,9 @@ constexpr LaneVariant kLaneVariants[] = {{4, 1, 4},  {8, 1, 4},  {16, 1, 4}, {32
 constexpr int kLaneVariantCount = sizeof(kLaneVariants) / sizeof(kLaneVariants[0]);
 
 // A double takes two registers: 16 steps of them would spill.
-constexpr bool has_lane_variant(const LaneVariant& variant, int element_size) { return variant.steps < 16 || element_size < 8; }
+constexpr bool has_lane_variant(const LaneVariant& variant, int element_size) {
+  return variant.steps < 16 || element_size < 8;
+}
 
 struct Lanes {
   int64_t pixels;  // of the whole tensor
@@ -151,7 +167,8 @@ struct Lanes {
   int segment;  // channels of a segment
 };
 
-// Any bins, any number of channels, any alignment: a block owns q neighbouring pixels; 2^lanes_log2 lanes share a segment.
+// Any bins, any number of channels, any alignment: a block owns q neighbouring pixels; 2^lanes_log2
+// lanes share a segment.
 struct PixelTile {
   int64_t pixels;  // of the whole tensor
   int channels;
@@ -161,19 +178,23 @@ struct PixelTile {
   int edge[kMaxSegments + 1];
 };
 
-// Tensors of which a block of the pixel tile needs every element twice: x, and the residual (forward) or gy (backward).
+// Tensors of which a block of the pixel tile needs every element twice: x, and the residual
+// (forward) or gy (backward).
 PPCR_HD constexpr int tile_streams(Mode mode, bool backward) {
   return 1 + (mode == Mode::kAddRelu || (backward && mode == Mode::kScale));
 }
 
-PPCR_HD int tile_row(int segments) { return segments | 1; }  // words of a pixel's sums: odd, against bank conflicts
+PPCR_HD int tile_row(int segments) {
+  return segments | 1;
+}  // words of a pixel's sums: odd, against bank conflicts
 
-// Shared memory of a block of the pixel tile, in bytes. The elements come first, where 16-byte vectors want them.
+// Shared memory of a block of the pixel tile, in bytes. The elements come first, where 16-byte
+// vectors want them.
 struct PixelTileMemory {
   int other, parameters, sums, dots, gates, shares, edges, total;
 };
-PPCR_HD PixelTileMemory pixel_tile_memory(const PixelTile& tile, int contexts, int segments, int element_size, Mode mode,
-                                          bool backward, bool staged) {
+PPCR_HD PixelTileMemory pixel_tile_memory(const PixelTile& tile, int contexts, int segments,
+                                          int element_size, Mode mode, bool backward, bool staged) {
   const int accumulator = element_size == 8 ? 8 : 4, streams = tile_streams(mode, backward);
   const int elements = staged ? (tile.q * tile.channels * element_size + 15) / 16 * 16 : 0;
   const int sums = tile.q * tile_row(segments) * accumulator;
@@ -189,7 +210,8 @@ PPCR_HD PixelTileMemory pixel_tile_memory(const PixelTile& tile, int contexts, i
   return memory;
 }
 
-// Values of shared memory: parameters, then what each warp has to itself, then (backward) the warps' parameter gradients.
+// Values of shared memory: parameters, then what each warp has to itself, then (backward) the
+// warps' parameter gradients.
 PPCR_HD int lanes_warp_values(int warp_pixels, int segments, bool backward) {
   return warp_pixels * (segments + 1 + (backward ? 0 : 1));
 }

@@ -1,12 +1,12 @@
-// What a plan moves through memory: predicted from the plan, asserted in tests/test_cuda_plan.py, and the bytes that a measured
-// time is to be compared with.
+// What a plan moves through memory: predicted from the plan, asserted in tests/test_cuda_plan.py,
+// and the bytes that a measured time is to be compared with.
 #pragma once
 #include "plan.h"
 
 namespace ppcr::cuda {
 
-// Bytes that a launch (backward: with its finishing kernel) moves through memory if every byte that is read a second time comes
-// from there again.
+// Bytes that a launch (backward: with its finishing kernel) moves through memory if every byte that
+// is read a second time comes from there again.
 struct Traffic {
   int64_t tensor = 0;  // one pass over x
   int64_t read = 0, written = 0;
@@ -33,12 +33,15 @@ inline Traffic predicted_traffic(const Problem& problem, const Plan& plan) {
       traffic.written = problem.backward ? tensor : gates;
       break;
   }
-  const int64_t held_streams = problem.backward && problem.mode == Mode::kAddRelu ? 2 : 1;  // x, or gy with y where it masks
-  if (plan.kind == KernelKind::kPixelTile && !plan.staged && problem.mode != Mode::kGate) traffic.read += held_streams * tensor;
+  const int64_t held_streams =
+      problem.backward && problem.mode == Mode::kAddRelu ? 2 : 1;  // x, or gy with y where it masks
+  if (plan.kind == KernelKind::kPixelTile && !plan.staged && problem.mode != Mode::kGate)
+    traffic.read += held_streams * tensor;
   if (plan.kind == KernelKind::kChannelMajor && problem.mode != Mode::kGate) {
     // Channels of a first-round unit beyond the held steps, and all of later rounds.
     const bool standard = problem.pooling->standard;
-    const TableUnits units = standard ? TableUnits{} : table_units(*problem.pooling, plan.unit_count);
+    const TableUnits units =
+        standard ? TableUnits{} : table_units(*problem.pooling, plan.unit_count);
     const int first_round = plan.tile.groups * plan.tile.cluster;
     int64_t again = 0;
     for (int unit = 0; unit < plan.unit_count; ++unit) {
@@ -48,7 +51,8 @@ inline Traffic predicted_traffic(const Problem& problem, const Plan& plan) {
     }
     traffic.read += held_streams * again * pixels * problem.element_size;
   }
-  if (problem.backward) traffic.parameters = 2 * plan.partial_count * (problem.pooling->contexts + 1) * accumulator;
+  if (problem.backward)
+    traffic.parameters = 2 * plan.partial_count * (problem.pooling->contexts + 1) * accumulator;
   return traffic;
 }
 

@@ -49,13 +49,14 @@ inline TableUnits table_units(const Pooling& pooling, int wanted) {
     units.first_of[k] = static_cast<uint16_t>(unit);
     const int64_t length = pooling.edge[k + 1] - pooling.edge[k];
     for (int i = 0; i < per_segment[k]; ++i, ++unit) {
-      units.edge[unit] =
-          static_cast<int>(pooling.edge[k] + length / per_segment[k] * i + std::min<int64_t>(i, length % per_segment[k]));
+      units.edge[unit] = static_cast<int>(pooling.edge[k] + length / per_segment[k] * i +
+                                          std::min<int64_t>(i, length % per_segment[k]));
       units.segment_of[unit] = static_cast<uint8_t>(k);
     }
   }
   units.first_of[pooling.segments] = static_cast<uint16_t>(unit);
-  for (; unit <= kMaxUnits; ++unit) units.edge[unit] = static_cast<int>(pooling.edge[pooling.segments]);
+  for (; unit <= kMaxUnits; ++unit)
+    units.edge[unit] = static_cast<int>(pooling.edge[pooling.segments]);
   return units;
 }
 

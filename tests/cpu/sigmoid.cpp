@@ -1,4 +1,5 @@
-// The sigmoid of one instruction set against double precision, over float32 values in bit order. Built by test_sigmoid.py.
+// The sigmoid of one instruction set against double precision, over float32 values in bit order.
+// Built by test_sigmoid.py.
 #include <immintrin.h>
 
 #include <cmath>
@@ -16,15 +17,17 @@
 
 using namespace ppcr::probe;
 
-// Largest error, in units of the last place of the exact value, over `count` floats whose bits are first, first + step, ...
-// Where the exact value is subnormal (z < -87.3) any result below the smallest normal will do: e^-z overflows on the way to it.
+// Largest error, in units of the last place of the exact value, over `count` floats whose bits are
+// first, first + step, ... Where the exact value is subnormal (z < -87.3) any result below the
+// smallest normal will do: e^-z overflows on the way to it.
 extern "C" double worst_float(uint32_t first, uint32_t step, int64_t count) {
   double worst = 0;
   constexpr int lanes = kLanes<float>;
   for (int64_t i = 0; i < count; i += lanes) {
     float z[lanes], g[lanes];
     for (int j = 0; j < lanes; ++j) {
-      const uint32_t bits = first + static_cast<uint32_t>((i + j < count ? i + j : count - 1) * step);
+      const uint32_t bits =
+          first + static_cast<uint32_t>((i + j < count ? i + j : count - 1) * step);
       std::memcpy(&z[j], &bits, 4);
     }
     store(g, SimdMath::sigmoid(load(z)));

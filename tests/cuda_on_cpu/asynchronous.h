@@ -1,5 +1,5 @@
-// What the kernels call for clusters and for copies and stores that happen later; csrc/cuda/platform.cuh has it for a GPU. Part of
-// cuda_on_cpu.h.
+// What the kernels call for clusters and for copies and stores that happen later;
+// csrc/cuda/platform.cuh has it for a GPU. Part of cuda_on_cpu.h.
 #pragma once
 
 namespace cuda_on_cpu {
@@ -14,7 +14,8 @@ inline void complete_if_full(Mbarrier* barrier) {
     std::memcpy(transfer.to, &transfer.value, transfer.bytes);
     return true;
   };
-  machine.sent.erase(std::remove_if(machine.sent.begin(), machine.sent.end(), counted), machine.sent.end());
+  machine.sent.erase(std::remove_if(machine.sent.begin(), machine.sent.end(), counted),
+                     machine.sent.end());
   barrier->armed = 0;
   barrier->phase ^= 1;
 }
@@ -28,7 +29,8 @@ A* in_block(A* own, unsigned rank) {
     fail("a store to a block that has left its cluster, or is outside it", *machine.current);
     return own;
   }
-  return reinterpret_cast<A*>(machine.shared[rank] + (reinterpret_cast<char*>(own) - machine.shared[machine.current->rank]));
+  return reinterpret_cast<A*>(machine.shared[rank] + (reinterpret_cast<char*>(own) -
+                                                      machine.shared[machine.current->rank]));
 }
 
 // What the kernels call; csrc/cuda/platform.cuh has it for a GPU.
@@ -37,14 +39,16 @@ namespace device {
 using cuda_on_cpu::Mbarrier;
 
 CUDA_ON_CPU_UNSEEN unsigned cluster_rank() { return machine.current->rank; }
-inline void cluster_arrive() {}  // the wait stands for both halves: blocks can only run further ahead on a GPU before it
+inline void cluster_arrive() {
+}  // the wait stands for both halves: blocks can only run further ahead on a GPU before it
 inline void cluster_wait(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   meet(State::kAtClusterBarrier, file, line);
 }
 template <class Word>
 void copy_async(Word* to, const void* from, bool wanted) {
   const Unseen unseen;
-  if (reinterpret_cast<uintptr_t>(from) % sizeof(Word) != 0) fail("a misaligned copy", *machine.current);
+  if (reinterpret_cast<uintptr_t>(from) % sizeof(Word) != 0)
+    fail("a misaligned copy", *machine.current);
   machine.current->copies.push_back({to, wanted ? from : nullptr, sizeof(Word), 0, nullptr});
 }
 inline void close_copies() {
@@ -98,7 +102,8 @@ void cluster_send(A* own, A value, unsigned rank, Mbarrier* own_barrier) {
   barrier->missing -= static_cast<int32_t>(sizeof value);
   complete_if_full(barrier);
 }
-inline void wait_for(Mbarrier* barrier, unsigned parity, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+inline void wait_for(Mbarrier* barrier, unsigned parity, const char* file = __builtin_FILE(),
+                     int line = __builtin_LINE()) {
   {
     const Unseen unseen;
     check_initialized(barrier);

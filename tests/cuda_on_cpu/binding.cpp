@@ -1,4 +1,5 @@
-// The planner and the kernels for Python: NumPy arrays in, NumPy arrays out. bfloat16 arrays are uint16 that hold its bits.
+// The planner and the kernels for Python: NumPy arrays in, NumPy arrays out. bfloat16 arrays are
+// uint16 that hold its bits.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -47,7 +48,8 @@ std::unique_ptr<Request> request_from(const py::dict& fields) {
   take(fields, "shared_bytes", request->device.shared_bytes);
   std::vector<int64_t> levels = {1, 2, 4};
   take(fields, "levels", levels);
-  const char* const wrong = make_pooling(levels.data(), static_cast<int64_t>(levels.size()), problem.channels, request->pooling);
+  const char* const wrong = make_pooling(levels.data(), static_cast<int64_t>(levels.size()),
+                                         problem.channels, request->pooling);
   if (wrong != nullptr) throw py::value_error(wrong);
   problem.pooling = &request->pooling;
   return request;
@@ -90,13 +92,16 @@ py::dict describe(const Request& request, const Plan& plan) {
   return result;
 }
 
-void* data_of(const py::object& array) { return array.is_none() ? nullptr : py::cast<py::array>(array).mutable_data(); }
+void* data_of(const py::object& array) {
+  return array.is_none() ? nullptr : py::cast<py::array>(array).mutable_data();
+}
 
 Parameter parameter_from(const py::object& array, int element_size, bool wide) {
   if (array.is_none()) return {};
   const py::array values = py::cast<py::array>(array);
   const int own = element_size, accumulator = element_size == 8 ? 8 : 4;
-  if (values.itemsize() != (wide ? accumulator : own)) throw py::value_error("parameter of a wrong size");
+  if (values.itemsize() != (wide ? accumulator : own))
+    throw py::value_error("parameter of a wrong size");
   return {values.data(), wide ? Parameter::kWide : Parameter::kOwn};
 }
 
@@ -106,11 +111,13 @@ void expect_bytes(const char* name, const py::object& array, int64_t bytes) {
     throw py::value_error(std::string(name) + " is smaller than the problem says");
 }
 
-py::dict run(const py::dict& fields, const std::string& dtype, const py::dict& arrays, double eps, const std::string& forced,
-             uint32_t seed, unsigned only_blocks) {
+py::dict run(const py::dict& fields, const std::string& dtype, const py::dict& arrays, double eps,
+             const std::string& forced, uint32_t seed, unsigned only_blocks) {
   const auto request = request_from(fields);
   Problem& problem = request->problem;
-  const auto array = [&](const char* name) { return arrays.contains(name) ? py::object(arrays[name]) : py::none(); };
+  const auto array = [&](const char* name) {
+    return arrays.contains(name) ? py::object(arrays[name]) : py::none();
+  };
   const int64_t gate_bytes = problem.images * problem.image_pixels * problem.element_size;
   const int64_t bytes = gate_bytes * problem.channels;
   const bool gate = problem.mode == Mode::kGate;
@@ -134,14 +141,18 @@ py::dict run(const py::dict& fields, const std::string& dtype, const py::dict& a
   take(fields, "bias_wide", bias_wide);
   operands.weight = parameter_from(array("weight"), problem.element_size, weight_wide);
   operands.bias = parameter_from(array("bias"), problem.element_size, bias_wide);
-  // Gate mode reads or writes one value per pixel beside x: single elements, whatever their address.
-  problem.alignment = gate ? common_alignment({operands.x, problem.backward ? operands.out : nullptr})
-                           : common_alignment({operands.x, operands.grad, operands.extra_in, operands.out, operands.extra_out});
+  // Gate mode reads or writes one value per pixel beside x: single elements, whatever their
+  // address.
+  problem.alignment =
+      gate ? common_alignment({operands.x, problem.backward ? operands.out : nullptr})
+           : common_alignment(
+                 {operands.x, operands.grad, operands.extra_in, operands.out, operands.extra_out});
 
   const Plan plan = plan_for(*request, forced);
   // NaN, so that a share that no block has written shows.
   const size_t accumulator = problem.element_size == 8 ? 8 : 4;
-  std::vector<unsigned char> partials(size_t(plan.partial_count) * size_t(request->pooling.contexts + 1) * accumulator, 0xFF);
+  std::vector<unsigned char> partials(
+      size_t(plan.partial_count) * size_t(request->pooling.contexts + 1) * accumulator, 0xFF);
   operands.partials = problem.backward ? partials.data() : nullptr;
 
   const CpuRun call{&problem, &plan, &operands, seed, only_blocks};
@@ -165,8 +176,9 @@ PYBIND11_MODULE(ppcr_cuda_on_cpu, module) {
         return describe(*request, plan_for(*request, forced));
       },
       py::arg("fields"), py::arg("forced") = "");
-  module.def("run", &run, py::arg("fields"), py::arg("dtype"), py::arg("arrays"), py::arg("eps") = 1e-5, py::arg("forced") = "",
-             py::arg("seed") = 0, py::arg("only_blocks") = 0);
+  module.def("run", &run, py::arg("fields"), py::arg("dtype"), py::arg("arrays"),
+             py::arg("eps") = 1e-5, py::arg("forced") = "", py::arg("seed") = 0,
+             py::arg("only_blocks") = 0);
   module.def("statistics", [] {
     py::dict result;
     result["launches"] = cpu_statistics.launches;
@@ -175,6 +187,7 @@ PYBIND11_MODULE(ppcr_cuda_on_cpu, module) {
     return result;
   });
   py::list variants;
-  for (const LaneVariant& variant : kLaneVariants) variants.append(py::make_tuple(variant.lanes, variant.steps, variant.pixels));
+  for (const LaneVariant& variant : kLaneVariants)
+    variants.append(py::make_tuple(variant.lanes, variant.steps, variant.pixels));
   module.attr("lane_variants") = variants;
 }

@@ -15,23 +15,44 @@ from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-SOURCES = ("run_bfloat16.cpp", "run_half.cpp", "run_float.cpp", "run_double.cpp", "binding.cpp")  # the longest first
+SOURCES = (
+    "run_bfloat16.cpp",
+    "run_half.cpp",
+    "run_float.cpp",
+    "run_double.cpp",
+    "binding.cpp",
+)  # the longest first
 # Dtypes that need not be compiled, such as "half,double": for the many short runs of tools/mutate.py.
 LEFT_OUT = tuple(filter(None, os.environ.get("CUDA_ON_CPU_LEFT_OUT", "").split(",")))
-FLAGS = ("-std=c++17", "-O0" if LEFT_OUT else "-O1", "-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden")
+FLAGS = (
+    "-std=c++17",
+    "-O0" if LEFT_OUT else "-O1",
+    "-fPIC",
+    "-Wall",
+    "-Wextra",
+    "-fvisibility=hidden",
+)
 
 
 def _include_flags() -> list[str]:
     import pybind11
     import torch
 
-    folders = (pybind11.get_include(), sysconfig.get_path("include"), Path(torch.__file__).parent / "include")
+    folders = (
+        pybind11.get_include(),
+        sysconfig.get_path("include"),
+        Path(torch.__file__).parent / "include",
+    )
     return [flag for folder in folders for flag in ("-isystem", str(folder))]
 
 
 def _fingerprint(flags: list[str]) -> str:
     digest = hashlib.sha256(" ".join([*flags, *LEFT_OUT]).encode() + sys.version.encode())
-    for folder, pattern in ((HERE, "*.[ch]*"), (ROOT / "csrc", "*.h"), (ROOT / "csrc" / "cuda", "*.[ch]*")):
+    for folder, pattern in (
+        (HERE, "*.[ch]*"),
+        (ROOT / "csrc", "*.h"),
+        (ROOT / "csrc" / "cuda", "*.[ch]*"),
+    ):
         for path in sorted(folder.glob(pattern)):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -52,7 +73,11 @@ def build(extra_flags: tuple[str, ...] = ()) -> Path:
 
     def compile_source(source: str) -> Path:
         object_file = folder / f"{source}.o"
-        left_out = ["-DCUDA_ON_CPU_LEFT_OUT"] if source.removeprefix("run_").removesuffix(".cpp") in LEFT_OUT else []
+        left_out = (
+            ["-DCUDA_ON_CPU_LEFT_OUT"]
+            if source.removeprefix("run_").removesuffix(".cpp") in LEFT_OUT
+            else []
+        )
         command = [compiler, *flags, *left_out, "-c", str(HERE / source), "-o", str(object_file)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
@@ -65,7 +90,9 @@ def build(extra_flags: tuple[str, ...] = ()) -> Path:
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         objects = list(pool.map(compile_source, SOURCES))
     partial = module.with_name(f"{module.name}.{os.getpid()}")
-    subprocess.run([compiler, "-shared", *extra_flags, *map(str, objects), "-o", str(partial)], check=True)
+    subprocess.run(
+        [compiler, "-shared", *extra_flags, *map(str, objects), "-o", str(partial)], check=True
+    )
     partial.replace(module)  # a test run beside this one sees all of it or nothing
     return module
 

@@ -16,8 +16,18 @@ from ppcr_ext import reference
 from . import build
 
 SCALE, ADD_RELU, GATE = 0, 1, 2
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-for _name, _source in {"float32": "float", "float16": "half", "bfloat16": "bfloat16", "float64": "double"}.items():
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+for _name, _source in {
+    "float32": "float",
+    "float16": "half",
+    "bfloat16": "bfloat16",
+    "float64": "double",
+}.items():
     if _source in build.LEFT_OUT:
         del DTYPES[_name]
 HOPPER = {"multiprocessors": 132, "max_cluster": 8, "shared_bytes": 227 << 10}
@@ -91,12 +101,18 @@ class Tensors:
         contexts = sum(case.levels)
 
         def drawn(shape: tuple[int, ...], mean: float, spread: float, of: torch.dtype) -> Tensor:
-            return (torch.randn(shape, generator=generator, dtype=torch.float64) * spread + mean).to(of)
+            return (
+                torch.randn(shape, generator=generator, dtype=torch.float64) * spread + mean
+            ).to(of)
 
         shape = (case.images, case.channels, case.pixels)
         self.x = self.laid_out(drawn(shape, 1.5, 2.0, dtype))
-        self.grad = self.laid_out(drawn((case.images, 1, case.pixels) if case.mode == GATE else shape, 0.0, 1.0, dtype))
-        self.residual = self.laid_out(drawn(shape, -1.0, 3.0, dtype)) if case.mode == ADD_RELU else None
+        self.grad = self.laid_out(
+            drawn((case.images, 1, case.pixels) if case.mode == GATE else shape, 0.0, 1.0, dtype)
+        )
+        self.residual = (
+            self.laid_out(drawn(shape, -1.0, 3.0, dtype)) if case.mode == ADD_RELU else None
+        )
         self.weight = drawn((contexts,), 0.0, 0.5, parameter_dtype)
         self.bias = drawn((1,), 0.3, 0.5, parameter_dtype) if case.bias else None
 
@@ -116,7 +132,9 @@ class Tensors:
             return None
         return as_numpy(tensor.transpose(1, 2) if self.case.pixel_major else tensor)
 
-    def run(self, backward: bool, y: Tensor | None = None, seed: int = 0) -> tuple[dict[str, Tensor], dict]:
+    def run(
+        self, backward: bool, y: Tensor | None = None, seed: int = 0
+    ) -> tuple[dict[str, Tensor], dict]:
         case = self.case
         if backward:
             outputs = {"dx": self.empty(self.x)}
@@ -141,7 +159,14 @@ class Tensors:
             arrays["dbias"] = as_numpy(outputs["dbias"]) if "dbias" in outputs else None
         else:
             arrays["extra_in"] = self.flat(self.residual)
-        plan = kernels().run(case.fields(backward), case.dtype, arrays, forced=case.forced, seed=seed, only_blocks=case.only_blocks)
+        plan = kernels().run(
+            case.fields(backward),
+            case.dtype,
+            arrays,
+            forced=case.forced,
+            seed=seed,
+            only_blocks=case.only_blocks,
+        )
         return outputs, plan
 
     def expected(self, y: Tensor | None) -> dict[str, tuple[Tensor, float]]:
@@ -150,20 +175,28 @@ class Tensors:
         x = self.x.double().detach().requires_grad_()
         weight = self.weight.double().detach().requires_grad_()
         bias = torch.zeros(1, dtype=torch.float64) if self.bias is None else self.bias.double()
-        biases = bias.expand(case.images, 1, case.pixels).clone().requires_grad_()  # per pixel: its gradient is dz
+        biases = (
+            bias.expand(case.images, 1, case.pixels).clone().requires_grad_()
+        )  # per pixel: its gradient is dz
         gradient = self.grad.double()
         results: dict[str, Tensor] = {}
         if case.mode == ADD_RELU:
             assert self.residual is not None
             assert y is not None
-            results["y"] = reference.ppcr_add_relu(x, self.residual.double(), weight, biases, case.levels, 1e-5)
-            gradient = torch.where(y <= 0, 0, gradient)  # of the stored y, as the operator defines it
+            results["y"] = reference.ppcr_add_relu(
+                x, self.residual.double(), weight, biases, case.levels, 1e-5
+            )
+            gradient = torch.where(
+                y <= 0, 0, gradient
+            )  # of the stored y, as the operator defines it
             results["dresidual"] = gradient
             differentiated = reference.ppcr(x, weight, biases, case.levels, 1e-5)
         else:
             operator = reference.ppcr_gate if case.mode == GATE else reference.ppcr
             differentiated = results["y"] = operator(x, weight, biases, case.levels, 1e-5)
-        results["dx"], results["dweight"], dz = torch.autograd.grad(differentiated, (x, weight, biases), gradient)
+        results["dx"], results["dweight"], dz = torch.autograd.grad(
+            differentiated, (x, weight, biases), gradient
+        )
         results["dbias"] = dz.sum().reshape(1)
         normalized = self.normalized_contexts()
         scales = {name: float(result.detach().norm()) for name, result in results.items()}
@@ -172,12 +205,16 @@ class Tensors:
         return {name: (result.detach(), scales[name]) for name, result in results.items()}
 
     def contexts(self) -> Tensor:
-        spans = [span for level in self.case.levels for span in reference.bins(self.case.channels, level)]
+        spans = [
+            span for level in self.case.levels for span in reference.bins(self.case.channels, level)
+        ]
         return torch.stack([self.x.double()[:, begin:end].mean(1) for begin, end in spans], dim=1)
 
     def normalized_contexts(self) -> Tensor:
         contexts = self.contexts()
-        return (contexts - contexts.mean(1, keepdim=True)) / (contexts.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+        return (contexts - contexts.mean(1, keepdim=True)) / (
+            contexts.var(1, correction=0, keepdim=True) + 1e-5
+        ).sqrt()
 
 
 def check(case: Case, seeds: tuple[int, ...] = (0, 7)) -> dict:
@@ -190,13 +227,21 @@ def check(case: Case, seeds: tuple[int, ...] = (0, 7)) -> dict:
         again, _ = tensors.run(backward=False, seed=seed)
         again.update(tensors.run(backward=True, y=again["y"], seed=seed)[0])
         for name, output in outputs.items():
-            assert same_bits(output, again[name]), f"{case}: {name} depends on the order of threads or blocks"
+            assert same_bits(output, again[name]), (
+                f"{case}: {name} depends on the order of threads or blocks"
+            )
     allowed_y, allowed_dx, allowed_parameters = tolerances(case)
     if case.mode == GATE and case.levels == (1, 2) and case.dtype == "float32":
         # The middle context is the mean of the others, so the normalized contexts are nearly signs and the gate's own gradient nearly
         # cancels: to about eps / var of its terms. (Of x * g it is a small addend.)
         allowed_dx = 1e-2
-    allowed = {"y": allowed_y, "dx": allowed_dx, "dresidual": 0.0, "dweight": allowed_parameters, "dbias": allowed_parameters}
+    allowed = {
+        "y": allowed_y,
+        "dx": allowed_dx,
+        "dresidual": 0.0,
+        "dweight": allowed_parameters,
+        "dbias": allowed_parameters,
+    }
     if case.own_parameters and case.dtype != "float64":
         rounding = torch.finfo(DTYPES[case.dtype]).eps
         allowed["dweight"] = allowed["dbias"] = allowed_parameters + rounding
@@ -204,7 +249,9 @@ def check(case: Case, seeds: tuple[int, ...] = (0, 7)) -> dict:
         if name not in outputs:
             continue
         error = float((outputs[name].double() - expected).norm()) / max(scale, 1e-300)
-        assert error <= allowed[name], f"{case}: {name} is off by {error:.2e}, allowed {allowed[name]:.0e}; plan {plan}"
+        assert error <= allowed[name], (
+            f"{case}: {name} is off by {error:.2e}, allowed {allowed[name]:.0e}; plan {plan}"
+        )
     return plan
 
 

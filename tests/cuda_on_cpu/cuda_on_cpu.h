@@ -1,39 +1,49 @@
-// Runs CUDA kernels on a CPU, for tests: a host compiler compiles the unchanged .cuh files, every CUDA thread is a fiber.
+// Runs CUDA kernels on a CPU, for tests: a host compiler compiles the unchanged .cuh files, every
+// CUDA thread is a fiber.
 //
-// A fiber runs until it reaches __syncthreads, a *_sync warp function or cluster_wait. The scheduler then looks whether all threads
-// that must meet are there, at the same line, computes what a shuffle returns, and resumes them. Blocks run one after another, the
-// blocks of a cluster together. What it finds:
+// A fiber runs until it reaches __syncthreads, a *_sync warp function or cluster_wait. The
+// scheduler then looks whether all threads that must meet are there, at the same line, computes
+// what a shuffle returns, and resumes them. Blocks run one after another, the blocks of a cluster
+// together. What it finds:
 //
 //   barrier in divergent code, wrong warp mask,    error that names both threads and their lines
 //     return before a shuffle
-//   missing barrier                                shared memory starts as NaN, so what was not yet written shows; and results that
+//   missing barrier                                shared memory starts as NaN, so what was not yet
+//   written shows; and results that
 //                                                  depend on the order differ between seeds
 //   asynchronous copy read before it is waited for   it happens at the wait, and not before
-//   store to another block read before its barrier   all that a barrier counts happens when the barrier completes
-//   store to a block that has left or not begun      error: that block is gone, or its barrier is not initialized
-//   barrier that expects too few or too many bytes   error, or deadlock
-//   shared memory overrun                          guard bytes behind the allocation
-//   misaligned vector access, overflow             with -fsanitize=undefined; out of bounds: the tests' tensors end at guard pages
+//   store to another block read before its barrier   all that a barrier counts happens when the
+//   barrier completes store to a block that has left or not begun      error: that block is gone,
+//   or its barrier is not initialized barrier that expects too few or too many bytes   error, or
+//   deadlock shared memory overrun                          guard bytes behind the allocation
+//   misaligned vector access, overflow             with -fsanitize=undefined; out of bounds: the
+//   tests' tensors end at guard pages
 //
-// Invisible to it: coalescing, bank conflicts, registers, weak memory order, the rounding of __expf.
+// Invisible to it: coalescing, bank conflicts, registers, weak memory order, the rounding of
+// __expf.
 //
-// Supplied: threadIdx .. gridDim, dynamic shared memory, __syncthreads, __syncwarp, __shfl_xor_sync, clusters, asynchronous copies,
-// barriers that count bytes, __ldg, the vector words, a few intrinsics. Kernels must not spin on memory.
+// Supplied: threadIdx .. gridDim, dynamic shared memory, __syncthreads, __syncwarp,
+// __shfl_xor_sync, clusters, asynchronous copies, barriers that count bytes, __ldg, the vector
+// words, a few intrinsics. Kernels must not spin on memory.
 #pragma once
 #include "fibers.h"
 
 namespace cuda_on_cpu {
 
-// ---------------------------------------------------------------------------------------------------------------- meetings
+// ----------------------------------------------------------------------------------------------------------------
+// meetings
 inline std::string place_of(const Fiber& fiber) {
-  const std::string who =
-      "thread " + std::to_string(fiber.thread) + " of block " + std::to_string(machine.first_block + fiber.rank);
+  const std::string who = "thread " + std::to_string(fiber.thread) + " of block " +
+                          std::to_string(machine.first_block + fiber.rank);
   if (fiber.state == State::kDone) return who + " has exited";
   const char* const slash = std::strrchr(fiber.file, '/');
-  return who + " at " + (slash != nullptr ? slash + 1 : fiber.file) + ":" + std::to_string(fiber.line);
+  return who + " at " + (slash != nullptr ? slash + 1 : fiber.file) + ":" +
+         std::to_string(fiber.line);
 }
 inline void fail(const std::string& what, const Fiber& fiber, const Fiber* other = nullptr) {
-  if (machine.error.empty()) machine.error = what + ": " + place_of(fiber) + (other != nullptr ? ", but " + place_of(*other) : "");
+  if (machine.error.empty())
+    machine.error =
+        what + ": " + place_of(fiber) + (other != nullptr ? ", but " + place_of(*other) : "");
 }
 
 // Releases the fibers first .. last-1 if all of them wait in `state` at one line.
@@ -49,7 +59,8 @@ inline bool release_barrier(size_t first, size_t last, State state) {
   if (waiting == 0 || waiting + done < last - first) return false;
   for (size_t i = first; i < last; ++i) {
     const Fiber& fiber = *machine.fibers[i];
-    if (fiber.state == State::kDone || fiber.line != sample->line || std::strcmp(fiber.file, sample->file) != 0) {
+    if (fiber.state == State::kDone || fiber.line != sample->line ||
+        std::strcmp(fiber.file, sample->file) != 0) {
       fail("divergent barrier", *sample, &fiber);
       return false;
     }
@@ -73,7 +84,8 @@ inline bool release_warp(size_t first, size_t last) {
       return false;
     }
     const auto partner = [&](const Fiber& fiber) {
-      return fiber.state == State::kAtWarp && fiber.mask == caller.mask && fiber.op == caller.op && fiber.line == caller.line;
+      return fiber.state == State::kAtWarp && fiber.mask == caller.mask && fiber.op == caller.op &&
+             fiber.line == caller.line;
     };
     unsigned here = 0;
     for (size_t j = first; j < last; ++j) {
@@ -115,16 +127,22 @@ inline bool release_mbarriers() {
   bool released = false;
   for (size_t i = 0; i < machine.count; ++i) {
     Fiber& fiber = *machine.fibers[i];
-    if (fiber.state != State::kAtMbarrier || static_cast<const Mbarrier*>(fiber.barrier)->phase == fiber.parity) continue;
+    if (fiber.state != State::kAtMbarrier ||
+        static_cast<const Mbarrier*>(fiber.barrier)->phase == fiber.parity)
+      continue;
     fiber.state = State::kReady;
     released = true;
   }
   return released;
 }
 
-inline unsigned next_random() { return (machine.random = machine.random * 1664525u + 1013904223u) >> 8; }
+inline unsigned next_random() {
+  return (machine.random = machine.random * 1664525u + 1013904223u) >> 8;
+}
 
-inline void poison(char* shared) { std::memset(shared, 0xFF, machine.configuration.shared_bytes); }  // every float of it is a NaN
+inline void poison(char* shared) {
+  std::memset(shared, 0xFF, machine.configuration.shared_bytes);
+}  // every float of it is a NaN
 
 inline void run_cluster(unsigned first_block) {
   machine.statistics.threads += machine.count;
@@ -150,26 +168,31 @@ inline void run_cluster(unsigned first_block) {
     if (configuration.seed != 0) {
       for (size_t i = machine.count; i > 1; --i) std::swap(order[i - 1], order[next_random() % i]);
       for (size_t warp = 0; warp < delayed.size(); ++warp) {
-        // Some warps, and whole blocks of a cluster, rest for a round while others run ahead of them.
-        if (warp % block_warps == 0) block_delayed = configuration.cluster > 1 && next_random() % 2 == 0;
+        // Some warps, and whole blocks of a cluster, rest for a round while others run ahead of
+        // them.
+        if (warp % block_warps == 0)
+          block_delayed = configuration.cluster > 1 && next_random() % 2 == 0;
         delayed[warp] = block_delayed || next_random() % 4 == 0;
       }
     }
     for (const size_t i : order)
       if (machine.fibers[i]->state == State::kReady) {
         progress = true;
-        if (!delayed[i / per_block * block_warps + i % per_block / kWarpSize]) resume(*machine.fibers[i]);
+        if (!delayed[i / per_block * block_warps + i % per_block / kWarpSize])
+          resume(*machine.fibers[i]);
       }
     size_t alive = 0;
     for (unsigned block = 0; block < configuration.cluster; ++block) {
       const size_t first = block * per_block, last = first + per_block;
-      for (size_t warp = first; warp < last; warp += kWarpSize) progress |= release_warp(warp, std::min(warp + kWarpSize, last));
+      for (size_t warp = first; warp < last; warp += kWarpSize)
+        progress |= release_warp(warp, std::min(warp + kWarpSize, last));
       progress |= release_barrier(first, last, State::kAtBlockBarrier);
       size_t block_alive = 0;
       for (size_t i = first; i < last; ++i) block_alive += machine.fibers[i]->state != State::kDone;
       if (block_alive == 0 && !machine.gone[block] && configuration.cluster > 1) {
         machine.gone[block] = true;
-        poison(machine.shared[block]);  // the shared memory of a block that has exited is gone for its cluster
+        poison(machine.shared[block]);  // the shared memory of a block that has exited is gone for
+                                        // its cluster
       }
       alive += block_alive;
     }
@@ -186,16 +209,19 @@ inline void run_cluster(unsigned first_block) {
   }
   for (unsigned block = 0; block < configuration.cluster; ++block)
     for (size_t i = 0; i < kGuardBytes; ++i)
-      if (static_cast<unsigned char>(machine.shared[block][configuration.shared_bytes + i]) != kGuard)
-        throw std::runtime_error("shared memory of block " + std::to_string(first_block + block) + " was written " +
-                                 std::to_string(i) + " bytes beyond its end");
+      if (static_cast<unsigned char>(machine.shared[block][configuration.shared_bytes + i]) !=
+          kGuard)
+        throw std::runtime_error("shared memory of block " + std::to_string(first_block + block) +
+                                 " was written " + std::to_string(i) + " bytes beyond its end");
 }
 
-// ------------------------------------------------------------------------------------------------------------------- launch
+// -------------------------------------------------------------------------------------------------------------------
+// launch
 template <class Kernel>
 void launch(const Configuration& configuration, Kernel kernel) {
-  if (configuration.threads < 1 || configuration.threads > 1024 || configuration.shared_bytes > 232448 ||
-      configuration.blocks < 1 || configuration.cluster < 1 || configuration.cluster > 8 ||
+  if (configuration.threads < 1 || configuration.threads > 1024 ||
+      configuration.shared_bytes > 232448 || configuration.blocks < 1 ||
+      configuration.cluster < 1 || configuration.cluster > 8 ||
       configuration.blocks % configuration.cluster != 0)
     throw std::runtime_error("bad launch configuration");
   const Unseen unseen;
@@ -221,7 +247,8 @@ void launch(const Configuration& configuration, Kernel kernel) {
     machine.shared.clear();
     for (unsigned block = 0; block < configuration.cluster; ++block) {
       void* memory = nullptr;
-      if (posix_memalign(&memory, 128, configuration.shared_bytes + kGuardBytes) != 0) throw std::bad_alloc();
+      if (posix_memalign(&memory, 128, configuration.shared_bytes + kGuardBytes) != 0)
+        throw std::bad_alloc();
       owners.emplace_back(static_cast<char*>(memory), &std::free);
       machine.shared.push_back(static_cast<char*>(memory));
     }
@@ -235,9 +262,12 @@ void launch(const Configuration& configuration, Kernel kernel) {
   const uint64_t only = configuration.only_blocks / configuration.cluster;
   for (uint64_t i = 0; i < clusters; ++i) {
     if (only != 0 && i == only && clusters > 2 * only) i = clusters - only;
-    const uint64_t cluster = configuration.seed != 0 && only == 0 ? (i * step + configuration.seed) % clusters : i;
+    const uint64_t cluster =
+        configuration.seed != 0 && only == 0 ? (i * step + configuration.seed) % clusters : i;
 #if defined(__SANITIZE_THREAD__)
-    if (i > 0) allocate_shared();  // of every cluster its own, else blocks would race for it that never meet on a GPU
+    if (i > 0)
+      allocate_shared();  // of every cluster its own, else blocks would race for it that never meet
+                          // on a GPU
 #endif
     run_cluster(static_cast<unsigned>(cluster * configuration.cluster));
     machine.statistics.blocks += configuration.cluster;
@@ -259,13 +289,16 @@ CUDA_ON_CPU_UNSEEN void wait(State state, const char* file, int line) {
   leave_fiber();
 }
 
-// An address of its own for every warp, block or cluster: what its threads release and acquire where they meet.
+// An address of its own for every warp, block or cluster: what its threads release and acquire
+// where they meet.
 inline void* meeting_place(State state) {
   const Unseen unseen;
   if (state == State::kAtClusterBarrier) return &machine;
   const Fiber& fiber = *machine.current;
   if (state == State::kAtBlockBarrier) return machine.shared[fiber.rank];
-  return machine.fibers[fiber.rank * machine.configuration.threads + fiber.thread / kWarpSize * kWarpSize].get();
+  return machine
+      .fibers[fiber.rank * machine.configuration.threads + fiber.thread / kWarpSize * kWarpSize]
+      .get();
 }
 inline void meet(State state, const char* file, int line) {
   void* const place = meeting_place(state);
@@ -274,7 +307,8 @@ inline void meet(State state, const char* file, int line) {
   acquire_from(place);
 }
 
-CUDA_ON_CPU_UNSEEN uint64_t meet_warp(WarpOp op, unsigned mask, uint64_t value, int argument, const char* file, int line) {
+CUDA_ON_CPU_UNSEEN uint64_t meet_warp(WarpOp op, unsigned mask, uint64_t value, int argument,
+                                      const char* file, int line) {
   Fiber& fiber = *machine.current;
   fiber.op = op;
   fiber.mask = mask;
@@ -289,14 +323,16 @@ CUDA_ON_CPU_UNSEEN uint64_t meet_warp(WarpOp op, unsigned mask, uint64_t value, 
 inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   cuda_on_cpu::meet(cuda_on_cpu::State::kAtBlockBarrier, file, line);
 }
-inline void __syncwarp(unsigned mask = 0xffffffffu, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+inline void __syncwarp(unsigned mask = 0xffffffffu, const char* file = __builtin_FILE(),
+                       int line = __builtin_LINE()) {
   void* const place = cuda_on_cpu::meeting_place(cuda_on_cpu::State::kAtWarp);
   cuda_on_cpu::release_to(place);
   cuda_on_cpu::meet_warp(cuda_on_cpu::WarpOp::kSync, mask, 0, 0, file, line);
   cuda_on_cpu::acquire_from(place);
 }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int lanes, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+T __shfl_xor_sync(unsigned mask, T value, int lanes, const char* file = __builtin_FILE(),
+                  int line = __builtin_LINE()) {
   static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof value);

@@ -1,5 +1,5 @@
-// The state of a launch, and fibers: a stack for every CUDA thread, and switching between it and the scheduler. Used by
-// cuda_on_cpu.h.
+// The state of a launch, and fibers: a stack for every CUDA thread, and switching between it and
+// the scheduler. Used by cuda_on_cpu.h.
 #pragma once
 #include <sys/mman.h>
 
@@ -62,14 +62,22 @@ namespace cuda_on_cpu {
 constexpr size_t kStackBytes = 256 << 10;
 constexpr size_t kPage = 4096;
 #if defined(__SANITIZE_ADDRESS__)
-constexpr size_t kGuardBytes = 0;  // AddressSanitizer sees the overrun itself, where the allocation ends
+constexpr size_t kGuardBytes =
+    0;  // AddressSanitizer sees the overrun itself, where the allocation ends
 #else
 constexpr size_t kGuardBytes = 256;
 #endif
 constexpr unsigned char kGuard = 0xA5;
 constexpr int kWarpSize = 32;
 
-enum class State : uint8_t { kReady, kAtBlockBarrier, kAtClusterBarrier, kAtWarp, kAtMbarrier, kDone };
+enum class State : uint8_t {
+  kReady,
+  kAtBlockBarrier,
+  kAtClusterBarrier,
+  kAtWarp,
+  kAtMbarrier,
+  kDone
+};
 enum class WarpOp : uint8_t { kSync, kShuffleXor };
 
 // An asynchronous copy or store that has not happened yet.
@@ -106,8 +114,10 @@ struct Configuration {
   unsigned blocks = 1, threads = 1;
   size_t shared_bytes = 0;
   unsigned cluster = 1;
-  uint32_t seed = 0;         // 0: threads and blocks in order; else permuted, the threads anew after every meeting
-  unsigned only_blocks = 0;  // run just the first and last clusters with that many blocks: for tensors of over 2^31 elements
+  uint32_t seed =
+      0;  // 0: threads and blocks in order; else permuted, the threads anew after every meeting
+  unsigned only_blocks = 0;  // run just the first and last clusters with that many blocks: for
+                             // tensors of over 2^31 elements
 };
 
 struct Statistics {
@@ -140,8 +150,9 @@ struct Machine {
 };
 inline thread_local Machine machine;
 
-// ThreadSanitizer takes every fiber for a thread and is told what orders them: the barriers, and the begin and end of a launch;
-// neither switching nor a shuffle. What this header itself reads and writes on behalf of a fiber is none of its business.
+// ThreadSanitizer takes every fiber for a thread and is told what orders them: the barriers, and
+// the begin and end of a launch; neither switching nor a shuffle. What this header itself reads and
+// writes on behalf of a fiber is none of its business.
 inline void release_to(void* place) {
 #if defined(__SANITIZE_THREAD__)
   __tsan_release(place);
@@ -170,9 +181,11 @@ struct Unseen {
 #endif
 };
 
-// ------------------------------------------------------------------------------------------------------------------- fibers
+// -------------------------------------------------------------------------------------------------------------------
+// fibers
 #if !CUDA_ON_CPU_USES_UCONTEXT
-// Saves what a called function must preserve on this stack, and goes on where the other stack stopped.
+// Saves what a called function must preserve on this stack, and goes on where the other stack
+// stopped.
 __attribute__((naked, noinline)) inline void switch_stack(void** /*save*/, void* /*load*/) {
   asm volatile(
       "push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15;"
@@ -185,7 +198,8 @@ CUDA_ON_CPU_UNSEEN void leave_fiber(bool for_good = false) {
   Fiber* const fiber = machine.current;
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack = nullptr;
-  __sanitizer_start_switch_fiber(for_good ? nullptr : &fake_stack, machine.scheduler_stack, machine.scheduler_stack_bytes);
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &fake_stack, machine.scheduler_stack,
+                                 machine.scheduler_stack_bytes);
 #endif
 #if defined(__SANITIZE_THREAD__)
   __tsan_switch_to_fiber(machine.scheduler_tsan, __tsan_switch_to_fiber_no_sync);
@@ -203,7 +217,8 @@ CUDA_ON_CPU_UNSEEN void leave_fiber(bool for_good = false) {
 
 CUDA_ON_CPU_UNSEEN void fiber_main() {
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, &machine.scheduler_stack, &machine.scheduler_stack_bytes);
+  __sanitizer_finish_switch_fiber(nullptr, &machine.scheduler_stack,
+                                  &machine.scheduler_stack_bytes);
 #endif
   acquire_from(&machine.entry);
   machine.entry(machine.argument);
@@ -217,14 +232,15 @@ inline void prepare(Fiber& fiber, size_t index) {
   if (fiber.tsan == nullptr) fiber.tsan = __tsan_create_fiber(0);
 #endif
   if (fiber.stack == nullptr) {
-    void* const memory =
-        mmap(nullptr, kStackBytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* const memory = mmap(nullptr, kStackBytes + kPage, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     fiber.stack = static_cast<char*>(memory);
     mprotect(fiber.stack, kPage, PROT_NONE);  // running off the stack faults
   }
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(fiber.stack + kPage, kStackBytes);  // the frames of the run before, which never returned
+  __asan_unpoison_memory_region(fiber.stack + kPage,
+                                kStackBytes);  // the frames of the run before, which never returned
 #endif
 #if CUDA_ON_CPU_USES_UCONTEXT
   (void)index;
@@ -234,8 +250,8 @@ inline void prepare(Fiber& fiber, size_t index) {
   fiber.context.uc_link = nullptr;
   makecontext(&fiber.context, fiber_main, 0);
 #else
-  // Staggered, so that the stacks of neighbours do not compete for the same cache sets. A called function finds the stack pointer
-  // 8 beyond a multiple of 16.
+  // Staggered, so that the stacks of neighbours do not compete for the same cache sets. A called
+  // function finds the stack pointer 8 beyond a multiple of 16.
   void** top = reinterpret_cast<void**>(fiber.stack + kPage + kStackBytes - 64 - index % 61 * 192);
   *--top = nullptr;
   *--top = reinterpret_cast<void*>(fiber_main);

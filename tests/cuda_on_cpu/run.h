@@ -1,4 +1,5 @@
-// One call of an operator, without types: what the binding hands to the file that holds the kernels of a dtype.
+// One call of an operator, without types: what the binding hands to the file that holds the kernels
+// of a dtype.
 #pragma once
 #include <map>
 #include <string>

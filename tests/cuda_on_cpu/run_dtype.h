@@ -29,11 +29,14 @@ struct CpuLauncher {
     cpu_statistics.threads += cuda_on_cpu::machine.statistics.threads - before.threads;
     cpu_statistics.switches += cuda_on_cpu::machine.statistics.switches - before.switches;
     // Every instantiation of a kernel has an address of its own.
-    ++cpu_statistics.launches[std::string(launch.name) + " " + std::to_string(reinterpret_cast<uintptr_t>(kernel))];
+    ++cpu_statistics.launches[std::string(launch.name) + " " +
+                              std::to_string(reinterpret_cast<uintptr_t>(kernel))];
   }
 
  private:
-  static bool kernel_is_finish(const Launch& launch) { return std::string(launch.name) == "finish_parameters"; }
+  static bool kernel_is_finish(const Launch& launch) {
+    return std::string(launch.name) == "finish_parameters";
+  }
 };
 
 template <class T>
@@ -45,7 +48,8 @@ void run_on_cpu(const CpuRun& run) {
   CpuLauncher launcher{run};
   Dispatch<T, CpuLauncher> dispatch(*run.problem, *run.plan, *run.operands, launcher);
   dispatch.run();
-  if (!dispatch.launched()) throw std::runtime_error("the planner chose a kernel that is not compiled");
+  if (!dispatch.launched())
+    throw std::runtime_error("the planner chose a kernel that is not compiled");
 #endif
 }
 

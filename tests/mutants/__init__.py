@@ -41,5 +41,7 @@ class Mutant:
         begin = source.find(self.after) if self.after else 0
         at = source.find(self.text, begin)
         if at < 0:
-            raise SystemExit(f"{self.name}: csrc/{self.file} no longer holds {self.text!r} there: update tests/mutants")
+            raise SystemExit(
+                f"{self.name}: csrc/{self.file} no longer holds {self.text!r} there: update tests/mutants"
+            )
         path.write_text(source[:at] + self.replacement + source[at + len(self.text) :])

@@ -5,7 +5,12 @@ from . import Mutant
 FORWARD, BACKWARD = "cuda/channel_major_forward.cuh", "cuda/channel_major_backward.cuh"
 BLOCK, TILE = "cuda/channel_major_block.cuh", "cuda/channel_major_tile.cuh"
 PIXEL, SHARED = "cuda/pixel_major_kernels.cuh", "cuda/pixel_tile_kernels.cuh"
-COMMON, FINISH, PLAN, UNITS = "cuda/device_common.cuh", "cuda/finish_kernels.cuh", "cuda/plan.h", "cuda/units.h"
+COMMON, FINISH, PLAN, UNITS = (
+    "cuda/device_common.cuh",
+    "cuda/finish_kernels.cuh",
+    "cuda/plan.h",
+    "cuda/units.h",
+)
 SYNC = "  __syncthreads();\n"
 BIG = "more_than_2"
 

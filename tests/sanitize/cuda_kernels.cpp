@@ -1,7 +1,9 @@
-// Runs the CUDA kernels on the CPU, a fiber per CUDA thread, over edge shapes: forward and backward of every mode and layout, under
-// two schedules. Built and run by tools/sanitize.py under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+// Runs the CUDA kernels on the CPU, a fiber per CUDA thread, over edge shapes: forward and backward
+// of every mode and layout, under two schedules. Built and run by tools/sanitize.py under
+// AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 //   cuda_kernels           the cases; prints how many
-//   cuda_kernels FAULT     a fault that the sanitizer must report: overrun, shared, misaligned, race, blocks
+//   cuda_kernels FAULT     a fault that the sanitizer must report: overrun, shared, misaligned,
+//   race, blocks
 // clang-format off: the kernels need what cuda_on_cpu.h defines
 #include "../cuda_on_cpu/cuda_on_cpu.h"
 #include "../../csrc/cuda/dispatch.cuh"
@@ -26,7 +28,8 @@ void check(const Case& wanted, Mode mode, bool backward, const std::string& faul
   const int64_t per_pixel = sizes.images * sizes.pixels, count = per_pixel * sizes.channels;
   const int64_t offset = fault == "misaligned";
   const ppcr::Pooling pooling = pooling_of(sizes);
-  Tensor<T> x(count, offset), grad(gate ? per_pixel : count), extra_in(mode == Mode::kAddRelu ? count : 0);
+  Tensor<T> x(count, offset), grad(gate ? per_pixel : count),
+      extra_in(mode == Mode::kAddRelu ? count : 0);
   Tensor<Acc<T>> weight(pooling.contexts), bias(1);
   x.draw(1);
   grad.draw(2);
@@ -77,15 +80,16 @@ void check(const Case& wanted, Mode mode, bool backward, const std::string& faul
     run_on_cpu<T>(call);
     if (backward) expect(dweight.finite() && dbias.finite(), "gradients of the parameters");
   }
-  const std::string what =
-      std::to_string(sizes.images) + " x " + std::to_string(sizes.channels) + " x " + std::to_string(sizes.pixels);
+  const std::string what = std::to_string(sizes.images) + " x " + std::to_string(sizes.channels) +
+                           " x " + std::to_string(sizes.pixels);
   expect(out[0].finite() && extra_out[0].finite(), what + " is not finite");
-  expect(out[0].same_bits(out[1]) && extra_out[0].same_bits(extra_out[1]), what + " depends on the order of threads");
+  expect(out[0].same_bits(out[1]) && extra_out[0].same_bits(extra_out[1]),
+         what + " depends on the order of threads");
 }
 
-// Channel-major: planes whose rows straddle vectors, tails, clusters, several tiles of a cluster, single elements, channels beyond
-// the registers, unequal bins; pixel-major with lanes that share a pixel, with a tail of lanes and of pixels; and the walk that
-// takes any channels.
+// Channel-major: planes whose rows straddle vectors, tails, clusters, several tiles of a cluster,
+// single elements, channels beyond the registers, unequal bins; pixel-major with lanes that share a
+// pixel, with a tail of lanes and of pixels; and the walk that takes any channels.
 const Case kCases[] = {
     {{2, 64, 49, {1, 2, 4}}, false, ""},
     {{1, 64, 256, {1, 2, 4}}, false, "q=96,groups=2,cluster=2"},
@@ -148,10 +152,12 @@ int main(int count, char** arguments) {
   } else if (fault == "blocks") {
     run_race_of_blocks();
   } else if (!fault.empty()) {
-    for (const bool pixel_major : {false, true}) check<float>({{2, 64, 16, {1, 2, 4}}, pixel_major, ""}, Mode::kScale, true, fault);
+    for (const bool pixel_major : {false, true})
+      check<float>({{2, 64, 16, {1, 2, 4}}, pixel_major, ""}, Mode::kScale, true, fault);
   } else {
     run_race(true);
     const int runs = check_all<float>() + check_all<ppcr::cuda::BFloat16>();
-    std::printf("%d cases of the CUDA kernels, %.1f M CUDA threads\n", runs, double(cpu_statistics.threads) / 1e6);
+    std::printf("%d cases of the CUDA kernels, %.1f M CUDA threads\n", runs,
+                double(cpu_statistics.threads) / 1e6);
   }
 }
