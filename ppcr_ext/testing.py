@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,7 +130,9 @@ class Inputs:
     def to(self, dtype: torch.dtype, layout: str) -> Inputs:
         """x, residual and grad in another dtype and layout; the parameters stay."""
         maps = {name: getattr(self, name) for name in ("x", "residual", "grad")}
-        moved = {name: to_layout(t.detach().to(dtype), layout) for name, t in maps.items()}
+        moved: dict[str, Any] = {
+            name: to_layout(t.detach().to(dtype), layout) for name, t in maps.items()
+        }
         return dataclasses.replace(self, **moved)
 
 
