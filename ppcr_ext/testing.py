@@ -66,9 +66,7 @@ class Errors:
 
     def share_of(self, limits: Errors) -> float:
         """The largest ratio of an error to its limit. It is NaN where an error is."""
-        return _largest(
-            self.y / limits.y, self.dx / limits.dx, self.parameters / limits.parameters
-        )
+        return _largest(self.y / limits.y, self.dx / limits.dx, self.parameters / limits.parameters)
 
     def within(self, limits: Errors) -> bool:
         """Whether no error exceeds its limit. An error that is NaN does."""

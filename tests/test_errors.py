@@ -35,7 +35,7 @@ def call(function, names, changed, in_order):
     """Calls with good arguments, but for those that are changed; like x are those of its shape."""
     x = changed.get("x", X)
     good = {"x": x, "weight": W, "bias": B, "residual": x, "grad": x, "y": x}
-    good["gate_grad"] = x[:, :1] if isinstance(x, torch.Tensor) and x.dim() > 1 else X[:, :1]
+    good["gate_grad"] = x[:, :1] if in_order and x.dim() > 1 else None
     rest = {"levels": (1, 2, 4), "eps": 1e-5, **changed}
     tensors = [changed.get(name, good[name]) for name in names]
     if in_order:

@@ -42,6 +42,7 @@ _NARROW_OFFSETS = 2**31  # beyond it, offsets inside a tile take 64 bits
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
 Levels = Sequence[int]
+Arguments = tuple[Tensor, Tensor, Tensor | None, Levels, float]
 Plan = tuple[Any, tuple[int], tuple[int, int], dict[str, Any]]
 
 
@@ -258,14 +259,15 @@ def _in_layout_of(t: Tensor, x: Tensor) -> Tensor:
 # ---- operators --------------------------------------------------------------------------------
 
 
-def _check(arguments: tuple[Any, ...], **maps: tuple[Tensor, Sequence[int]]) -> None:
+def _check(arguments: Arguments, *maps: tuple[str, Tensor, Sequence[int]]) -> None:
     """What keeps a direct call from reading out of bounds.
 
-    ``arguments`` are (x, weight, bias, levels, eps), ``maps`` the other tensors with their shapes.
+    ``arguments`` are (x, weight, bias, levels, eps), ``maps`` the names of the other tensors, these
+    tensors, and their shapes.
     """
     x = arguments[0]
     contexts, _, _ = check_arguments(*arguments, None)
-    for name, (t, shape) in maps.items():
+    for name, t, shape in maps:
         if t.shape != torch.Size(shape):
             raise ValueError(f"{name} must have shape {list(shape)}, got {list(t.shape)}")
         if t.dtype != x.dtype:
@@ -280,16 +282,16 @@ def _check(arguments: tuple[Any, ...], **maps: tuple[Tensor, Sequence[int]]) -> 
 def _forward(mode: int, x: Tensor, *rest: Any) -> Tensor:
     """(x[, residual], weight, bias, levels, eps) -> y."""
     *residual, weight, bias, levels, eps = rest
-    _check((x, weight, bias, levels, eps), **{"residual": (t, x.shape) for t in residual})
+    _check((x, weight, bias, levels, eps), *(("residual", t, x.shape) for t in residual))
     return forward(mode, x, residual[0] if residual else None, weight, bias, levels, eps)
 
 
 def _backward(mode: int, grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """(grad, x[, y], weight, bias, levels, eps) -> dx[, dresidual], dweight, dbias."""
     *y, weight, bias, levels, eps = rest
-    of_grad = (x.shape[:1] + (1,) + x.shape[2:]) if mode == GATE else x.shape
-    others = {"y": (t, x.shape) for t in y}
-    _check((x, weight, bias, levels, eps), grad=(grad, of_grad), **others)
+    like_y = (*x.shape[:1], 1, *x.shape[2:]) if mode == GATE else x.shape
+    maps = (("grad", grad, like_y), *(("y", t, x.shape) for t in y))
+    _check((x, weight, bias, levels, eps), *maps)
     return backward(mode, grad, x, y[0] if y else None, weight, bias, levels, eps)
 
 
