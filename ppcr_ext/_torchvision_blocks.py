@@ -37,7 +37,8 @@ class PPCRBasicBlock(BasicBlock):  # type: ignore[misc]
 class PPCRBottleneck(Bottleneck):  # type: ignore[misc]
     """torchvision's ``Bottleneck``, ending in ``relu(ppcr(bn3(..)) + identity)``.
 
-    ResNet-50 and larger, ResNeXt and Wide ResNet are made of it. Arguments and attributes as for :class:`PPCRBasicBlock`.
+    ResNet-50 and larger, ResNeXt and Wide ResNet are made of it. Arguments and attributes as for
+    :class:`PPCRBasicBlock`.
     """
 
     fuse = True

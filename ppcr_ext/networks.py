@@ -114,7 +114,7 @@ def insert_ppcr(
     for place in places:
         near = (p for m in (place.host, *place.changed, model) for p in m.parameters())
         like = next((p for p in near if p.is_floating_point()), None)
-        where = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        where: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
         try:
             layer = PPCR(place.channels, levels, **options, **where)
         except (TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import LEVELS, check_results, make_case
-from guarded import guarded, sparse
+from guard_pages import guarded, sparse
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
