@@ -23,7 +23,9 @@ class Case(testing.Inputs):
         return [*tensors, self.residual] if self.has_residual else tensors
 
     def run(self, backend: str | None) -> tuple[Tensor, ...]:
-        """Output and gradients of (x, weight[, bias][, residual])."""
+        """Output and gradients of (x, weight[, bias][, residual]), which require gradients then."""
+        for t in self.inputs:
+            t.requires_grad_()
         return tuple(self.results(backend).values())
 
     def results(self, backend: str | None) -> dict[str, Tensor]:
