@@ -1,4 +1,4 @@
-"""Cases of the operators: inputs of ppcr_ext.testing that run on a backend and are checked there."""
+"""Cases of the operators: inputs of ppcr_ext.testing that run and are checked on a backend."""
 
 from __future__ import annotations
 

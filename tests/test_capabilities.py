@@ -1,4 +1,4 @@
-"""The other instruction sets that the library holds, each in a process of its own, and the assembly they were compiled to."""
+"""The other instruction sets of the library, each in a process of its own, and their assembly."""
 
 import os
 import platform
@@ -27,7 +27,8 @@ def narrower():
 def test_accuracy(capability):
     if capability not in narrower():
         pytest.skip(
-            f"this CPU's own capability is {_native.cpu_capability()}: the other tests run it, or nothing can"
+            f"this CPU's own capability is {_native.cpu_capability()}: "
+            "the other tests run it, or nothing can"
         )
     package = Path(ppcr_ext.__file__).parents[1]
     environment = os.environ | {
@@ -35,7 +36,8 @@ def test_accuracy(capability):
         "PPCR_EXPECTED_CAPABILITY": capability,
         "PYTHONPATH": str(package),
     }
-    chosen = "test_against_float64 or test_any_alignment or test_nan_and_inf or test_zero_variance or same_capability"
+    chosen = "test_against_float64 or test_any_alignment or test_nan_and_inf"
+    chosen += " or test_zero_variance or same_capability"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen]
     files = ["test_accuracy.py", "test_edges.py", "test_capabilities.py"]
     subprocess.run([*command, *files], cwd=TESTS, env=environment, check=True, timeout=600)
