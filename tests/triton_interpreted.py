@@ -1,5 +1,6 @@
-"""The Triton kernels in Triton's interpreter. test_triton.py runs this file in processes of its own,
-with TRITON_INTERPRET=1.
+"""The Triton kernels in Triton's interpreter.
+
+test_triton.py runs this file with TRITON_INTERPRET=1, in processes of its own.
 
 The interpreter computes a program with NumPy and reads and writes real memory, so that every buffer
 lies between guard pages. It truncates to bfloat16 instead of rounding, so that such results are
