@@ -133,7 +133,7 @@ $(MINIMAL)/.package: $(MINIMAL)/.installed $(PACKAGE)
 cuda: $(BUILT)  ## the CUDA library, built with nvcc; CUDA_ARGS='--arch 9.0' for one architecture
 	$(BIN)/python tools/cuda_build.py $(CUDA_ARGS)
 
-cuda-report: $(BUILT)  #@ docs/*_kernels.md: registers, spills and access widths of every kernel
+cuda-report: $(BUILT)  #@ results/cuda_kernels.csv, triton_kernels.csv: registers, spills, access widths of every kernel
 	$(BIN)/python tools/cuda_report.py
 
 gpu:  ## on a machine with a GPU: build, GPU tests, sanitizers, benchmark; files go to results/gpu
