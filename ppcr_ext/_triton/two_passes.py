@@ -171,14 +171,9 @@ def ppcr_two_passes_backward(
                     grad + here + offsets, mask=inside, other=0, eviction_policy="evict_last"
                 )
                 if MODE == ADD_RELU:
-                    u = tl.where(
-                        tl.load(
-                            y + here + offsets, mask=inside, other=0, eviction_policy="evict_last"
-                        )
-                        <= 0,
-                        0,
-                        u,
-                    )
+                    where = y + here + offsets
+                    shown_y = tl.load(where, mask=inside, other=0, eviction_policy="evict_last")
+                    u = tl.where(shown_y <= 0, 0, u)
                 products += v * u.to(ACC)
         holds = (begin <= first) & (first < end)
         t += tl.where(holds[:, None], tl.sum(sums, 0)[None, :], 0)
