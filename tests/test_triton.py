@@ -241,16 +241,16 @@ def every_problem():
         (7, 30),
     ]
     for channels, pixels in shapes:
-        for pixel_major in (False, True):
+        for channels_last in (False, True):
             for size in (2, 4, 8):
                 for backward in (False, True):
                     for levels in ((1, 2, 4), (1, 3), (2, 2)):
-                        images = 1 if pixel_major else 8
+                        images = 1 if channels_last else 8
                         yield Problem(
                             images,
                             channels,
-                            pixels * (8 if pixel_major else 1),
-                            pixel_major,
+                            pixels * (8 if channels_last else 1),
+                            channels_last,
                             size,
                             levels,
                             0,
@@ -270,7 +270,7 @@ def test_launches_fit():
             launch.pixels * channels * p.element_size <= 128 * 32 * launch.warps
         )  # 128 bytes per thread
         assert p.standard or launch.chunk
-        families.add((p.levels, p.pixel_major, launch.chunk is None))
+        families.add((p.levels, p.channels_last, launch.chunk is None))
     assert {
         ((1, 2, 4), False, True),
         ((1, 2, 4), False, False),
@@ -313,8 +313,8 @@ def test_tuning_finds_the_fastest_and_keeps_the_rule_where_it_is(capsys):
 
 
 def test_the_table_goes_before_the_rule(monkeypatch):
-    for pixel_major in (False, True):
-        problem = Problem(8, 256, 3136, pixel_major, 4, (1, 2, 4))
+    for channels_last in (False, True):
+        problem = Problem(8, 256, 3136, channels_last, 4, (1, 2, 4))
         monkeypatch.setitem(launch_rule.TABLE, launch_rule.key_of(problem), Launch(2, 1))
         assert launch_rule.launch_for(problem) == Launch(2, 1)
         monkeypatch.undo()
