@@ -11,6 +11,8 @@ pytest.importorskip("pybind11")
 
 from cuda_on_cpu.cases import ADD_RELU, AMPERE, GATE, HOPPER, PPCR, SMALL, kernels
 
+from ppcr_ext.testing import LAYOUTS
+
 pytestmark = pytest.mark.full
 
 RESNET = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7), (16, 32), (32, 16), (64, 8))
