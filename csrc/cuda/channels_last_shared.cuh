@@ -63,6 +63,11 @@ PPCR_DEVICE int write_back(const T* x, T* out, int from, int count) {
   return end;
 }
 
+template <Pass PASS, class T>
+PPCR_DEVICE T* result_of(const Tensors<T>& tensors) {
+  return is_backward(PASS) ? tensors.dx : tensors.y;
+}
+
 // Calls visit(exists, pixel, segment, first channel, channel stride, end) with a group of lanes for
 // each segment of each pixel, and with whole warps, so that it may shuffle.
 template <class Bins, class Visit>
@@ -86,7 +91,8 @@ PPCR_DEVICE void each_segment(const SharedTile& tile, const Bins& bins, const in
 }
 
 template <class T, class Bins, Operation OP, Pass PASS, bool STAGED>
-PPCR_DEVICE void channels_last_shared(const SharedTileArguments<T, Bins>& arguments) {
+__global__ void __launch_bounds__(kThreads, 4)
+    channels_last_shared(const __grid_constant__ SharedTileArguments<T, Bins> arguments) {
   using A = Acc<T>;
   using Index = std::conditional_t<STAGED, int, int64_t>;
   const Tensors<T>& tensors = arguments.tensors;
@@ -107,7 +113,6 @@ PPCR_DEVICE void channels_last_shared(const SharedTileArguments<T, Bins>& argume
   A* const gates = reinterpret_cast<A*>(raw + memory.gates);    // [pixels]
   A* const shares = reinterpret_cast<A*>(raw + memory.shares);  // [contexts + 1][warps]
   int* const edges = reinterpret_cast<int*>(raw + memory.edges);
-  T* const result = kBackward ? tensors.dx : tensors.y;
   const int row = tile_row(bins.segments());
 
   const int64_t first = int64_t(blockIdx.x) * tile.q, base = first * tile.channels;
@@ -230,26 +235,15 @@ PPCR_DEVICE void channels_last_shared(const SharedTileArguments<T, Bins>& argume
                    if constexpr (STAGED)
                      narrow(value, x[at]);
                    else
-                     narrow(value, result[base + at]);
+                     narrow(value, result_of<PASS>(tensors)[base + at]);
                  }
                });
   if constexpr (STAGED) {
     __syncthreads();
-    const int done = tile.vector > 1 ? write_back<T, kVector>(x, result + base, 0, count) : 0;
-    write_back<T, 1>(x, result + base, done, count);
+    const int done =
+        tile.vector > 1 ? write_back<T, kVector>(x, result_of<PASS>(tensors) + base, 0, count) : 0;
+    write_back<T, 1>(x, result_of<PASS>(tensors) + base, done, count);
   }
-}
-
-template <class T, class Bins, Operation OP, bool STAGED>
-__global__ void __launch_bounds__(kThreads, 4)
-    channels_last_shared_forward(const __grid_constant__ SharedTileArguments<T, Bins> arguments) {
-  channels_last_shared<T, Bins, OP, Pass::kForward, STAGED>(arguments);
-}
-
-template <class T, class Bins, Operation OP, bool STAGED>
-__global__ void __launch_bounds__(kThreads, 4)
-    channels_last_shared_backward(const __grid_constant__ SharedTileArguments<T, Bins> arguments) {
-  channels_last_shared<T, Bins, OP, Pass::kBackward, STAGED>(arguments);
 }
 
 }  // namespace ppcr::cuda

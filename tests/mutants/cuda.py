@@ -11,21 +11,21 @@ BIG = "more_than_2"
 
 MUTANTS = (
     # barriers
-    Mutant("missing barrier before the row sums", BLOCK, "__syncthreads();", "", after="void exchange_sums() const", sample=True),
+    Mutant("missing barrier before the row sums", BLOCK, "__syncthreads(); sum_rows", "sum_rows", sample=True),
     Mutant("missing barrier behind the row sums", BLOCK, "if (tile.cluster == 1) __syncthreads();", ""),
     Mutant("missing barrier behind the gates, forward", FORWARD, "__syncthreads(); index = opaque(index);", ""),
     Mutant("missing barrier behind the gates, backward", BACKWARD, "__syncthreads(); index = opaque(index);", ""),
-    Mutant("barrier in divergent code", BLOCK, "__syncthreads();", "if (threadIdx.x < 64) __syncthreads();", after="void exchange_sums() const"),
+    Mutant("barrier in divergent code", BLOCK, "__syncthreads(); sum_rows", "if (threadIdx.x < 64) __syncthreads();\n    sum_rows"),
     # what is copied ahead, and what blocks send one another
     Mutant("x not waited for, forward", FORWARD, "if constexpr (kSlots) wait_for_copies<kLater>();", ""),
     Mutant("copies not waited for, backward", BACKWARD, "if constexpr (kSlots) wait_for_copies<0>();", "", sample=True),
     Mutant("residual not waited for", FORWARD, "if constexpr (kSlots && kAdd) wait_for_copies<kLater>();", ""),
     Mutant("a group of copies too few waited for", FORWARD, "constexpr int kLater = kAdd ? 1 : 0;", "constexpr int kLater = kAdd ? 2 : 1;"),
-    Mutant("vector of a neighbouring thread", FORWARD, "cached[r] = *x_slots.at(r);", "cached[r] = *Slots<T, V>{x_slots.own + (threadIdx.x % 2 ? -kSlotBytes : kSlotBytes)}.at(r);"),
+    Mutant("vector of a neighbouring thread", FORWARD, "cached[r] = *xs.at(r);", "cached[r] = *Slots<T, V>{xs.own + (threadIdx.x % 2 ? -kSlotBytes : kSlotBytes)}.at(r);"),
     Mutant("sums of other blocks read before they have come", BLOCK, "if (tile.cluster > 1) wait_for(barriers + (turn & 1), turn >> 1 & 1);", ""),
     Mutant("barrier counts a block too few", BLOCK, "unsigned(count * tile.cluster * int(sizeof(A)))", "unsigned(count * (tile.cluster - 1) * int(sizeof(A)))"),
     Mutant("parts of two tiles in one place", BLOCK, "int(turn & 1) * memory.part_values", "0 * memory.part_values"),
-    Mutant("one barrier for two tiles", BLOCK, "Mbarrier* const barrier = barriers + (turn & 1);", "Mbarrier* const barrier = barriers;"),
+    Mutant("one barrier for two tiles", BLOCK, "sums(), parts(), barriers + (turn & 1));", "sums(), parts(), barriers);"),
     Mutant("sent before the cluster has begun", BLOCK, "if (tile.cluster > 1) cluster_wait();", ""),
     # tiles
     Mutant("a tile left out", FORWARD, "index += block.tile_stride(), ++block.turn", "index += block.tile_stride() + 1, ++block.turn", sample=True),
@@ -43,7 +43,7 @@ MUTANTS = (
     Mutant("pixels beyond the image", BLOCK, "index < tile.tiles && place.first + thread.column < tile.image_pixels", "index < tile.tiles", sample=True),
     Mutant("tiles beyond the last", BLOCK, "index < tile.tiles && place.first", "place.first"),
     Mutant("pixels beyond the tensor, channels_last_shared", SHARED, "tile.pixels - first < tile.q ? int(tile.pixels - first) : tile.q", "tile.q"),
-    Mutant("tail of a copy forgotten, channels_last_shared", SHARED, "write_back<T, 1>(x, result + base, done, count);", ""),
+    Mutant("tail of a copy forgotten, channels_last_shared", SHARED, "write_back<T, 1>(x, result_of<PASS>(tensors) + base, done, count);", ""),
     Mutant("vectors beyond the segment", REGISTERS, "inside && place.channel + r * G::kStride < lanes.segment", "inside", after="channels_last_registers_backward("),
     Mutant("bias not staged", COMMON, "l <= contexts; l += blockDim.x", "l < contexts; l += blockDim.x"),
     # indices, offsets
@@ -54,7 +54,7 @@ MUTANTS = (
     Mutant("straddling vector does not wrap", BLOCK, "column + j >= tile.q ? tile.q : 0", "column + j > tile.q ? tile.q : 0"),
     Mutant("sums of the first block for all of a cluster", BLOCK, "block & (tile.cluster - 1), line", "0, line"),
     Mutant("dot products in the lines of the sums", BLOCK, "const int line = tile.rounds * tile.groups + (group", "const int line = (group"),
-    Mutant("shares of clusters overlap", BACKWARD, "int64_t(l) * block.tile_stride() + block.first_tile()", "int64_t(l) * (block.tile_stride() - 1) + block.first_tile()"),
+    Mutant("shares of clusters overlap", BACKWARD, "partials[int64_t(l) * clusters + cluster]", "partials[int64_t(l) * (clusters - 1) + cluster]"),
     # arithmetic
     Mutant("sums rounded to x's type", BLOCK, "for (int j = 0; j < V; ++j) sum[j] += values[j];",
            "for (int j = 0; j < V; ++j) { T rounded; narrow(sum[j] + values[j], rounded); sum[j] = widen(rounded); }"),
