@@ -27,7 +27,7 @@ DTYPES = {"float": "float32", "__half": "float16", "__nv_bfloat16": "bfloat16", 
 VARIANTS = {
     "contiguous_pipelined": "vectors of {1}, {2} steps",
     "channels_last_registers": "vectors of {1}, {2} steps, {3} pixels, {4} lanes",
-    "channels_last_shared": "staged {4}",
+    "channels_last_shared": "staged {3}",
 }
 
 
@@ -132,9 +132,6 @@ def parse_name(demangled: str) -> tuple[str, str, str, str, bool]:
     found = re.match(r"(?:void )?(?:ppcr::cuda::)?(\w+)<(.*?)>\(", demangled)
     assert found is not None, demangled
     name, arguments = found[1], re.split(r",\s*(?![^<]*>)", found[2])
-    backward = re.search(r"\(ppcr::Pass\)(\d)", demangled)
-    if backward:
-        name += "_backward" if backward[1] == "1" else "_forward"
     plain = [re.sub(r"^\((?:int|bool)\)", "", argument) for argument in arguments]
     variant = VARIANTS.get(name.rpartition("_")[0], "").format(*plain)
     operation = re.search(r"\(ppcr::Operation\)(\d)", demangled)

@@ -91,8 +91,7 @@ PPCR_DEVICE void each_segment(const SharedTile& tile, const Bins& bins, const in
 }
 
 template <class T, class Bins, Operation OP, Pass PASS, bool STAGED>
-__global__ void __launch_bounds__(kThreads, 4)
-    channels_last_shared(const __grid_constant__ SharedTileArguments<T, Bins> arguments) {
+PPCR_DEVICE void channels_last_shared(const SharedTileArguments<T, Bins>& arguments) {
   using A = Acc<T>;
   using Index = std::conditional_t<STAGED, int, int64_t>;
   const Tensors<T>& tensors = arguments.tensors;
@@ -244,6 +243,18 @@ __global__ void __launch_bounds__(kThreads, 4)
         tile.vector > 1 ? write_back<T, kVector>(x, result_of<PASS>(tensors) + base, 0, count) : 0;
     write_back<T, 1>(x, result_of<PASS>(tensors) + base, done, count);
   }
+}
+
+template <class T, class Bins, Operation OP, bool STAGED>
+__global__ void __launch_bounds__(kThreads, 4)
+    channels_last_shared_forward(const __grid_constant__ SharedTileArguments<T, Bins> arguments) {
+  channels_last_shared<T, Bins, OP, Pass::kForward, STAGED>(arguments);
+}
+
+template <class T, class Bins, Operation OP, bool STAGED>
+__global__ void __launch_bounds__(kThreads, 4)
+    channels_last_shared_backward(const __grid_constant__ SharedTileArguments<T, Bins> arguments) {
+  channels_last_shared<T, Bins, OP, Pass::kBackward, STAGED>(arguments);
 }
 
 }  // namespace ppcr::cuda

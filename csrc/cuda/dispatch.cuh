@@ -142,11 +142,11 @@ class Dispatch {
     const SharedTileArguments<T, Bins> arguments{typed<T>(operands_), plan_.shared_tile,
                                                  Bins(*workload_.pooling)};
     if (workload_.backward())
-      start("channels_last_shared_backward",
-            channels_last_shared<T, Bins, OP, Pass::kBackward, STAGED>, arguments);
+      start("channels_last_shared_backward", channels_last_shared_backward<T, Bins, OP, STAGED>,
+            arguments);
     else
-      start("channels_last_shared_forward",
-            channels_last_shared<T, Bins, OP, Pass::kForward, STAGED>, arguments);
+      start("channels_last_shared_forward", channels_last_shared_forward<T, Bins, OP, STAGED>,
+            arguments);
   }
 
   void finish() {
