@@ -1,8 +1,8 @@
-"""Plants the faults of tests/mutants one at a time in a copy of the sources and runs the tests there.
+"""Plants the faults of tests/mutants one at a time in a copy of the sources and tests the copy.
 
-``python tools/mutate.py [sample | shared | cpu | cuda | triton | host | text of a name ...]`` prints
-every mutant with the test that fails, the score, and the survivors with the reason why none can.
-Exit status 1 where a mutant passes unseen, or is seen although its reason says that none can.
+``python tools/mutate.py [sample | a file of tests/mutants | text of a name ...]`` prints every
+mutant with the test that fails, the score, and the survivors with the reason why none can. Exit
+status 1 where a mutant passes unseen, or is seen although its reason says that none can.
 
 Of the CPU library only what a mutant changes is compiled, for one instruction set; of the CUDA
 kernels one dtype. A mutant that a first choice of quick tests does not see gets more of them.
