@@ -213,7 +213,6 @@ def main() -> None:
     folders: queue.Queue[Path] = queue.Queue()
     for index in range(sanitize.JOBS):
         folders.put(WORK / f"copy{index}")
-    sound_objects()
     PROCESSES.set_forkserver_preload(PRELOADED)
 
     def run(group: str, mutant: Mutant) -> tuple[str | None, float]:

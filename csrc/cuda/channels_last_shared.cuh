@@ -164,8 +164,7 @@ PPCR_DEVICE void channels_last_shared(const SharedTileArguments<T, Bins>& argume
                });
   __syncthreads();
 
-  const int own =
-      int(threadIdx.x);  // a thread per pixel: the planner takes no more pixels than threads
+  const int own = int(threadIdx.x);  // its pixel: the planner chooses no more pixels than threads
   if constexpr (!kBackward) {
     if (own < pixels) {
       Pixel<A, Bins> pixel;
