@@ -10,7 +10,7 @@ export PPCR_BUILD_CUDA ?= 0
 PYTEST_ARGS ?=
 # of make test-versions: --cells oldest,middle,newest, and more
 VERSIONS ?=
-# of make mutate: sample, cpu, cuda, or words of their names
+# of make mutate: sample, shared, cpu, cuda, triton, or words of their names
 MUTANTS ?=
 # an index with PyTorch's CPU-only builds, for the small environment of test-minimal
 TORCH_CPU_INDEX ?=
@@ -135,6 +135,7 @@ cuda: $(BUILT)  ## the CUDA library, built with nvcc; CUDA_ARGS='--arch 9.0' for
 
 cuda-report: $(BUILT)  #@ results/cuda_kernels.csv, triton_kernels.csv: registers, spills, access widths of every kernel
 	$(BIN)/python tools/cuda_report.py
+	$(BIN)/python tools/triton_report.py
 
 gpu:  ## on a machine with a GPU: build, GPU tests, sanitizers, benchmark; files go to results/gpu
 	$(PYTHON) tools/gpu.py --out results/gpu

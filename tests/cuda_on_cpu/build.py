@@ -1,4 +1,7 @@
-"""Compiles the CUDA kernels for the CPU into a Python module; no CUDA toolkit is needed, only g++, pybind11 and torch's headers."""
+"""Compiles the CUDA kernels for the CPU into a Python module.
+
+That takes g++, pybind11 and torch's headers, and no CUDA toolkit.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ SOURCES = (
     "run_double.cpp",
     "binding.cpp",
 )  # the longest first
-# Dtypes that need not be compiled, such as "half,double": for the many short runs of tools/mutate.py.
+# Dtypes that need not be compiled, such as "half,double", for the many runs of tools/mutate.py.
 LEFT_OUT = tuple(filter(None, os.environ.get("CUDA_ON_CPU_LEFT_OUT", "").split(",")))
 FLAGS = (
     "-std=c++17",
@@ -59,7 +62,10 @@ def _fingerprint(flags: list[str]) -> str:
 
 
 def build(extra_flags: tuple[str, ...] = ()) -> Path:
-    """Path of the compiled module, e.g. with ``extra_flags=("-fsanitize=undefined",)``. Unchanged sources are not compiled again."""
+    """Path of the compiled module, e.g. with ``extra_flags=("-fsanitize=undefined",)``.
+
+    Unchanged sources are not compiled again.
+    """
     flags = [*FLAGS, *extra_flags, *_include_flags()]
     folder = ROOT / "build" / "cuda_on_cpu" / _fingerprint(flags)
     module = folder / f"ppcr_cuda_on_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"

@@ -11,7 +11,7 @@ namespace ppcr::cuda {
 struct Operands;
 
 struct CpuRun {
-  const Problem* problem;
+  const Workload* workload;
   const Plan* plan;
   const Operands* operands;
   uint32_t seed = 0;
