@@ -175,7 +175,7 @@ inline Plan contiguous_candidate(const Workload& workload, const DeviceLimits& d
   tile.group_log2 = log2_of(tile.group);
   tile.groups_log2 = log2_of(groups);
   tile.cluster_log2 = log2_of(cluster);
-  tile.straddles = straddles;
+  tile.wraps_wide = q % (workload.element_size == 8 ? 2 : 4) == 0;
   tile.by_q = divider(unsigned(q));
   tile.by_step = divider(unsigned(rows * q));
   tile.by_image_tiles = divider(tile.image_tiles);
