@@ -16,6 +16,7 @@ namespace ppcr {
 // Levels (1, 2, 4) over four equal segments: every bound is known at compile time.
 template <class S>
 struct StandardBins {
+  static constexpr bool kStandard = true;
   static constexpr int kContexts = 7, kSegments = 4;
   S inverse[3];  // 1 / |bin| of each level
   PPCR_HD explicit StandardBins(const Pooling& pooling)
@@ -30,6 +31,7 @@ struct StandardBins {
 // Any other levels, equal or overlapping bins.
 template <class S>
 struct AnyBins {
+  static constexpr bool kStandard = false;
   static constexpr int kContexts = kMaxContexts, kSegments = kMaxSegments;
   int l_count, k_count;
   uint8_t begin[kMaxContexts], end[kMaxContexts];

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ pytest.importorskip("pybind11")
 
 from cuda_on_cpu.cases import ADD_RELU, AMPERE, GATE, HOPPER, PPCR, SMALL, kernels
 
+from ppcr_ext import _operators
 from ppcr_ext.testing import LAYOUTS
 
 pytestmark = pytest.mark.full
@@ -24,13 +27,24 @@ UNITS = {(PPCR, False): 2, (PPCR, True): 3, (ADD_RELU, False): 3, (ADD_RELU, Tru
 @pytest.mark.parametrize("element_size", [4, 2], ids=["32bit", "16bit"])
 @pytest.mark.parametrize("shape", RESNET, ids=lambda shape: f"{shape[0]}x{shape[1]}")
 def test_traffic_of_resnet_shapes_on_hopper(shape, element_size, channels_last, images):
-    """2 and 3 (add_relu: 3 and 5) passes over the tensor, nothing read twice, and under 1 % for the parameters' gradients."""
+    """2 and 3 (add_relu: 3 and 5) passes over the tensor, and nothing is read twice.
+
+    The parameters' gradients take under 1 %.
+    """
     channels, side = shape
     for (operator, backward), units in UNITS.items():
         plan = kernels().plan(
-            dict(images=images, channels=channels, image_pixels=side * side, element_size=element_size,
-                 channels_last=channels_last, operator=operator, backward=backward, **HOPPER)
-        )  # fmt: skip
+            dict(
+                images=images,
+                channels=channels,
+                image_pixels=side * side,
+                element_size=element_size,
+                channels_last=channels_last,
+                operator=operator,
+                backward=backward,
+                **HOPPER,
+            )
+        )
         assert plan["read_bytes"] + plan["written_bytes"] == units * plan["tensor_bytes"], plan
         assert plan["parameter_bytes"] < 0.01 * plan["tensor_bytes"], plan
         if channels_last and channels * element_size >= 64:
@@ -43,14 +57,26 @@ def test_traffic_of_resnet_shapes_on_hopper(shape, element_size, channels_last, 
 @pytest.mark.parametrize("levels", [(1, 2, 4), (1, 3, 5), (1, 2, 4, 8)], ids=str)
 @pytest.mark.parametrize("element_size", [4, 2], ids=["32bit", "16bit"])
 def test_traffic_of_any_channels_and_levels(element_size, levels):
-    """channels_last reads nothing twice either where vectors do not fit the segments, up to the channels that shared memory holds."""
+    """channels_last reads nothing twice either where vectors do not fit the segments.
+
+    That holds up to the channels that shared memory has room for.
+    """
     for channels, (operator, backward) in itertools.product(
         (24, 40, 67, 112, 320, 1000, 1536, 4095), UNITS
     ):
         plan = kernels().plan(
-            dict(images=64, channels=channels, image_pixels=196, element_size=element_size, channels_last=True, levels=list(levels),
-                 operator=operator, backward=backward, **HOPPER)
-        )  # fmt: skip
+            dict(
+                images=64,
+                channels=channels,
+                image_pixels=196,
+                element_size=element_size,
+                channels_last=True,
+                levels=list(levels),
+                operator=operator,
+                backward=backward,
+                **HOPPER,
+            )
+        )
         assert (
             plan["read_bytes"] + plan["written_bytes"]
             == UNITS[operator, backward] * plan["tensor_bytes"]
@@ -120,9 +146,18 @@ def test_every_size_has_a_plan(device):
         if sum(levels) < 2:
             levels = [1, 1]
         operator, backward = choose.choice([PPCR, ADD_RELU, GATE]), choose.random() < 0.5
-        fields = dict(images=images, channels=channels, image_pixels=pixels, channels_last=channels_last, operator=operator,
-                      backward=backward, levels=levels, element_size=choose.choice([2, 4, 8]),
-                      alignment=choose.choice([16, 8]), **device)  # fmt: skip
+        fields = dict(
+            images=images,
+            channels=channels,
+            image_pixels=pixels,
+            channels_last=channels_last,
+            operator=operator,
+            backward=backward,
+            levels=levels,
+            element_size=choose.choice([2, 4, 8]),
+            alignment=choose.choice([16, 8]),
+            **device,
+        )
         plan = kernels().plan(fields)
         assert 0 < plan["blocks"] < 2**31, (fields, plan)
         assert plan["shared_bytes"] <= device["shared_bytes"]
@@ -158,6 +193,14 @@ def test_forced_plan():
         ValueError, match="tile does not fit into shared memory with PPCR_PLAN=q=256"
     ):
         kernels().plan(fields | {"channels": 1001, "channels_last": True}, "q=256")
+
+
+def test_python_knows_the_most_contexts():
+    """More of them go to the reference, so the limit stands in csrc and in Python."""
+    types = (Path(__file__).resolve().parents[1] / "csrc" / "ppcr_types.h").read_text()
+    (most,) = re.findall(r"kMaxContexts = (\d+);", types)
+    assert _operators.why_too_many(int(most)) is None
+    assert _operators.why_too_many(int(most) + 1) is not None
 
 
 def test_too_many_channels():

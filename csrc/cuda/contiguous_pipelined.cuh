@@ -1,21 +1,21 @@
-// Contiguous layout (contiguous [N, C, *spatial]): a cluster of blocks works on a tile of q
-// pixels with all their channels, then on every so many tiles after it.
+// What both passes of the contiguous kernels share. A cluster of blocks works on a tile of q pixels
+// with all their channels, then on every so many tiles after it.
 //
 // Vectors of a tile are copied to shared memory while the tile before it is worked on. Those of one
-// tensor go on to registers, from the sums to the result: x forward, gy backward (dx = gy g + dsum
-// needs no x). So the tensor crosses the memory bus once. Vectors of less than 16 bytes are loaded
-// to the registers directly, as soon as the last result is stored. Channels beyond what the
-// registers hold are read a second time: slower, not wrong.
+// tensor stay in registers from the sums to the result: x forward, gy backward (dx = gy g + dsum
+// needs no x), so that it crosses the memory bus once. Vectors of less than 16 bytes are loaded to
+// the registers as soon as the last result is stored. Channels beyond what the registers hold are
+// read a second time.
 //
 //   threads sum their vectors -> shared memory -> sums over the rows of a step, sent to all blocks
-//   of the cluster -> a thread per pixel computes the gate -> every thread multiplies what it holds
+//   of the cluster -> a thread per pixel computes the gate -> every thread writes its vectors
 #pragma once
 #include "device_common.cuh"
 
 namespace ppcr::cuda {
 
-// What stays the same from tile to tile. It is computed anew where it is needed: kept, it would
-// take registers from what a thread holds.
+// What stays the same from tile to tile. It is computed anew where it is needed, since it would
+// take registers from the vectors of a thread.
 struct TileThread {
   unsigned rank;    // of the block in its cluster
   int group;        // of the thread in its block
@@ -92,8 +92,8 @@ struct Slots {
 };
 
 template <class T, int V>
-PPCR_DEVICE Slots<T, V> slots_of(unsigned char* shared, int stream, int steps) {
-  return {shared + (stream * steps * kThreads + int(threadIdx.x)) * kSlotBytes};
+PPCR_DEVICE Slots<T, V> slots_of(unsigned char* shared, int tensor, int steps) {
+  return {shared + (tensor * steps * kThreads + int(threadIdx.x)) * kSlotBytes};
 }
 
 // V sums of a thread, side by side in shared memory.
@@ -205,7 +205,7 @@ template <class T, class Bins>
 struct ContiguousArguments {
   Tensors<T> tensors;
   Tile tile;
-  typename UnitsOf<Bins>::type units;
+  UnitsOf<Bins> units;
   Bins bins;
 };
 
@@ -214,16 +214,23 @@ template <class T, int V, int STEPS, class Bins, Operation OP, Pass PASS>
 struct ContiguousBlock {
   using A = Acc<T>;
   static constexpr int kStagedTensors = staged_tensors(OP, PASS, int(sizeof(T)) * V, STEPS);
+  using Units = UnitsOf<Bins>;
+  const Tensors<T>& tensors;
   const Tile& tile;
+  const Units& units;
+  const Bins& bins;
   const TileMemory memory;
   unsigned char* const slots;
   A* const values;
-  Mbarrier* const barriers;  // two, taken in turn, as are two copies of the parts
+  Mbarrier* const barriers;  // two, used alternately, as are two copies of the parts
   unsigned turn = 0;
 
   PPCR_DEVICE ContiguousBlock(const ContiguousArguments<T, Bins>& arguments, unsigned char* raw)
-      : tile(arguments.tile),
-        memory(tile_memory(tile, arguments.bins.contexts(), arguments.bins.segments(), OP, PASS)),
+      : tensors(arguments.tensors),
+        tile(arguments.tile),
+        units(arguments.units),
+        bins(arguments.bins),
+        memory(tile_memory(tile, bins.contexts(), bins.segments(), OP, PASS)),
         slots(raw),
         values(reinterpret_cast<A*>(raw + kStagedTensors * STEPS * kThreads * kSlotBytes)),
         barriers(reinterpret_cast<Mbarrier*>(values)) {}
@@ -236,7 +243,9 @@ struct ContiguousBlock {
   PPCR_DEVICE A* parts() const {
     return values + memory.parts + (tile.cluster > 1 ? int(turn & 1) * memory.part_values : 0);
   }
-  PPCR_DEVICE Slots<T, V> stream(int index) const { return slots_of<T, V>(slots, index, STEPS); }
+  PPCR_DEVICE Slots<T, V> slots_of_tensor(int index) const {
+    return slots_of<T, V>(slots, index, STEPS);
+  }
 
   // Nobody sends to a block before it has begun.
   PPCR_DEVICE void begin() const {
@@ -254,8 +263,7 @@ struct ContiguousBlock {
     if (thread.active) write_line<V>(sum, sums() + line * tile.rows * tile.q + thread.element);
   }
   // The thread's part of a tile, in a round.
-  template <class Units>
-  PPCR_DEVICE UnitPart part_in(const Units& units, unsigned index, int round) const {
+  PPCR_DEVICE UnitPart part_in(unsigned index, int round) const {
     const TileThread thread = tile_thread<V>(tile);
     return unit_part(tile, units, thread, round).in(tile_place(tile, thread, index));
   }
@@ -281,17 +289,17 @@ PPCR_DEVICE void add_word(const Word<T, V>& word, Acc<T> (&sum)[V]) {
   for (int j = 0; j < V; ++j) sum[j] += values[j];
 }
 
-template <class T, int V, int BATCH>
+template <class T, int V>
 PPCR_DEVICE void sum_from_memory(const T* x, const UnitPart& part, int64_t stride, int from,
                                  Acc<T> (&sum)[V]) {
   PPCR_ROLLED
-  for (int step = from; step < part.steps; step += BATCH) {
-    Word<T, V> words[BATCH];
+  for (int step = from; step < part.steps; step += kBatch) {
+    Word<T, V> words[kBatch];
     PPCR_UNROLL
-    for (int b = 0; b < BATCH; ++b)
+    for (int b = 0; b < kBatch; ++b)
       words[b] = load_if<T, V>(step + b < part.steps, x + part.offset + (step + b) * stride);
     PPCR_UNROLL
-    for (int b = 0; b < BATCH; ++b) add_word<T, V>(words[b], sum);
+    for (int b = 0; b < kBatch; ++b) add_word<T, V>(words[b], sum);
   }
 }
 

@@ -1,4 +1,4 @@
-// The backward kernel of the contiguous layout; how it works stands in contiguous_pipelined.cuh.
+// The backward kernel of the contiguous layout; contiguous_pipelined.cuh says how it works.
 #pragma once
 #include "contiguous_pipelined.cuh"
 
@@ -78,28 +78,25 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
                                                               Pass::kBackward))
     contiguous_pipelined_backward(const __grid_constant__ ContiguousArguments<T, Bins> arguments) {
   using A = Acc<T>;
-  using Units = typename UnitsOf<Bins>::type;
   const Tensors<T>& tensors = arguments.tensors;
   const Tile& tile = arguments.tile;
-  const Units& units = arguments.units;
   const Bins& bins = arguments.bins;
   constexpr bool kGate = OP == Operation::kGate, kAdd = OP == Operation::kAddRelu;
 
   wait_for_kernels_before();
   PPCR_SHARED(raw);
-  ContiguousBlock<T, V, STEPS, Bins, OP, Pass::kBackward> block(arguments, raw);
-  constexpr bool kSlots = decltype(block)::kStagedTensors > 0;
+  using Block = ContiguousBlock<T, V, STEPS, Bins, OP, Pass::kBackward>;
+  Block block(arguments, raw);
+  constexpr bool kSlots = Block::kStagedTensors > 0;
   constexpr bool kGradAhead = kSlots && grad_ahead(OP, STEPS);
-  const Slots<T, V> xs = block.stream(0), others = block.stream(1);  // others: y or gy
+  const Slots<T, V> xs = block.slots_of_tensor(0);
+  const Slots<T, V> seconds = block.slots_of_tensor(1);  // y or gy
   A* const gates = block.gates();
   A* const dsums = gates + tile.q;  // [segments][q]
   A* const contributions =
       dsums + bins.segments() * tile.q;  // [contexts + 1][q]: dz n_l, dz, over the tiles
   block.begin();
   int64_t stride = step_stride(tile);
-  const auto part_in = [&](unsigned tile_index, int round) {
-    return block.part_in(units, tile_index, round);
-  };
 
   Word<T, V> cached[STEPS];
   const auto load_cached = [&](int r, const UnitPart& part) {
@@ -111,12 +108,12 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
       const int64_t at = part.offset + r * stride;
       copy_async(xs.at(r), tensors.x + at, r < part.steps);
       if constexpr (kAdd || kGradAhead)
-        copy_async(others.at(r), (kAdd ? tensors.y : tensors.grad) + at, r < part.steps);
+        copy_async(seconds.at(r), (kAdd ? tensors.y : tensors.grad) + at, r < part.steps);
     }
   };
   unsigned index = block.first_tile();
   {
-    const UnitPart part = part_in(index, 0);
+    const UnitPart part = block.part_in(index, 0);
     PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r) {
       copy_ahead(r, part);
@@ -125,17 +122,19 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
   }
   close_copies();
   stage_parameters<T>(tensors.weight, tensors.bias, bins.contexts(), block.parameters());
-  for (int l = 0; l <= bins.contexts(); ++l) PPCR_ROLLED
-  for (int q = int(threadIdx.x); q < tile.q; q += kThreads) contributions[l * tile.q + q] = 0;
+  for (int l = 0; l <= bins.contexts(); ++l) {
+    PPCR_ROLLED
+    for (int q = int(threadIdx.x); q < tile.q; q += kThreads) contributions[l * tile.q + q] = 0;
+  }
   block.await_cluster();
 
   for (; index < tile.tiles; index += block.tile_stride(), ++block.turn) {
     stride = opaque(stride);  // as in the forward kernel
     A sum[V] = {}, dot[V] = {};
     {
-      const UnitPart next = part_in(index + block.tile_stride(), 0);
+      const UnitPart next = block.part_in(index + block.tile_stride(), 0);
       [[maybe_unused]] UnitPart part;
-      if constexpr (!kGate && !kSlots) part = part_in(index, 0);
+      if constexpr (!kGate && !kSlots) part = block.part_in(index, 0);
       if constexpr (kSlots) wait_for_copies<0>();
       PPCR_UNROLL
       for (int r = 0; r < STEPS; ++r) {
@@ -143,15 +142,16 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
           add_word<T, V>(cached[r], sum);
           load_cached(r, next);
         } else {
-          const auto other = [&](const Slots<T, V>& slots, const T* from) {
+          const auto staged_or_loaded = [&](const Slots<T, V>& slots, const T* from) {
             if constexpr (kSlots)
               return *slots.at(r);
             else
               return load_if<T, V>(r < part.steps, from + part.offset + r * stride);
           };
-          if constexpr (kGradAhead) cached[r] = *others.at(r);
-          if constexpr (kAdd) cached[r] = mask_relu<T, V>(cached[r], other(others, tensors.y));
-          add_product<T, V>(other(xs, tensors.x), cached[r], sum, dot);
+          if constexpr (kGradAhead) cached[r] = *seconds.at(r);
+          if constexpr (kAdd)
+            cached[r] = mask_relu<T, V>(cached[r], staged_or_loaded(seconds, tensors.y));
+          add_product<T, V>(staged_or_loaded(xs, tensors.x), cached[r], sum, dot);
           copy_ahead(r, next);
           stride = opaque(stride);
         }
@@ -160,20 +160,20 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
     }
     if (tile.steps > STEPS) {
       if constexpr (kGate)
-        sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, 0), stride, STEPS, sum);
+        sum_from_memory<T, V>(tensors.x, block.part_in(index, 0), stride, STEPS, sum);
       else
-        products_from_memory<T, V, OP>(tensors, part_in(index, 0), stride, STEPS, sum, dot);
+        products_from_memory<T, V, OP>(tensors, block.part_in(index, 0), stride, STEPS, sum, dot);
     }
     block.put_sums(0, sum);
-    if constexpr (!Units::kOneRound) {
+    if constexpr (!Block::Units::kOneRound) {
       PPCR_ROLLED
       for (int round = 1; round < tile.rounds; ++round) {
         PPCR_UNROLL
         for (int j = 0; j < V; ++j) sum[j] = 0;
         if constexpr (kGate)
-          sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, round), stride, 0, sum);
+          sum_from_memory<T, V>(tensors.x, block.part_in(index, round), stride, 0, sum);
         else
-          products_from_memory<T, V, OP>(tensors, part_in(index, round), stride, 0, sum, dot);
+          products_from_memory<T, V, OP>(tensors, block.part_in(index, round), stride, 0, sum, dot);
         block.put_sums(round, sum);
       }
     }
@@ -182,8 +182,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
 
     PPCR_ROLLED
     for (int q = int(threadIdx.x); q < tile.q; q += kThreads) {
-      A dg = 0;  // stays 0 for pixels beyond the image, so that they add nothing to the parameters'
-                 // gradients
+      A dg = 0;  // beyond the image it stays 0 and adds nothing to the parameters' gradients
       if constexpr (kGate) {
         const TilePlace place = tile_place(tile, tile_thread<V>(tile), index);
         if (place.first + q < tile.image_pixels)
@@ -192,7 +191,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
       block.await_parts();
       const A* const parts = block.parts();
       A segments[Bins::kSegments];
-      segment_sums(tile, units, bins, block.memory.lines, parts, q, segments);
+      segment_sums(tile, block.units, bins, block.memory.lines, parts, q, segments);
       if constexpr (!kGate) dg = dot_sum(tile, block.memory.lines, parts, q);
       Pixel<A, Bins> pixel;
       compute_gate(bins, segments, block.parameters(), tensors.eps, pixel);
@@ -209,14 +208,14 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
 
     index = opaque(index);
     A gate[V], dsum[V];
-    const UnitPart part = part_in(index, 0);
+    const UnitPart part = block.part_in(index, 0);
     const int column = tile_thread<V>(tile).column;
     pixel_values<V>(tile, gates, column, gate);
-    pixel_values<V>(tile, dsums + units.segment(part.unit) * tile.q, column, dsum);
+    pixel_values<V>(tile, dsums + block.units.segment(part.unit) * tile.q, column, dsum);
     if constexpr (kGate) {
       write_backward_from_memory<T, V, OP>(tensors, part, stride, 0, gate, dsum);
     } else {
-      const UnitPart next = part_in(index + block.tile_stride(), 0);
+      const UnitPart next = block.part_in(index + block.tile_stride(), 0);
       PPCR_UNROLL
       for (int r = 0; r < STEPS; ++r) {
         write_backward<T, V, OP>(tensors, r < part.steps, part.offset + r * stride, cached[r], gate,
@@ -226,16 +225,16 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
       if (tile.steps > STEPS)
         write_backward_from_memory<T, V, OP>(tensors, part, stride, STEPS, gate, dsum);
     }
-    if constexpr (!Units::kOneRound) {
+    if constexpr (!Block::Units::kOneRound) {
       PPCR_ROLLED
       for (int round = 1; round < tile.rounds; ++round) {
-        const UnitPart later = part_in(index, round);
-        pixel_values<V>(tile, dsums + units.segment(later.unit) * tile.q, column, dsum);
+        const UnitPart later = block.part_in(index, round);
+        pixel_values<V>(tile, dsums + block.units.segment(later.unit) * tile.q, column, dsum);
         write_backward_from_memory<T, V, OP>(tensors, later, stride, 0, gate, dsum);
       }
     }
   }
-  // What a thread added for its pixels, all threads see since the last barrier.
+  // All threads see what the others added, since a barrier came after it.
   if (block.is_first())
     write_partials(tile, block.first_tile(), block.tile_stride(), bins.contexts(), contributions,
                    tensors.partials);

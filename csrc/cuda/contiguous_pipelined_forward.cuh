@@ -1,11 +1,11 @@
-// The forward kernel of the contiguous layout; how it works stands in contiguous_pipelined.cuh.
+// The forward kernel of the contiguous layout; contiguous_pipelined.cuh says how it works.
 #pragma once
 #include "contiguous_pipelined.cuh"
 
 namespace ppcr::cuda {
 
-// Steps first .. first+BATCH-1, none of them cached: all loads before the first store, which they
-// could not pass.
+// Steps that are not in registers: all loads of a batch before its first store, which they could
+// not pass.
 template <class T, int V, Operation OP>
 PPCR_DEVICE void write_forward_from_memory(const Tensors<T>& tensors, const UnitPart& part,
                                            int64_t stride, int from, const Acc<T> (&gate)[V]) {
@@ -31,24 +31,20 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
                                                               Pass::kForward))
     contiguous_pipelined_forward(const __grid_constant__ ContiguousArguments<T, Bins> arguments) {
   using A = Acc<T>;
-  using Units = typename UnitsOf<Bins>::type;
   const Tensors<T>& tensors = arguments.tensors;
   const Tile& tile = arguments.tile;
-  const Units& units = arguments.units;
   const Bins& bins = arguments.bins;
   constexpr bool kGate = OP == Operation::kGate, kAdd = OP == Operation::kAddRelu;
 
   wait_for_kernels_before();
   PPCR_SHARED(raw);
-  ContiguousBlock<T, V, STEPS, Bins, OP, Pass::kForward> block(arguments, raw);
-  constexpr bool kSlots = decltype(block)::kStagedTensors > 0;
-  const Slots<T, V> xs = block.stream(0), residuals = block.stream(1);
+  using Block = ContiguousBlock<T, V, STEPS, Bins, OP, Pass::kForward>;
+  Block block(arguments, raw);
+  constexpr bool kSlots = Block::kStagedTensors > 0;
+  const Slots<T, V> xs = block.slots_of_tensor(0), residuals = block.slots_of_tensor(1);
   A* const gates = block.gates();
   block.begin();
   int64_t stride = step_stride(tile);
-  const auto part_in = [&](unsigned tile_index, int round) {
-    return block.part_in(units, tile_index, round);
-  };
 
   Word<T, V> cached[STEPS];
   const auto load_cached = [&](int r, const UnitPart& part) {
@@ -64,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
   };
   unsigned index = block.first_tile();
   {
-    const UnitPart part = part_in(index, 0);
+    const UnitPart part = block.part_in(index, 0);
     PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r) {
       copy_x(r, part);
@@ -87,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
     stride = opaque(stride);
     A sum[V] = {};
     if constexpr (kSlots || kGate) {
-      const UnitPart next = part_in(index + block.tile_stride(), 0);
+      const UnitPart next = block.part_in(index + block.tile_stride(), 0);
       if constexpr (kSlots) wait_for_copies<kLater>();
       PPCR_UNROLL
       for (int r = 0; r < STEPS; ++r) {
@@ -104,14 +100,14 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
       for (int r = 0; r < STEPS; ++r) add_word<T, V>(cached[r], sum);
     }
     if (tile.steps > STEPS)
-      sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, 0), stride, STEPS, sum);
+      sum_from_memory<T, V>(tensors.x, block.part_in(index, 0), stride, STEPS, sum);
     block.put_sums(0, sum);
-    if constexpr (!Units::kOneRound) {
+    if constexpr (!Block::Units::kOneRound) {
       PPCR_ROLLED
       for (int round = 1; round < tile.rounds; ++round) {
         PPCR_UNROLL
         for (int j = 0; j < V; ++j) sum[j] = 0;
-        sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, round), stride, 0, sum);
+        sum_from_memory<T, V>(tensors.x, block.part_in(index, round), stride, 0, sum);
         block.put_sums(round, sum);
       }
     }
@@ -121,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
     for (int q = int(threadIdx.x); q < tile.q; q += kThreads) {
       block.await_parts();
       A segments[Bins::kSegments];
-      segment_sums(tile, units, bins, block.memory.lines, block.parts(), q, segments);
+      segment_sums(tile, block.units, bins, block.memory.lines, block.parts(), q, segments);
       Pixel<A, Bins> pixel;
       compute_gate(bins, segments, block.parameters(), tensors.eps, pixel);
       if constexpr (kGate) {
@@ -141,7 +137,8 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
       A gate[V];
       pixel_values<V>(tile, gates, tile_thread<V>(tile).column, gate);
       if constexpr (kSlots && kAdd) wait_for_copies<kLater>();
-      const UnitPart part = part_in(index, 0), next = part_in(index + block.tile_stride(), 0);
+      const UnitPart part = block.part_in(index, 0),
+                     next = block.part_in(index + block.tile_stride(), 0);
       constexpr int kAtOnce = kSlots ? 1 : 2;  // residuals
       PPCR_UNROLL
       for (int first = 0; first < STEPS; first += kAtOnce) {
@@ -168,10 +165,11 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
       close_copies();
       if (tile.steps > STEPS)
         write_forward_from_memory<T, V, OP>(tensors, part, stride, STEPS, gate);
-      if constexpr (!Units::kOneRound) {
+      if constexpr (!Block::Units::kOneRound) {
         PPCR_ROLLED
         for (int round = 1; round < tile.rounds; ++round)
-          write_forward_from_memory<T, V, OP>(tensors, part_in(index, round), stride, 0, gate);
+          write_forward_from_memory<T, V, OP>(tensors, block.part_in(index, round), stride, 0,
+                                              gate);
       }
     }
   }

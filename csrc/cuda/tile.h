@@ -1,6 +1,8 @@
 // How the kernels cut a tensor: plain structs that the planner fills and the kernels read. No CUDA,
 // no torch.
 #pragma once
+#include <type_traits>
+
 #include "../ppcr_pixel.h"
 
 namespace ppcr::cuda {
@@ -82,13 +84,7 @@ struct TableUnits {
 };
 
 template <class Bins>
-struct UnitsOf {
-  using type = TableUnits;
-};
-template <class S>
-struct UnitsOf<StandardBins<S>> {
-  using type = EqualUnits;
-};
+using UnitsOf = std::conditional_t<Bins::kStandard, EqualUnits, TableUnits>;
 
 // Blocks per multiprocessor to compile for: what the cached words leave of 65536 registers.
 constexpr int contiguous_blocks(int vector, int cached_bytes, Operation operation, Pass pass) {

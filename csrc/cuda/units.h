@@ -1,12 +1,8 @@
 // The units into which the contiguous kernels cut the channels: plain C++, on the host.
 #pragma once
-#include <algorithm>
-
-#include "tile.h"
+#include "workload.h"
 
 namespace ppcr::cuda {
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 inline int log2_of(int power) {
   int log2 = 0;
@@ -58,6 +54,14 @@ inline TableUnits table_units(const Pooling& pooling, int wanted) {
   for (; unit <= kMaxUnits; ++unit)
     units.edge[unit] = static_cast<int>(pooling.edge[pooling.segments]);
   return units;
+}
+
+template <class Bins>
+UnitsOf<Bins> units_of(const Pooling& pooling, int unit_count) {
+  if constexpr (Bins::kStandard)
+    return equal_units(pooling, unit_count);
+  else
+    return table_units(pooling, unit_count);
 }
 
 inline int64_t longest_unit(const Pooling& pooling, int wanted) {

@@ -1,4 +1,7 @@
-"""Compiles the CUDA kernels for the CPU into a Python module; no CUDA toolkit is needed, only g++, pybind11 and torch's headers."""
+"""Compiles the CUDA kernels for the CPU into a Python module.
+
+That takes g++, pybind11 and torch's headers, and no CUDA toolkit.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ SOURCES = (
     "run_double.cpp",
     "binding.cpp",
 )  # the longest first
-# Dtypes that need not be compiled, such as "half,double": for the many short runs of tools/mutate.py.
+# Dtypes that need not be compiled, such as "half,double", for the many runs of tools/mutate.py.
 LEFT_OUT = tuple(filter(None, os.environ.get("CUDA_ON_CPU_LEFT_OUT", "").split(",")))
 FLAGS = (
     "-std=c++17",
