@@ -64,12 +64,14 @@ def places(case: cases.Case, forced: tuple[str, str]) -> Iterator[list[Place]]:
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: f"{stage[0]}x{stage[1]}")
 @pytest.mark.parametrize("layout", testing.LAYOUTS)
 def test_conflicts(layout, stage, dtype, monkeypatch):
-    """Of every planned cell: cycles over the lower bound, in all and at the worst access.
+    """Of every planned cell: cycles of all accesses over their lower bound.
 
-    Where conflicts stay: vectors of eight 16-bit elements have eight float32 sums, two 16-byte
-    words a thread, so neighbouring threads' words lie two apart; and images of 49 pixels.
+    Where conflicts stay: eight 16-bit elements have eight float32 sums, two 16-byte words a thread,
+    so that the words of neighbours lie two apart; images of 49 pixels, whose rows are no whole
+    words; and rows that several lanes sum.
     """
-    module, _, path = counted()
+    module = counted()[0]
+    most = 1.05 if layout == "channels_last" else {"float16": 1.4, "float32": 1.25}[dtype]
     monkeypatch.setattr(cases, "kernels", lambda: module)
     channels, side = stage
     for operator in ("ppcr", "ppcr_add_relu"):
@@ -81,4 +83,5 @@ def test_conflicts(layout, stage, dtype, monkeypatch):
         for direction, found in zip(("forward", "backward"), places(one, forced), strict=True):
             cycles, bound = (sum(place[i] for place in found) for i in (2, 3))
             worst = max(found, key=lambda place: place.cycles - place.lower_bound)
-            print(operator, direction, f"{cycles}/{bound}", line_of(worst), worst)
+            assert bound > 20
+            assert cycles <= most * bound, f"{operator} {direction}: {line_of(worst)}, {worst}"

@@ -36,7 +36,7 @@ FLAGS = (
     "-fvisibility=hidden",
 )
 # A call at every access to memory, the harness told nothing of it, 16-byte structs kept whole.
-INSTRUMENTED = ("-fsanitize=thread", "-U__SANITIZE_THREAD__", "-fno-tree-sra")
+INSTRUMENTED = ("-fsanitize=thread", "-U__SANITIZE_THREAD__", "-fno-tree-sra", "-w")
 
 
 def _include_flags() -> list[str]:
