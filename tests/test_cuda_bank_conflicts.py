@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("pybind11")
 
 from cuda_on_cpu import build, cases
+
 from ppcr_ext import testing
 
 pytestmark = pytest.mark.full

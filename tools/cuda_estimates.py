@@ -21,8 +21,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from benchmarks.shares import STAGES
 from cuda_on_cpu import build
+
+from benchmarks.shares import STAGES
 from ppcr_ext.testing import LAYOUTS
 
 # Multiprocessors, blocks of a cluster, shared memory of a block: NVIDIA's data sheets and the CUDA
