@@ -28,6 +28,7 @@ from cuda_on_cpu.cases import (
     Tensors,
     as_numpy,
     check,
+    forced_plan,
     kernels,
     same_bits,
 )
@@ -42,16 +43,6 @@ RESNET = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7), (16, 32), (32, 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_operator = pytest.mark.parametrize("operator", OPERATORS)
 both_layouts = pytest.mark.parametrize("channels_last", [False, True], ids=LAYOUTS)
-
-
-def forced_plan(fields: dict) -> str:
-    """PPCR_PLAN text of the plan that these sizes get."""
-    plan = kernels().plan(fields)
-    if plan["method"] != "contiguous_pipelined":
-        return ""
-    return ",".join(
-        f"{name}={plan[name]}" for name in ("q", "groups", "cluster", "vector", "steps")
-    )
 
 
 def sparse(count: int) -> torch.Tensor:

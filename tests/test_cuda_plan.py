@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("pybind11")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+cuda_estimates = pytest.importorskip("cuda_estimates", reason="tools/ is part of a checkout")
 
 from cuda_on_cpu.cases import ADD_RELU, AMPERE, GATE, HOPPER, PPCR, SMALL, kernels
 
@@ -206,3 +211,27 @@ def test_python_knows_the_most_contexts():
 def test_too_many_channels():
     with pytest.raises(ValueError, match="at most 2147483647 channels"):
         kernels().plan(dict(images=1, channels=2**31, image_pixels=1, channels_last=True, **HOPPER))
+
+
+def test_estimates_against_what_was_measured():
+    """The estimated shares of tools/cuda_estimates.py on an H200, cell by cell and on average."""
+    results = json.loads((ROOT / "benchmarks/results/h200/plans.json").read_text())
+    measured = {
+        (
+            row["dtype"],
+            "{0}x{1}x{1}".format(*row["stage"]),
+            *(row[name] for name in ("layout", "operation", "direction")),
+        ): row["share"]
+        for row in results["runs"][-1]["rows"]
+    }
+    names = ("dtype", "stage", "layout", "operation", "direction")
+    estimated = {
+        tuple(row[name] for name in names): row["share"]
+        for row in cuda_estimates.rows()
+        if row["device"] == "H200"
+    }
+    assert len(estimated) == 4 * 6 * 2 * 3 * 2
+    off = {cell: estimated[cell] - share for cell, share in measured.items()}
+    assert len(off) == 92
+    assert max(map(abs, off.values())) <= 0.13, max(off, key=lambda cell: abs(off[cell]))
+    assert sum(map(abs, off.values())) / len(off) <= 0.03

@@ -188,15 +188,16 @@ PPCR_DEVICE A dot_sum(const Tile& tile, int lines, const A* parts, int pixel) {
 template <int V, class A>
 PPCR_DEVICE void pixel_values(const Tile& tile, const A* row, int column, A (&values)[V]) {
   constexpr int kWide = 16 / int(sizeof(A));
-  if (V % kWide == 0 && !tile.straddles) {
+  const auto pixel = [&](int j) { return row + column + j - (column + j >= tile.q ? tile.q : 0); };
+  if (V % kWide == 0 && tile.wraps_wide) {
     PPCR_UNROLL
     for (int j = 0; j + kWide <= V; j += kWide) {
-      const uint4 word = *reinterpret_cast<const uint4*>(row + column + j);
+      const uint4 word = *reinterpret_cast<const uint4*>(pixel(j));
       memcpy(values + j, &word, sizeof word);
     }
   } else {
     PPCR_UNROLL
-    for (int j = 0; j < V; ++j) values[j] = row[column + j - (column + j >= tile.q ? tile.q : 0)];
+    for (int j = 0; j < V; ++j) values[j] = *pixel(j);
   }
 }
 

@@ -55,7 +55,7 @@ struct Tile {
   int steps;               // of the longest unit
   int group_log2, groups_log2, cluster_log2;
   int column_lanes_log2;                  // lanes that share a column where a block sums its rows
-  bool straddles;                         // q is not a multiple of V
+  bool wraps_wide;                        // a row of q values is whole 16-byte words
   Divider by_q, by_step, by_image_tiles;  // by_step: rows * q
 };
 

@@ -64,6 +64,16 @@ class Case:
         }
 
 
+def forced_plan(fields: dict) -> str:
+    """PPCR_PLAN text of the plan that these sizes get."""
+    plan = kernels().plan(fields)
+    if plan["method"] != "contiguous_pipelined":
+        return ""
+    return ",".join(
+        f"{name}={plan[name]}" for name in ("q", "groups", "cluster", "vector", "steps")
+    )
+
+
 def as_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.view(torch.int16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
