@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,27 @@ import torch
 from ppcr_ext import testing
 
 from .baselines import LOWER_BOUND, WITH_AUTOGRAD
-from .cases import VARIANTS, Place, size_of
+from .cases import VARIANTS, size_of
 from .results import Record, Row, read
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 FITTED = 4  # the largest points: what a call costs at least hides the slope of the small ones
-BASELINES = ("reference", "plain", "other layer")  # kinds that are compared with the fused backend
+BACKENDS = ("fused", "reference")
 HEADLINE = (("ppcr", "forward"), ("ppcr", "step"), ("add_relu", "forward"), ("add_relu", "step"))
-FASTER = "Bold: faster than `{}`."
+FASTER = "Bold: faster than `{0}`."
+METHOD = (
+    "Times over those of `{0}`, geometric means and ranges over all inputs; at most {1} rounds. The "
+    "lower bound is `x * 0.5` forward and `x + gy` backward (with a residual `x + residual`, `x + "
+    "gy` and `residual * 0.5`), for small inputs also with a run of the autograd engine through an "
+    "identity. Its spread is the distance of its quartiles over its median. " + FASTER
+)
+NETWORKS = (
+    "Time over that of the network without attention in the same round: medians, with their 95 % "
+    "confidence intervals. A step is forward, loss, backward and SGD. "
+    + FASTER.format("PPCR fused")
+)
 
-Input = dict[tuple[str, str], Row]  # the rows of one case, by what and direction
+Cell = Callable[[list[Row]], str]
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -33,54 +44,82 @@ def geometric_mean(values: Iterable[float]) -> float:
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Markdown whose columns line up."""
     cells = [list(header), *map(list, lines)]
-    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(header))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    first, *rest = (
-        [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))]
-        for line in cells
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    text = [f"{{:{'<' if i == 0 else '>'}{width}}}" for i, width in enumerate(widths)]
+    made = [" | ".join(text).format(*line) for line in cells]
+    return "\n".join(f"| {line} |" for line in (made[0], " | ".join(rule), *made[1:]))
+
+
+def pivot(
+    rows: Iterable[Row],
+    line: Callable[[Row], str],
+    column: Callable[[Row], str],
+    cell: Cell,
+    columns: Iterable[str] = (),
+) -> str:
+    """A table with a cell of the rows that share a line and a column, ``-`` where there are none.
+
+    Lines and columns, after those that are given, are in the order of the rows.
+    """
+    found: dict[str, dict[str, list[Row]]] = {}
+    header = dict.fromkeys(columns)
+    for row in rows:
+        header.setdefault(column(row))
+        found.setdefault(line(row), {}).setdefault(column(row), []).append(row)
+    lines = (
+        [name, *(cell(at[c]) if c in at else "-" for c in header)] for name, at in found.items()
     )
-    return "\n".join("| " + " | ".join(line) + " |" for line in (first, rule, *rest))
-
-
-def mean_and_range(ratios: Sequence[float], form: str = ".2f") -> str:
-    """Geometric mean and range, ``-`` of nothing."""
-    if not ratios:
-        return "-"
-    mean, low, high = geometric_mean(ratios), min(ratios), max(ratios)
-    return f"{mean:{form}} ({low:{form}} to {high:{form}})"
-
-
-def machine(record: Record) -> str:
-    """Where, with what and when."""
-    env = record.environment
-    threads = " and ".join(map(str, sorted({row.threads for row in record.rows})))
-    where = f"{env['cpu']} ({env['capability']}), {threads} threads"
-    if env["device"] != "cpu":
-        where = str(env["device"])
-    date, commit = env["date"][:10], env["commit"]
-    return f"{where}, PyTorch {env['torch']}, {date}, commit {commit}"
+    return table(["", *header], lines)
 
 
 def words(direction: str) -> str:
     return "forward+backward" if direction == "step" else direction
 
 
-def inputs(
-    rows: Sequence[Row], operator: str | None = None, dtype: str | None = None, tiny: bool = False
-) -> dict[Place, Input]:
-    """The timed rows of an operator and dtype, by place; the tiny input only where asked for."""
-    found: dict[Place, Input] = {}
-    for row in rows:
-        wanted = operator in (None, row.operator) and dtype in (None, row.dtype) and row.rounds
-        if wanted and row.case.startswith("tiny") == tiny:
-            found.setdefault(row.place, {})[row.what, row.direction] = row
-    return found
+def direction_of(row: Row) -> str:
+    return words(row.direction)
 
 
-def fused_of(rows: Sequence[Row]) -> str:
+def what_of(row: Row) -> str:
+    return row.what
+
+
+def label(row: Row) -> str:
+    return ", ".join([row.case, row.layout, *([row.dtype] * (row.dtype != "float32"))])
+
+
+def mean_and_range(values: Sequence[float], form: str = ".2f") -> str:
+    """Geometric mean and range, ``-`` of nothing."""
+    if not values:
+        return "-"
+    return f"{geometric_mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def bold(text: str, row: Row) -> str:
+    """A baseline that is faster than ours is marked."""
+    judged = row.kind in ("plain", "other layer", "network", "reference") and row.what != "none"
+    return f"**{text}**" if judged and (row.over_fused or 1) < 1 else text
+
+
+def machine(record: Record) -> str:
+    """Where, with what and when."""
+    env = record.environment
+    threads = " and ".join(map(str, sorted({row.threads for row in record.rows})))
+    where = f"{env['cpu']} ({env['capability']}), {threads} thread{'s' * (threads != '1')}"
+    if env["device"] != "cpu":
+        where = env["device"]
+    return f"{where}, PyTorch {env['torch']}, {env['date'][:10]}, commit {env['commit']}"
+
+
+def fused_of(rows: Iterable[Row]) -> str:
     """The backend that all others are compared with."""
-    names = {row.what for row in rows if row.kind == "fused"}
-    return "native" if "native" in names or not names else min(names)
+    return next((row.what for row in rows if row.over_fused == 1), "native")
+
+
+def timed(rows: Iterable[Row]) -> list[Row]:
+    """The rows with times, without the tiny input."""
+    return [row for row in rows if row.rounds and not row.case.startswith("tiny")]
 
 
 def headline_dtype(record: Record) -> str:
@@ -89,138 +128,110 @@ def headline_dtype(record: Record) -> str:
     return wanted if any(row.dtype == wanted for row in record.rows) else record.rows[0].dtype
 
 
-def over(one: Input, what: str, base: str, direction: str) -> float | None:
-    """The time of one over that of another; None where one of the two was not measured."""
-    row, other = one.get((what, direction)), one.get((base, direction))
-    if row is None or other is None:
-        return None
-    if base == LOWER_BOUND and row.ratio is not None:
-        return row.ratio
-    return row.median_us / other.median_us
-
-
-def ratios(found: Iterable[Input], what: str, base: str, direction: str) -> list[float]:
-    return [r for one in found if (r := over(one, what, base, direction)) is not None]
-
-
-def names(found: Iterable[Input], *kinds: str) -> list[str]:
-    return list(dict.fromkeys(w for one in found for (w, _), r in one.items() if r.kind in kinds))
-
-
 # ---- layers --------------------------------------------------------------------------------------
 
 
-def ratio_table(
-    rows: Sequence[Row], dtype: str, columns: Sequence[tuple[str, str]], kinds: Sequence[str]
-) -> str:
+def ratio_table(rows: Sequence[Row], columns: Sequence[str], kinds: Sequence[str]) -> str:
     """The fused backend beside its lower bounds, then how many times as long the others take."""
     fused = fused_of(rows)
-    found = [list(inputs(rows, operator, dtype).values()) for operator, _ in columns]
-    directions = [direction for _, direction in columns]
-    both = list(zip(found, directions, strict=True))
 
-    def shares(one: Sequence[Input], direction: str) -> list[float]:
-        own = [i[fused, direction].copy_fraction for i in one if (fused, direction) in i]
-        return [share for share in own if share is not None]
+    def line(values: Callable[[Row], float | None], name: str, what: str, form: str) -> list[str]:
+        found: dict[str, list[float]] = {column: [] for column in columns}
+        for row in rows:
+            if row.what == what and name_of(row) in found and (v := values(row)) is not None:
+                found[name_of(row)].append(v)
+        return [name, *(mean_and_range(values, form) for values in found.values())]
 
-    spreads = [[i[LOWER_BOUND, d].spread for i in one if (LOWER_BOUND, d) in i] for one, d in both]
+    def inverse(row: Row) -> float | None:
+        return 1 / row.over_fused if row.over_fused else None
+
     lines = [
-        [f"**{fused}** over the lower bound",
-         *(mean_and_range(ratios(one, fused, LOWER_BOUND, d)) for one, d in both)],
-        ["spread of the lower bound", *(mean_and_range(s, ".1%") for s in spreads)],
-        [f"**{fused}** over the lower bound with autograd",
-         *(mean_and_range(ratios(one, fused, WITH_AUTOGRAD, d)) for one, d in both)],
-        [f"**{fused}**, share of a copy's bandwidth",
-         *(mean_and_range(shares(one, d)) for one, d in both)],
-    ]  # fmt: skip
-    others = []
-    for what in dict.fromkeys(w for one in found for w in names(one, *kinds) if w != fused):
-        cells = [marked(ratios(one, what, fused, d)) for one, d in both]
-        if any(cell != "-" for cell in cells):
-            mean = geometric_mean(ratios(found[0], what, fused, directions[0]))
-            others.append((mean, [f"{what} over {fused}", *cells]))
-    lines += [line for _, line in sorted(others, key=lambda other: other[0])]
-    return table(["", *(f"{o} {words(d)}" for o, d in columns)], lines)
+        line(lambda row: row.ratio, f"**{fused}** over the lower bound", fused, ".2f"),
+        line(lambda row: row.spread, "spread of the lower bound", LOWER_BOUND, ".1%"),
+        line(inverse, f"**{fused}** over the lower bound with autograd", WITH_AUTOGRAD, ".2f"),
+        line(
+            lambda row: row.copy_fraction, f"**{fused}**, share of a copy's bandwidth", fused, ".2f"
+        ),
+    ]
+    others: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if row.kind in kinds and row.what != fused and row.over_fused is not None:
+            others.setdefault(row.what, {}).setdefault(name_of(row), []).append(row.over_fused)
+    for what, at in sorted(
+        others.items(), key=lambda item: geometric_mean(item[1].get(columns[0], ()))
+    ):
+        lines.append([f"{what} over {fused}", *(marked(at.get(c, [])) for c in columns)])
+    return table(["", *columns], lines)
 
 
-def marked(found: Sequence[float]) -> str:
-    """Mean and range, in bold with the number of inputs where it is faster than ours."""
-    faster = sum(ratio < 1 for ratio in found)
-    cell = mean_and_range(found)
-    return f"**{cell}, {faster} of {len(found)} faster**" if faster else cell
+def name_of(row: Row) -> str:
+    return f"{row.operator} {direction_of(row)}"
 
 
-def input_table(rows: Sequence[Row], dtype: str) -> str:
+def marked(ratios: Sequence[float]) -> str:
+    """Mean and range, in bold with the number of inputs on which it is faster than ours."""
+    text, faster = mean_and_range(ratios), sum(ratio < 1 for ratio in ratios)
+    return f"**{text}, {faster} of {len(ratios)} faster**" if faster else text
+
+
+def bound_table(rows: Sequence[Row]) -> str:
     """Ratios to the lower bound, an input a line, forward / forward+backward."""
-    found, fused = inputs(rows, dtype=dtype), fused_of(rows)
-    whats = names(found.values(), "fused", "reference", "plain")
+    shown = [row for row in rows if row.kind in ("fused", *BACKENDS, "plain", LOWER_BOUND)]
+    shown.sort(key=lambda row: (row.kind != LOWER_BOUND, row.what == WITH_AUTOGRAD))
+    spread, bound = "spread of the lower bound", WITH_AUTOGRAD
 
-    def cell(one: Input, what: str, direction: str, base: str = LOWER_BOUND) -> str:
-        ratio, beside = over(one, what, base, direction), over(one, what, fused, direction)
-        if ratio is None:
-            return "-"
-        own = what == fused or one[what, direction].kind == LOWER_BOUND
-        faster = beside is not None and beside < 1 and not own
-        return f"**{ratio:.2f}**" if faster else f"{ratio:.2f}"
+    def cell(found: list[Row]) -> str:
+        is_bound = found[0].what == LOWER_BOUND
+        texts = [
+            f"{row.spread:.1%}" if is_bound else bold(f"{row.ratio:.2f}", row) for row in found
+        ]
+        return " / ".join(texts)
 
-    def pair(one: Input, what: str, base: str = LOWER_BOUND) -> str:
-        return " / ".join(cell(one, what, d, base) for d in ("forward", "step"))
+    def column(row: Row) -> str:
+        return spread if row.what == LOWER_BOUND else row.what
 
-    lines = []
-    for one in found.values():
-        row = next(iter(one.values()))
-        bounds = [one.get((LOWER_BOUND, d)) for d in ("forward", "step")]
-        spread = " / ".join("-" if b is None else f"{b.spread:.1%}" for b in bounds)
-        line = [f"{row.case}, {row.layout}", spread, cell(one, WITH_AUTOGRAD, "step")]
-        lines.append(line + [pair(one, what) for what in whats])
-    header = ["forward / forward+backward", "spread of the lower bound", WITH_AUTOGRAD, *whats]
-    return table(header, lines)
+    return pivot(shown, label, column, cell, [spread, bound])
 
 
 def worst(rows: Sequence[Row]) -> str:
     """Where the fused backend does worst beside the fastest plain formulation."""
-    found = []
-    for one in inputs(rows).values():
-        plain = names([one], "plain")
-        for (what, direction), row in one.items():
-            times = {w: one[w, direction].median_us for w in plain if (w, direction) in one}
-            if what == fused_of(rows) and times:
-                best = min(times, key=lambda w: times[w])
-                place = f"{row.operator} {row.case}, {row.layout}, {row.dtype}, {words(direction)}"
-                found.append((row.median_us / times[best], f"{best}; {place}"))
-    if not found:
+    plain = [row for row in rows if row.kind == "plain" and row.over_fused]
+    if not plain:
         return ""
-    ratio, where = max(found)
+    row = min(plain, key=lambda row: row.over_fused or math.inf)
     return (
-        f"Where `{fused_of(rows)}` does worst it takes {ratio:.2f} times as long as the fastest "
-        f"plain formulation ({where})."
+        f"Where `{fused_of(rows)}` does worst it takes {1 / (row.over_fused or math.nan):.2f} times "
+        f"as long as the fastest plain formulation ({row.what}; {name_of(row)}, {label(row)})."
     )
 
 
 def half_types(rows: Sequence[Row]) -> str:
-    wide = {(r.case, r.layout, r.what): r for r in rows if r.dtype == "float32" and is_forward(r)}
+    def of(wide: bool) -> dict[tuple[str, ...], Row]:
+        return {
+            (row.case, row.layout, row.what, *([] if wide else [row.dtype])): row
+            for row in rows
+            if name_of(row) == "ppcr forward" and row.kind == "fused"
+            and (row.dtype == "float32") == wide
+        }  # fmt: skip
+
     found: dict[str, list[float]] = {}
-    for row in rows:
-        same = wide.get((row.case, row.layout, row.what))
-        if row.dtype != "float32" and row.kind == "fused" and is_forward(row) and same:
-            name = f"{row.what} {row.dtype}"
-            found.setdefault(name, []).append(row.median_us / same.median_us)
+    for (*place, dtype), row in of(False).items():
+        if same := of(True).get(tuple(place)):
+            found.setdefault(f"{row.what} {dtype}", []).append(row.median_us / same.median_us)
     means = ", ".join(f"{name} {mean_and_range(values)}" for name, values in found.items())
-    return f"Half types, forward time over float32's: {means}." if means else ""
+    return f"Other types, forward time over float32's: {means}." if means else ""
 
 
-def is_forward(row: Row) -> bool:
-    return row.direction == "forward" and row.operator == "ppcr" and row.rounds > 0
-
-
-def error_table(rows: Sequence[Row]) -> str:
+def error_table(rows: Iterable[Row]) -> str:
     """The largest error of each backend and dtype beside its tolerance."""
+    names, found = ("y", "dx", "parameters"), dict[tuple[str, str], list[Row]]()
+    for row in rows:
+        if row.kind in BACKENDS:
+            found.setdefault((row.what, row.dtype), []).append(row)
     lines = []
-    checked = [row for row in rows if row.kind in ("fused", "reference")]
-    for what, dtype in dict.fromkeys((row.what, row.dtype) for row in checked):
-        same, cells = [row for row in checked if (row.what, row.dtype) == (what, dtype)], []
-        limits = testing.tolerance(getattr(torch, dtype))
-        for name in ("y", "dx", "parameters"):
+    for (what, dtype), same in found.items():
+        limits, cells = testing.tolerance(getattr(torch, dtype)), []
+        for name in names:
             errors = [e for row in same if (e := getattr(row, f"error_{name}")) is not None]
             # NaN must show, and max() would lose it
             largest = max(errors, key=lambda e: (math.isnan(e), e), default=math.nan)
@@ -230,96 +241,61 @@ def error_table(rows: Sequence[Row]) -> str:
     return table(["", "y", "dx", "dweight, dbias", "within"], lines)
 
 
-def latency_table(rows: Sequence[Row]) -> str:
-    """What a call costs: microseconds on the tiny tensor."""
-    lines, directions = [], ("forward", "backward", "step")
-    for one in inputs(rows, tiny=True).values():
-        operator = next(iter(one.values())).operator
-        bounds = [WITH_AUTOGRAD] if (LOWER_BOUND, "step") in one else []
-        for what in dict.fromkeys([*(what for what, _ in one if what != "copy"), *bounds]):
-            cells = []
-            for direction in directions:
-                row, ratio = one.get((what, direction)), over(one, what, fused_of(rows), direction)
-                text = "-" if row is None else f"{row.median_us:.1f}"
-                judged = row is not None and row.kind in BASELINES
-                cells.append(f"**{text}**" if judged and ratio and ratio < 1 else text)
-            lines.append([f"{operator}, {what}", *cells])
-    return table(["", *map(words, directions)], lines)
-
-
-def host_table(rows: Sequence[Row]) -> str:
-    """Microseconds that the host spends to launch a call, of the largest input."""
-    lines = []
-    for one in inputs(rows).values():
-        for (what, direction), row in one.items():
-            if row.host_us is not None and row.kind == "fused":
-                name = f"{row.operator} {row.case}, {row.layout}, {row.dtype}, {what}"
-                lines.append([f"{name}, {words(direction)}", f"{row.host_us:.1f}",
-                              f"{row.median_us:.1f}"])  # fmt: skip
-    return table(["", "host", "device"], lines) if lines else ""
-
-
-def memory_table(rows: Sequence[Row]) -> str:
-    """Peak memory above the inputs, in multiples of x's bytes: means over the inputs."""
-    lines, directions = [], ("forward", "step")
-    for operator in dict.fromkeys(row.operator for row in rows):
-        found = inputs(rows, operator, rows[0].dtype).values()
-        for what in names(found, "fused", "reference", "plain"):
-            cells = []
-            for direction in directions:
-                timed = [one[what, direction] for one in found if (what, direction) in one]
-                sizes = [r.peak_bytes / r.tensor_bytes for r in timed if r.peak_bytes is not None]
-                cells.append(f"{sum(sizes) / len(sizes):.2f}" if sizes else "-")
-            if cells != ["-", "-"]:
-                lines.append([f"{operator}, {what}", *cells])
-    return table(["", *map(words, directions)], lines) if lines else ""
-
-
-METHOD = (
-    "Times over those of `{fused}`, geometric means and ranges over all inputs; at most {rounds} "
-    "rounds. The lower bound is `x * 0.5` forward and `x + gy` backward (with a residual `x + "
-    "residual`, `x + gy` and `residual * 0.5`), for small inputs also with a run of the autograd "
-    "engine through an identity; its spread is the distance of its quartiles over its median. "
-)
-
-
 def _layers(record: Record) -> list[str]:
-    rows, fused = record.rows, fused_of(record.rows)
-    parts = [METHOD.format(fused=fused, rounds=record.settings["rounds"]) + FASTER.format(fused)]
-    timed = [row for row in rows if row.rounds and not row.case.startswith("tiny")]
-    directions = list(dict.fromkeys(row.direction for row in timed if row.kind == "fused"))
-    beside = [row for row in timed if row.kind in BASELINES]
-    for dtype, operator in dict.fromkeys((row.dtype, row.operator) for row in beside):
-        columns = [(operator, direction) for direction in directions]
-        made = ratio_table(rows, dtype, columns, (*BASELINES, "fused"))
-        parts += [f"{operator}, {dtype}:", made]
+    everything, rows = record.rows, timed(record.rows)
+    fused, parts = fused_of(everything), [""]
+    for operator, dtype in dict.fromkeys((row.operator, row.dtype) for row in rows):
+        same = [row for row in rows if (row.operator, row.dtype) == (operator, dtype)]
+        columns = list(dict.fromkeys(name_of(row) for row in same if row.kind == "fused"))
+        if any(row.kind == "plain" for row in same):
+            kinds = ("fused", "reference", "plain", "other layer")
+            parts += [f"{operator}, {dtype}:", ratio_table(same, columns, kinds)]
+    parts[0] = METHOD.format(fused, record.settings["rounds"])
     parts += [worst(rows), half_types(rows)]
     if record.command in ("shapes", "retina"):
-        parts += ["Time over the lower bound:", input_table(rows, "float32")]
-    parts += ["Largest relative errors against float64:", error_table(rows)]
-    if inputs(rows, tiny=True):
-        parts += ["What a call costs: microseconds on a tensor of 1x8x2x2.", latency_table(rows)]
-    for title, made in (
-        ("Microseconds of the host that launches a call, beside the device's.", host_table(rows)),
+        wide = [row for row in rows if row.dtype == "float32"]
+        parts += ["Time over the lower bound:", bound_table(wide)]
+    parts += ["Largest relative errors against float64:", error_table(everything)]
+
+    def line(row: Row) -> str:
+        return f"{row.operator}, {row.what}"
+
+    def mean_bytes(found: list[Row]) -> str:
+        return f"{sum((r.peak_bytes or 0) / r.tensor_bytes for r in found) / len(found):.2f}"
+
+    tiny = [row for row in everything if row.case.startswith("tiny") and row.kind != "copy"]
+    memory = [
+        row for row in rows
+        if row.peak_bytes is not None and row.kind in (*BACKENDS, "plain")
+        and row.dtype == rows[0].dtype and row.direction != "backward"
+    ]  # fmt: skip
+    host = [row for row in rows if row.host_us is not None and row.kind == "fused"]
+    for title, shown, name, cell in (
+        ("What a call costs: microseconds on a tensor of 1x8x2x2.", tiny, line,
+         lambda found: bold(f"{found[0].median_us:.1f}", found[0])),
         ("Peak memory above the inputs, results included, in multiples of x's bytes; means over "
-         "the inputs.", memory_table(rows)),
+         "the inputs.", memory, line, mean_bytes),
+        ("Microseconds of the host that launches a call, and of the device.", host,
+         lambda row: f"{line(row)}, {label(row)}",
+         lambda found: f"{found[0].host_us:.1f} / {found[0].median_us:.1f}"),
     ):  # fmt: skip
-        parts += [title, made] if made else []
+        parts += [title, pivot(shown, name, direction_of, cell)] if shown else []
     return [part for part in parts if part]
 
 
-# ---- scaling -------------------------------------------------------------------------------------
+# ---- scaling and whole networks ------------------------------------------------------------------
 
 Series = tuple[str, int, str, str]  # axis, threads, what, direction
 
 
-def series(rows: Sequence[Row]) -> dict[Series, list[tuple[int, float]]]:
-    """``{..: [(size, microseconds), ..]}``, in order of size."""
+def series(rows: Iterable[Row]) -> dict[Series, list[tuple[int, float]]]:
+    """``{..: [(size, microseconds), ..]}``, in order of size; without the lower bounds."""
     found: dict[Series, list[tuple[int, float]]] = {}
     for row in rows:
-        size = size_of(row.case, row.shape, row.levels)
-        key = (row.case, row.threads, row.what, row.direction)
-        found.setdefault(key, []).append((size, row.median_us))
+        if row.kind != LOWER_BOUND:
+            key = (row.case, row.threads, row.what, row.direction)
+            point = (size_of(row.case, row.shape, row.levels), row.median_us)
+            found.setdefault(key, []).append(point)
     return {key: sorted(points) for key, points in found.items()}
 
 
@@ -333,127 +309,90 @@ def fit(points: Sequence[tuple[int, float]]) -> tuple[float, float, int, int] | 
     return float(exponent), float(np.exp(constant)), last[0][0], last[-1][0]
 
 
+def series_name(what: str, threads: int) -> str:
+    return f"{what}, {threads} thread{'s' * (threads > 1)}"
+
+
 def _scaling(record: Record) -> list[str]:
-    lines = []
+    lines, slow = [], []
     for (axis, threads, what, direction), points in series(record.rows).items():
         found = fit(points)
-        if found and what not in ("copy", LOWER_BOUND, WITH_AUTOGRAD):
-            exponent, _, first, last = found
-            name = f"{what}, {words(direction)}, {threads} thread{'s' * (threads > 1)}"
-            lines.append([name, axis, f"{round(exponent, 2) + 0.0:.2f}", f"{first} to {last}"])
+        if found and what != "copy":
+            name = f"{series_name(what, threads)}, {words(direction)}"
+            lines.append([name, axis, f"{found[0] + 0.0:.2f}", f"{found[2]} to {found[3]}"])
+    for row in record.rows:
+        if row.kind == "plain" and (row.over_fused or 1) < 1:
+            at = f"{row.case} {size_of(row.case, row.shape, row.levels)}, {direction_of(row)}"
+            slow.append(f"{series_name(row.what, row.threads)}, {at} ({row.over_fused:.2f})")
     text = (
         f"Time as a power of one quantity while the others stay, fitted to the largest {FITTED} "
-        "sizes: 1 is proportional. "
+        "sizes: 1 is proportional."
     )
-    fused = fused_of(record.rows)
-    slow = [
-        f"{what}: {row.case} {size_of(row.case, row.shape, row.levels)}, {words(d)}, "
-        f"{row.threads} thread{'s' * (row.threads > 1)}"
-        for one in inputs(record.rows).values()
-        for (what, d), row in one.items()
-        if row.kind == "plain" and row.median_us < one[fused, d].median_us
-    ]
-    faster = [f"Faster than `{fused}`: {'; '.join(slow)}."] if slow else []
+    faster = [f"Faster than `{fused_of(record.rows)}`: {'; '.join(slow)}."] if slow else []
     return [text, table(["", "of", "exponent", "range"], lines), *faster]
 
 
-# ---- whole networks ------------------------------------------------------------------------------
+def network_table(rows: Iterable[Row]) -> str:
+    def cell(found: list[Row]) -> str:
+        row = found[0]
+        return bold(f"{row.ratio:.3f} ({row.ratio_low:.3f} to {row.ratio_high:.3f})", row)
 
-
-def network_table(rows: Sequence[Row]) -> str:
-    """Ratios to the network without attention with their intervals; bold: faster than fused."""
-    lines = []
-    grouped: dict[tuple[Place, str], dict[str, Row]] = {}
-    for row in rows:
-        grouped.setdefault((row.place, row.direction), {})[row.what] = row
-    for (_, direction), found in grouped.items():
-        one, cells = next(iter(found.values())), []
-        own = found.get("PPCR fused")
-        for name in VARIANTS[1:]:
-            row = found.get(name)
-            text = "-"
-            if row and row.ratio is not None:
-                text = f"{row.ratio:.3f} ({row.ratio_low:.3f} to {row.ratio_high:.3f})"
-                if own and own.ratio is not None and row.ratio < own.ratio:
-                    text = f"**{text}**"
-            cells.append(text)
-        label = ", ".join([one.case, one.layout, *([one.dtype] * (one.dtype != "float32"))])
-        lines.append([f"{label}, {direction}", *cells])
-    return table(["", *VARIANTS[1:]], lines)
-
-
-def saved_table(rows: Sequence[Row]) -> str:
-    kept: dict[str, dict[str, int]] = {}
-    for row in rows:
-        if row.saved_bytes is not None and "compiled" not in row.case:
-            label = ", ".join([row.case, row.layout, *([row.dtype] * (row.dtype != "float32"))])
-            kept.setdefault(label, {})[row.what] = row.saved_bytes
-    lines = [
-        [label, *(f"{found[v] / 2**20:.0f}" if v in found else "-" for v in VARIANTS)]
-        for label, found in kept.items()
-    ]
-    return table(["", *VARIANTS], lines)
-
-
-NETWORKS = (
-    "Time over that of the network without attention in the same round: medians, with their 95 % "
-    "confidence intervals. A step is forward, loss, backward and SGD. "
-    + FASTER.format("PPCR fused")
-)
+    shown = [row for row in rows if row.what != "none"]
+    return pivot(shown, lambda row: f"{label(row)}, {row.direction}", what_of, cell, VARIANTS[1:])
 
 
 def _networks(record: Record) -> list[str]:
-    saved = ["MB that autograd keeps from forward to backward:", saved_table(record.rows)]
+    saved = [r for r in record.rows if r.saved_bytes is not None and "compiled" not in r.case]
+    megabytes = pivot(
+        saved, label, what_of, lambda r: f"{(r[0].saved_bytes or 0) / 2**20:.0f}", VARIANTS
+    )
     text = f"{record.settings['rounds']} rounds. {NETWORKS}"
-    return [text, network_table(record.rows), *saved]
+    memory = ["MB that autograd keeps from forward to backward:", megabytes]
+    return [text, network_table(record.rows), *memory]
 
 
 # ---- pages ---------------------------------------------------------------------------------------
 
-SECTIONS: dict[str, tuple[str, Any]] = {
-    "operators": ("Operators", _layers),
-    "end_to_end": ("Whole networks", _networks),
-    "scaling": ("Scaling", _scaling),
-    "shapes": ("Eight shapes", _layers),
-    "retina": ("A photograph's feature maps (`make bench`)", _layers),
-}
-PICTURES = {
-    "operators": ("operators_roofline", "operators_speedup"),
-    **{name: (name,) for name in ("end_to_end", "scaling", "shapes", "retina")},
+# By the name of the file: title, section, pictures.
+SECTIONS: dict[str, tuple[str, Callable[[Record], list[str]], Sequence[str]]] = {
+    "operators": ("Operators", _layers, ("operators_roofline", "operators_speedup")),
+    "end_to_end": ("Whole networks", _networks, ("end_to_end",)),
+    "scaling": ("Scaling", _scaling, ("scaling",)),
+    "shapes": ("Eight shapes", _layers, ("shapes",)),
+    "retina": ("A photograph's feature maps", _layers, ("retina",)),
 }
 
 
 def console(record: Record) -> str:
-    return "\n\n".join(SECTIONS[record.command.replace("-", "_")][1](record))
+    return "\n\n".join(SECTIONS[record.command][1](record))
 
 
 def page(folder: Path) -> str:
     """Everything measured on the device of a folder."""
     parts = [f"# Measured on {folder.name}", "Written by `make results` from the files beside it."]
-    for stem, (title, section) in SECTIONS.items():
-        path = folder / f"{stem}.json"
-        if path.is_file():
-            record = read(path)
+    for stem, (title, section, pictures) in SECTIONS.items():
+        if (folder / f"{stem}.json").is_file():
+            record = read(folder / f"{stem}.json")
             parts += [f"## {title}", f"{machine(record)}.", *section(record)]
-            parts += [f"![{title}]({name}.png)" for name in PICTURES[stem]]
+            parts += [f"![{title}]({name}.png)" for name in pictures]
     return "\n\n".join(parts) + "\n"
 
 
 def headline(folder: Path) -> str:
     """The README's few lines on the device of a folder."""
-    parts = []
+    parts: list[Any] = []
     stem = "operators" if (folder / "operators.json").is_file() else "shapes"
     if (folder / f"{stem}.json").is_file():
         record = read(folder / f"{stem}.json")
-        rows, dtype, fused = record.rows, headline_dtype(record), fused_of(record.rows)
-        columns = HEADLINE if stem == "operators" else HEADLINE[:2]
-        count = len({place[2] for place in inputs(rows, dtype=dtype)})
-        picture = f"benchmarks/results/{folder.name}/{PICTURES[stem][-1]}.png"
+        dtype, fused = headline_dtype(record), fused_of(record.rows)
+        rows = [row for row in timed(record.rows) if row.dtype == dtype]
+        columns = [f"{o} {words(d)}" for o, d in HEADLINE if any(row.operator == o for row in rows)]
+        count, picture = len({row.case for row in rows}), SECTIONS[stem][2][-1]
         parts += [
-            f"Time over that of the `{fused}` backend: geometric means over up to {count} shapes "
-            f"in both layouts, with the range; {dtype}, {machine(record)}. {FASTER.format(fused)}",
-            ratio_table(rows, dtype, columns, ("plain",)),
-            f"![Times as long as {fused}, input by input]({picture})",
+            f"Time over that of `{fused}`: geometric means over up to {count} shapes in both "
+            f"layouts, with the range; {dtype}, {machine(record)}. {FASTER.format(fused)}",
+            ratio_table(rows, columns, ("plain",)),
+            f"![Time, input by input](benchmarks/results/{folder.name}/{picture}.png)",
         ]
     if (folder / "end_to_end.json").is_file():
         record = read(folder / "end_to_end.json")

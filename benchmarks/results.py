@@ -43,7 +43,7 @@ class Row:
     levels: list[int]
     direction: str
     what: str
-    kind: str  # fused, reference, plain, other layer, lower bound, copy or network
+    kind: str  # fused, reference, plain, other layer, lower bound, copy, network
     median_us: float
     low_us: float  # quartiles
     high_us: float
@@ -55,6 +55,7 @@ class Row:
     ratio: float | None = None
     ratio_low: float | None = None
     ratio_high: float | None = None
+    over_fused: float | None = None  # the time over that of our fused backend
     host_us: float | None = None  # what the host spends to launch the call, where that is apart
     necessary_bytes: int | None = None  # see baselines.Operator
     gb_per_s: float | None = None
@@ -81,6 +82,24 @@ class Row:
     def spread(self) -> float:
         """The quartiles' distance as share of the median."""
         return (self.high_us - self.low_us) / self.median_us
+
+
+def derived(rows: list[Row]) -> list[Row]:
+    """The rows with those ratios that follow from the other rows of their case."""
+
+    def time(row: Row) -> float:  # networks are compared within each round
+        return row.ratio if row.kind == "network" and row.ratio is not None else row.median_us
+
+    timed = [row for row in rows if row.rounds and row.kind != "copy"]
+    bounds = {(*r.place, r.direction): time(r) for r in timed if r.what == LOWER_BOUND}
+    ours = [row for row in timed if row.kind == "fused" or row.what == "PPCR fused"]
+    fused = {(*row.place, row.direction): time(row) for row in reversed(ours)}  # the first one
+    for row in timed:
+        at = (*row.place, row.direction)
+        row.over_fused = time(row) / fused[at] if at in fused else None
+        if row.ratio is None and at in bounds:
+            row.ratio = time(row) / bounds[at]
+    return rows
 
 
 @dataclass
@@ -128,85 +147,69 @@ def read(path: Path) -> Record:
         environment, settings = content["environment"], content.get("settings", {})
         environment.setdefault("device", "cpu")
         settings = settings | {k: content[k] for k in ("rounds",) if k in content}
-        found = [Row(**row) for row in _translated(content, path.stem)]
+        rows = derived([Row(**row) for row in _translated(content, path.stem)])
         complete, skipped = content.get("complete", True), content.get("skipped", [])
-        return Record(content["command"], environment, settings, complete, found, skipped)
+        command = content["command"].replace("-", "_")
+        return Record(command, environment, settings, complete, rows, skipped)
     except (OSError, AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a file of these benchmarks: {error!r}") from error
 
 
 # ---- older forms ---------------------------------------------------------------------------------
 
-KINDS = {"floor": LOWER_BOUND, "neighbour": "other layer"}
+KINDS = {"floor": LOWER_BOUND, "neighbour": "other layer", "reference": "reference"}
 
 
 def _translated(content: dict[str, Any], suite: str) -> Iterable[dict[str, Any]]:
     """Rows of today's columns. Before, layers, operators and networks had columns of their own."""
-    threads = content["environment"]["threads"]
-    for row in content["rows"]:
-        row = dict(row)
-        if "others" in row:
-            row["other_load"] = row.pop("others")
-        row["kind"] = KINDS.get(row.get("kind", "network"), row.get("kind", "network"))
-        if "variant" in row:
-            yield _network(row, threads)
-        elif "column" in row:
-            yield from _layer(row, suite, threads)
+    common: dict[str, Any] = {"suite": suite, "operator": "ppcr", "levels": [1, 2, 4], "rounds": 1}
+    common["threads"] = content["environment"]["threads"]
+    known = {f.name for f in fields(Row)}
+    for old in content["rows"]:
+        row = {name: value for name, value in old.items() if name in known}
+        row |= {"other_load": old.get("others", old.get("other_load"))}
+        row["kind"] = KINDS.get(old.get("kind"), old.get("kind", "network"))
+        if "variant" in old:
+            yield common | row | _network(old)
+        elif "column" in old:
+            yield from (common | row | timed for timed in _layer(old))
         else:
-            yield row | {"what": KINDS.get(row["what"], row["what"])}
-    for error in content.get("errors", ()):  # of half types and the reference, not with the times
-        if error["dtype"] != "float32":
-            yield {
-                **{name: error[name] for name in ("case", "layout", "dtype")},
-                **{f"error_{name}": value for name, value in error["errors"].items()},
-                **{"suite": suite, "operator": "ppcr", "shape": [1, 1], "threads": threads},
-                **{"levels": [1, 2, 4], "direction": "step", "what": error["backend"]},
+            yield row | {"what": KINDS.get(old["what"], old["what"])}
+    for old in content.get("errors", ()):  # those of half types stood apart from the times
+        if old["dtype"] != "float32":
+            yield common | {
+                **{name: old[name] for name in ("case", "layout", "dtype")},
+                **{f"error_{name}": value for name, value in old["errors"].items()},
                 **dict.fromkeys(("median_us", "low_us", "high_us"), math.nan),
-                "kind": "reference" if error["backend"] == "reference" else "fused",
-                "within": error["ok"],
+                **{"direction": "step", "shape": [1, 1], "rounds": 0, "within": old["ok"]},
+                **{"what": old["backend"], "kind": KINDS.get(old["backend"], "fused")},
             }
 
 
-def _network(row: dict[str, Any], threads: int) -> dict[str, Any]:
-    new = {name: row[name] for name in ("layout", "ratio", "ratio_low", "ratio_high")}
-    new |= {name: row[name] for name in ("kind", "saved_bytes", "peak_bytes", "other_load")}
-    shape = [row["images"], 3, row["side"], row["side"]]
-    return new | {
-        "suite": "end_to_end",
-        "operator": row["network"],
-        "case": f"{row['network']} {name_of(shape)}" + (", compiled" if row["compiled"] else ""),
+def _network(old: dict[str, Any]) -> dict[str, Any]:
+    shape = [old["images"], 3, old["side"], old["side"]]
+    times = {"median_us": "ms", "low_us": "ms_low", "high_us": "ms_high"}
+    return {key: old[name] * 1e3 for key, name in times.items()} | {
+        "operator": old["network"],
+        "case": f"{old['network']} {name_of(shape)}" + ", compiled" * old["compiled"],
         "shape": shape,
-        "dtype": "bfloat16 autocast" if row["amp"] else "float32",
-        "threads": threads,
-        "levels": [1, 2, 4],
-        "direction": row["mode"],
-        "what": row["variant"],
-        "error_dx": row["error"],
-        "median_us": row["ms"] * 1e3,
-        "low_us": row["ms_low"] * 1e3,
-        "high_us": row["ms_high"] * 1e3,
-        "rounds": 1,
+        "dtype": "bfloat16 autocast" if old["amp"] else "float32",
+        "direction": old["mode"],
+        "what": old["variant"],
+        "error_dx": old["error"],
     }
 
 
-def _layer(row: dict[str, Any], suite: str, threads: int) -> Iterable[dict[str, Any]]:
-    new = {name: row[name] for name in ("case", "shape", "layout", "dtype", "kind", "other_load")}
-    what = KINDS.get(row["column"], row["column"].removesuffix(f" {row['dtype']}"))
-    if what == "reference":
-        new["kind"] = what
+def _layer(old: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    name = old["column"].removesuffix(f" {old['dtype']}")
+    kind = "reference" if name == "reference" else KINDS.get(old["kind"], old["kind"])
     for direction in ("forward", "step"):
-        if row[f"{direction}_ms"] is None:
-            continue
-        errors = {f"error_{name}": row[f"error_{name}"] for name in ("y", "dx", "parameters")}
-        times = {"median_us": "", "low_us": "_low", "high_us": "_high"}
-        yield {
-            **new,
-            **(errors if direction == "step" else {}),
-            **{key: row[f"{direction}{mark}_ms"] * 1e3 for key, mark in times.items()},
-            **{"suite": suite, "operator": "ppcr", "threads": threads, "levels": [1, 2, 4]},
-            **{"direction": direction, "what": what, "rounds": 1},
-            "ratio": row[f"{direction}_ratio"] if row["dtype"] == "float32" else None,
-        }
+        if old[f"{direction}_ms"] is not None:
+            times = {"median_us": "ms", "low_us": "low_ms", "high_us": "high_ms"}
+            times = {key: old[f"{direction}_{mark}"] * 1e3 for key, mark in times.items()}
+            what = {"what": KINDS.get(name, name), "kind": kind, "direction": direction}
+            ratio = old[f"{direction}_ratio"] if old["dtype"] == "float32" else None
+            yield times | what | {"ratio": ratio}
 
 
 # ---- where a run was made ------------------------------------------------------------------------
