@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from . import cases, runner
-from .cases import NETWORKS, SUITES, Case
 
 DESCRIPTION = """\
 Errors and times of every usable backend of ppcr_ext, beside plain PyTorch. SUITE is one of
@@ -40,63 +39,33 @@ Exit status: 0; 1 if an error exceeds its tolerance, or --compare found somethin
 interrupted."""
 
 
+# fmt: off
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "python -m benchmarks",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+        "python -m benchmarks", description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add(
-        "suite",
-        nargs="?",
-        default="retina",
-        choices=SUITES,
-        metavar="SUITE",
-        help="what to measure (retina)",
-    )
-    add(
-        "--rounds",
-        type=_positive,
-        metavar="N",
-        help="timing rounds per input, at most (30; 15 in end-to-end)",
-    )
-    add(
-        "--threads",
-        type=_positive,
-        metavar="N",
-        help="threads (2; torch's default in retina; 1 and 2 in scaling)",
-    )
-    add(
-        "--out",
-        type=Path,
-        default=Path("results"),
-        metavar="DIR",
-        help="where files go (%(default)s)",
-    )
+    add("suite", nargs="?", default="retina", choices=cases.SUITES, metavar="SUITE",
+        help="what to measure (retina)")
+    add("--rounds", type=_positive, metavar="N",
+        help="timing rounds per input, at most (30; 15 in end-to-end)")
+    add("--threads", type=_positive, metavar="N",
+        help="threads (2; torch's default in retina; 1 and 2 in scaling)")
+    add("--out", type=Path, default=Path("results"), metavar="DIR",
+        help="where files go (%(default)s)")
     add("--no-compile", action="store_true", help="leave out what runs under torch.compile")
     add("--device", help="cpu or cuda (cuda where there is one; cpu in retina and shapes)")
     add("--quick", action="store_true", help="few inputs and rounds, for a first impression")
-    add(
-        "--resume",
-        action="store_true",
-        help="keep the rows of an interrupted run of the same commit and device",
-    )
+    add("--resume", action="store_true",
+        help="keep the rows of an interrupted run of the same commit and device")
     add("--compare", type=Path, metavar="OLD.json", help="say what got slower than in that file")
-    add(
-        "--all",
-        action="store_true",
-        help="operators and end-to-end: everything; hours on a CPU (default on cuda)",
-    )
-    add(
-        "--dtypes",
-        type=_dtypes,
-        default="float32,float16,bfloat16",
-        metavar="LIST",
-        help="retina and shapes: dtypes, with commas, float32 always among them (%(default)s)",
-    )
-    add("--network", choices=list(NETWORKS), help="end-to-end: one of the networks, eagerly")
-    return parser.parse_args(argv)  # fmt: skip
+    add("--all", action="store_true",
+        help="operators and end-to-end: everything; hours on a CPU (default on cuda)")
+    add("--dtypes", type=_dtypes, default="float32,float16,bfloat16", metavar="LIST",
+        help="retina and shapes: dtypes, with commas, float32 always among them (%(default)s)")
+    add("--network", choices=list(cases.NETWORKS), help="end-to-end: one of them, eagerly")
+    return parser.parse_args(argv)
+# fmt: on
 
 
 def _positive(text: str) -> int:
@@ -107,13 +76,12 @@ def _positive(text: str) -> int:
 
 def _dtypes(text: str) -> list[str]:
     known, given = cases.DTYPES[:3], text.split(",")
-    unknown = [name for name in given if name not in known]
-    if unknown:
+    if unknown := [name for name in given if name not in known]:
         raise argparse.ArgumentTypeError(f"unknown dtype {unknown[0]!r}; known: {', '.join(known)}")
     return list(dict.fromkeys(["float32", *given]))
 
 
-def cases_of(args: argparse.Namespace, device: torch.device) -> list[Case]:
+def cases_of(args: argparse.Namespace, device: torch.device) -> list[cases.Case]:
     quick, everything = args.quick, args.all or (device.type == "cuda" and not args.quick)
     threads = args.threads or min(2, torch.get_num_threads())
     if args.suite == "operators":
@@ -122,37 +90,32 @@ def cases_of(args: argparse.Namespace, device: torch.device) -> list[Case]:
         one = [1] if device.type == "cuda" else [args.threads] if args.threads else [1, threads]
         return cases.scaling(device, quick=quick, threads=sorted(set(one)))
     if args.suite == "end-to-end":
-        everything = args.all or device.type == "cuda"
-        return cases.end_to_end(
-            device, everything=everything, network=args.network, quick=quick, threads=threads
-        )
-    if args.suite == "shapes":
-        return cases.shapes(args.dtypes, quick=quick, threads=threads)
-    print("feature maps: photograph, ResNet-50 with PPCR, 8 views of 224x224 ...", flush=True)
-    threads = args.threads or torch.get_num_threads()
-    return cases.retina(args.dtypes, quick=quick, threads=threads)
+        options = {"everything": args.all or device.type == "cuda", "network": args.network}
+        return cases.end_to_end(device, quick=quick, threads=threads, **options)
+    if args.suite == "retina":
+        threads = args.threads or torch.get_num_threads()
+        print("feature maps: photograph, ResNet-50 with PPCR, 8 views of 224x224 ...", flush=True)
+    return cases.maps(args.suite, args.dtypes, quick=quick, threads=threads)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    layers = args.suite in ("retina", "shapes")
-    default = "cuda" if torch.cuda.is_available() and not layers else "cpu"
+    maps = args.suite in ("retina", "shapes")
+    default = "cuda" if torch.cuda.is_available() and not maps else "cpu"
     device = torch.device(args.device or default)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    rounds, limit = args.rounds or 30, float("inf")
-    if args.suite == "end-to-end":
-        rounds = min(args.rounds or 15, 7 if args.quick else 1 << 30)
-    if args.suite in ("operators", "scaling"):
-        limit = {"operators": (2.0, 0.5), "scaling": (0.8, 0.2)}[args.suite][args.quick]
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    rounds = args.rounds or (15 if args.suite == "end-to-end" else 30)
+    if args.quick and args.suite == "end-to-end":
+        rounds = min(rounds, 7)
+    limits = {"operators": (2.0, 0.5), "scaling": (0.8, 0.2)}  # seconds a case, the second: quick
+    limit = limits.get(args.suite, (None, None))[args.quick]
     found = cases_of(args, device)
     if args.no_compile:  # a compiled network is a case of its own
         found = [replace(case, modes=()) for case in found if not (case.variants and case.modes)]
     settings = {name: getattr(args, name) for name in ("quick", "network", "dtypes", "no_compile")}
-    return runner.run(
-        args.suite.replace("-", "_"), found, device, args.out, rounds=rounds, limit=limit,
-        settings=settings, resuming=args.resume, against=args.compare,
-    )  # fmt: skip
+    settings |= {"rounds": rounds, "seconds_per_case": limit}
+    name, files = args.suite.replace("-", "_"), {"resuming": args.resume, "against": args.compare}
+    return runner.run(name, found, device, args.out, settings, **files)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -177,46 +178,36 @@ GATES: dict[str, Gate] = {
 # ---- other layers --------------------------------------------------------------------------------
 
 
-def other_layers(
-    shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> dict[str, nn.Module]:
-    """timm's squeeze-and-excitation, efficient channel attention and the spatial gate of CBAM."""
-    from timm.layers.cbam import SpatialAttn
-    from timm.layers.eca import EcaModule
-    from timm.layers.squeeze_excite import SEModule
-
-    torch.manual_seed(0)
-    modules = {
-        "SE": SEModule(shape[1]),
-        "ECA": EcaModule(channels=shape[1]),
-        "CBAM spatial gate": SpatialAttn(),
-    }
-    return {name: module.to(device, dtype) for name, module in modules.items()}
+def _layer_norm(x: Tensor, residual: Tensor | None, own: Sequence[Tensor]) -> Tensor:
+    return F.layer_norm(x, x.shape[1:], own[0], own[1])
 
 
 def other_layer(
     name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> Implementation:
-    """Training mode where autograd records, else evaluation mode; ``F.layer_norm`` has none."""
+    """timm's squeeze-and-excitation, efficient channel attention or the spatial gate of CBAM.
+
+    Training mode where autograd records, else evaluation mode. ``F.layer_norm`` is PyTorch's own.
+    """
     if name == "F.layer_norm":
-        made = (torch.ones, torch.zeros)
-        own = [new(tuple(shape[1:]), dtype=dtype, device=device) for new in made]
+        size = tuple(shape[1:])
+        own = [torch.full(size, fill, dtype=dtype, device=device) for fill in (1.0, 0.0)]
+        return Implementation(name, "other layer", _layer_norm, own, exact=_layer_norm)
+    from timm.layers.cbam import SpatialAttn
+    from timm.layers.eca import EcaModule
+    from timm.layers.squeeze_excite import SEModule
 
-        def layer_norm(x: Tensor, residual: Tensor | None, own: Sequence[Tensor]) -> Tensor:
-            return F.layer_norm(x, x.shape[1:], own[0], own[1])
-
-        return Implementation(name, "other layer", layer_norm, own, exact=layer_norm)
-
-    module = other_layers(shape, dtype, device)[name]
+    torch.manual_seed(0)
+    channels = {} if name == "CBAM spatial gate" else {"channels": shape[1]}
+    maker: Any = {"SE": SEModule, "ECA": EcaModule, "CBAM spatial gate": SpatialAttn}[name]
+    module = maker(**channels).to(device, dtype)
 
     def either(module: nn.Module) -> Layer:
         training, frozen = module.train(), copy.deepcopy(module).eval()
         return lambda x, residual, own: (training if torch.is_grad_enabled() else frozen)(x)
 
-    exact = either(copy.deepcopy(module).double())
-    return Implementation(
-        name, "other layer", either(module), list(module.parameters()), exact=exact
-    )
+    layer, exact = either(module), either(copy.deepcopy(module).double())
+    return Implementation(name, "other layer", layer, list(module.parameters()), exact=exact)
 
 
 # ---- lower bounds --------------------------------------------------------------------------------

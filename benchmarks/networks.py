@@ -156,11 +156,11 @@ def prepare(case: Case, device: torch.device, first: bool, order: list[str]) -> 
     models = {}
     for name in order:
         models[name] = network(case.operator, name).to(device)
-        models[name] = models[name].to(memory_format=form)  # type: ignore[call-overload]
+        models[name] = models[name].to(memory_format=form)
     few, errors = slice(0, min(images, 16)), dict[str, float]()
     if first and set(OWN) <= set(models):
         errors = check(models, x[few], target[few], case.dtype)
-    made = Prepared({}, {}, timing.HostClock(device), "none")
+    made = Prepared(timing.HostClock(device), "none")
     for name, model in models.items():
         program = Program(model, case, x, target)
         made.calls[name, "step"] = timing.Call(program.step, grad=True, warm=False)

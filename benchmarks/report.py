@@ -18,8 +18,8 @@ from .results import Record, Row, read
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 FITTED = 4  # the largest points: what a call costs at least hides the slope of the small ones
-BACKENDS = ("fused", "reference")
-HEADLINE = (("ppcr", "forward"), ("ppcr", "step"), ("add_relu", "forward"), ("add_relu", "step"))
+BASELINES = ("reference", "plain", "other layer", "network")
+HEADLINE = tuple(f"{o} {d}" for o in ("ppcr", "add_relu") for d in ("forward", "forward+backward"))
 FASTER = "Bold: faster than `{0}`."
 METHOD = (
     "Times over those of `{0}`, geometric means and ranges over all inputs; at most {1} rounds. The "
@@ -33,7 +33,7 @@ NETWORKS = (
     + FASTER.format("PPCR fused")
 )
 
-Cell = Callable[[list[Row]], str]
+Cell = tuple[str, str, Any]  # line, column, one of the values that meet there
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -45,32 +45,31 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Markdown whose columns line up."""
     cells = [list(header), *map(list, lines)]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    text = [f"{{:{'<' if i == 0 else '>'}{width}}}" for i, width in enumerate(widths)]
-    made = [" | ".join(text).format(*line) for line in cells]
-    return "\n".join(f"| {line} |" for line in (made[0], " | ".join(rule), *made[1:]))
+    form = " | ".join(f"{{:{'>' if i else '<'}{width}}}" for i, width in enumerate(widths))
+    rule = ["-" * (width - 1) + (":" if i else "-") for i, width in enumerate(widths)]
+    made = [form.format(*line) for line in (cells[0], rule, *cells[1:])]
+    return "\n".join(f"| {line} |" for line in made)
 
 
 def pivot(
-    rows: Iterable[Row],
-    line: Callable[[Row], str],
-    column: Callable[[Row], str],
-    cell: Cell,
+    cells: Iterable[Cell],
+    text: Callable[[str, list[Any]], str] = lambda line, values: values[0],
+    lines: Iterable[str] = (),
     columns: Iterable[str] = (),
 ) -> str:
-    """A table with a cell of the rows that share a line and a column, ``-`` where there are none.
+    """A table with the text of the values of each line and column, ``-`` where there are none.
 
-    Lines and columns, after those that are given, are in the order of the rows.
+    Lines and columns, after those that are given, are in the order of the cells.
     """
-    found: dict[str, dict[str, list[Row]]] = {}
+    found: dict[str, dict[str, list[Any]]] = {line: {} for line in lines}
     header = dict.fromkeys(columns)
-    for row in rows:
-        header.setdefault(column(row))
-        found.setdefault(line(row), {}).setdefault(column(row), []).append(row)
-    lines = (
-        [name, *(cell(at[c]) if c in at else "-" for c in header)] for name, at in found.items()
-    )
-    return table(["", *header], lines)
+    for line, column, value in cells:
+        values = found.setdefault(line, {}).setdefault(column, [])
+        header.setdefault(column)
+        values += [] if value is None else [value]
+    made = ([line, *(text(line, v) if (v := at.get(c)) else "-" for c in header)]
+            for line, at in found.items())  # fmt: skip
+    return table(["", *header], made)
 
 
 def words(direction: str) -> str:
@@ -85,21 +84,21 @@ def what_of(row: Row) -> str:
     return row.what
 
 
+def call_of(row: Row) -> str:
+    return f"{row.operator} {direction_of(row)}"
+
+
 def label(row: Row) -> str:
     return ", ".join([row.case, row.layout, *([row.dtype] * (row.dtype != "float32"))])
 
 
 def mean_and_range(values: Sequence[float], form: str = ".2f") -> str:
-    """Geometric mean and range, ``-`` of nothing."""
-    if not values:
-        return "-"
     return f"{geometric_mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def bold(text: str, row: Row) -> str:
     """A baseline that is faster than ours is marked."""
-    judged = row.kind in ("plain", "other layer", "network", "reference") and row.what != "none"
-    return f"**{text}**" if judged and (row.over_fused or 1) < 1 else text
+    return f"**{text}**" if row.kind in BASELINES and (row.over_fused or 1) < 1 else text
 
 
 def machine(record: Record) -> str:
@@ -107,8 +106,7 @@ def machine(record: Record) -> str:
     env = record.environment
     threads = " and ".join(map(str, sorted({row.threads for row in record.rows})))
     where = f"{env['cpu']} ({env['capability']}), {threads} thread{'s' * (threads != '1')}"
-    if env["device"] != "cpu":
-        where = env["device"]
+    where = where if env["device"] == "cpu" else env["device"]
     return f"{where}, PyTorch {env['torch']}, {env['date'][:10]}, commit {env['commit']}"
 
 
@@ -131,155 +129,130 @@ def headline_dtype(record: Record) -> str:
 # ---- layers --------------------------------------------------------------------------------------
 
 
-def ratio_table(rows: Sequence[Row], columns: Sequence[str], kinds: Sequence[str]) -> str:
+def ratio_table(rows: Sequence[Row], kinds: Sequence[str], columns: Iterable[str] = ()) -> str:
     """The fused backend beside its lower bounds, then how many times as long the others take."""
-    fused = fused_of(rows)
-
-    def line(values: Callable[[Row], float | None], name: str, what: str, form: str) -> list[str]:
-        found: dict[str, list[float]] = {column: [] for column in columns}
-        for row in rows:
-            if row.what == what and name_of(row) in found and (v := values(row)) is not None:
-                found[name_of(row)].append(v)
-        return [name, *(mean_and_range(values, form) for values in found.values())]
-
-    def inverse(row: Row) -> float | None:
-        return 1 / row.over_fused if row.over_fused else None
-
-    lines = [
-        line(lambda row: row.ratio, f"**{fused}** over the lower bound", fused, ".2f"),
-        line(lambda row: row.spread, "spread of the lower bound", LOWER_BOUND, ".1%"),
-        line(inverse, f"**{fused}** over the lower bound with autograd", WITH_AUTOGRAD, ".2f"),
-        line(
-            lambda row: row.copy_fraction, f"**{fused}**, share of a copy's bandwidth", fused, ".2f"
-        ),
-    ]
-    others: dict[str, dict[str, list[float]]] = {}
+    fused, spread = fused_of(rows), "spread of the lower bound"
+    bound, share = f"**{fused}** over the lower bound", f"**{fused}**, share of a copy's bandwidth"
+    autograd, cells = f"{bound} with autograd", list[Cell]()
+    ratios: dict[str, list[float]] = {}
     for row in rows:
-        if row.kind in kinds and row.what != fused and row.over_fused is not None:
-            others.setdefault(row.what, {}).setdefault(name_of(row), []).append(row.over_fused)
-    for what, at in sorted(
-        others.items(), key=lambda item: geometric_mean(item[1].get(columns[0], ()))
-    ):
-        lines.append([f"{what} over {fused}", *(marked(at.get(c, [])) for c in columns)])
-    return table(["", *columns], lines)
+        at, ratio = call_of(row), row.over_fused
+        if row.what == fused:
+            cells += [(bound, at, row.ratio), (share, at, row.copy_fraction)]
+        elif row.what == LOWER_BOUND:
+            cells += [(spread, at, row.spread)]
+        elif row.what == WITH_AUTOGRAD:
+            cells += [(autograd, at, 1 / ratio if ratio else None)]
+        elif row.kind in kinds and ratio:
+            cells += [(f"{row.what} over {fused}", at, ratio)]
+            ratios.setdefault(cells[-1][0], []).append(ratio)
 
+    def text(line: str, values: list[float]) -> str:
+        """Bold, and with the number of inputs, where a baseline is faster than ours."""
+        found, faster = mean_and_range(values, ".1%" if line == spread else ".2f"), 0
+        if line in ratios:
+            faster = sum(value < 1 for value in values)
+        return f"**{found}, {faster} of {len(values)} faster**" if faster else found
 
-def name_of(row: Row) -> str:
-    return f"{row.operator} {direction_of(row)}"
-
-
-def marked(ratios: Sequence[float]) -> str:
-    """Mean and range, in bold with the number of inputs on which it is faster than ours."""
-    text, faster = mean_and_range(ratios), sum(ratio < 1 for ratio in ratios)
-    return f"**{text}, {faster} of {len(ratios)} faster**" if faster else text
+    lines = [bound, spread, autograd, share]
+    lines += sorted(ratios, key=lambda line: geometric_mean(ratios[line]))
+    return pivot(cells, text, lines, columns)
 
 
 def bound_table(rows: Sequence[Row]) -> str:
     """Ratios to the lower bound, an input a line, forward / forward+backward."""
-    shown = [row for row in rows if row.kind in ("fused", *BACKENDS, "plain", LOWER_BOUND)]
-    shown.sort(key=lambda row: (row.kind != LOWER_BOUND, row.what == WITH_AUTOGRAD))
-    spread, bound = "spread of the lower bound", WITH_AUTOGRAD
-
-    def cell(found: list[Row]) -> str:
-        is_bound = found[0].what == LOWER_BOUND
-        texts = [
-            f"{row.spread:.1%}" if is_bound else bold(f"{row.ratio:.2f}", row) for row in found
-        ]
-        return " / ".join(texts)
-
-    def column(row: Row) -> str:
-        return spread if row.what == LOWER_BOUND else row.what
-
-    return pivot(shown, label, column, cell, [spread, bound])
+    spread, cells = "spread of the lower bound", list[Cell]()
+    for row in rows:
+        if row.what == LOWER_BOUND:
+            cells.append((label(row), spread, f"{row.spread:.1%}"))
+        elif row.ratio is not None and row.kind != "other layer":
+            cells.append((label(row), row.what, bold(f"{row.ratio:.2f}", row)))
+    return pivot(cells, lambda _, texts: " / ".join(texts), (), (spread, WITH_AUTOGRAD))
 
 
 def worst(rows: Sequence[Row]) -> str:
     """Where the fused backend does worst beside the fastest plain formulation."""
-    plain = [row for row in rows if row.kind == "plain" and row.over_fused]
-    if not plain:
-        return ""
-    row = min(plain, key=lambda row: row.over_fused or math.inf)
+    found = [(r.over_fused, r) for r in rows if r.kind == "plain" and r.over_fused is not None]
+    ratio, row = min(found, key=lambda one: one[0])
     return (
-        f"Where `{fused_of(rows)}` does worst it takes {1 / (row.over_fused or math.nan):.2f} times "
-        f"as long as the fastest plain formulation ({row.what}; {name_of(row)}, {label(row)})."
+        f"Where `{fused_of(rows)}` does worst it takes {1 / ratio:.2f} times as long as the "
+        f"fastest plain formulation ({row.what}; {call_of(row)}, {label(row)})."
     )
 
 
-def half_types(rows: Sequence[Row]) -> str:
-    def of(wide: bool) -> dict[tuple[str, ...], Row]:
-        return {
-            (row.case, row.layout, row.what, *([] if wide else [row.dtype])): row
-            for row in rows
-            if name_of(row) == "ppcr forward" and row.kind == "fused"
-            and (row.dtype == "float32") == wide
-        }  # fmt: skip
-
+def other_types(rows: Iterable[Row]) -> str:
+    """Forward time of the fused backends over that in float32."""
+    times: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in rows:
+        if call_of(row) == "ppcr forward" and row.kind == "fused":
+            times.setdefault((row.case, row.layout, row.what), {})[row.dtype] = row.median_us
     found: dict[str, list[float]] = {}
-    for (*place, dtype), row in of(False).items():
-        if same := of(True).get(tuple(place)):
-            found.setdefault(f"{row.what} {dtype}", []).append(row.median_us / same.median_us)
-    means = ", ".join(f"{name} {mean_and_range(values)}" for name, values in found.items())
+    for (*_, what), took in times.items():
+        for dtype in took.keys() - {"float32"} if "float32" in took else ():
+            found.setdefault(f"{what} {dtype}", []).append(took[dtype] / took["float32"])
+    means = ", ".join(f"{name} {mean_and_range(found[name])}" for name in sorted(found))
     return f"Other types, forward time over float32's: {means}." if means else ""
 
 
 def error_table(rows: Iterable[Row]) -> str:
     """The largest error of each backend and dtype beside its tolerance."""
-    names, found = ("y", "dx", "parameters"), dict[tuple[str, str], list[Row]]()
+    cells: list[Cell] = []
     for row in rows:
-        if row.kind in BACKENDS:
-            found.setdefault((row.what, row.dtype), []).append(row)
-    lines = []
-    for (what, dtype), same in found.items():
-        limits, cells = testing.tolerance(getattr(torch, dtype)), []
-        for name in names:
-            errors = [e for row in same if (e := getattr(row, f"error_{name}")) is not None]
-            # NaN must show, and max() would lose it
-            largest = max(errors, key=lambda e: (math.isnan(e), e), default=math.nan)
-            cells.append(f"{largest:.1e} (may be {getattr(limits, name):.0e})")
-        within = "yes" if all(row.within for row in same) else "**NO**"
-        lines.append([f"{what}, {dtype}", *cells, within])
-    return table(["", "y", "dx", "dweight, dbias", "within"], lines)
+        if row.kind in ("fused", "reference"):
+            name, limits = f"{row.what}, {row.dtype}", testing.tolerance(getattr(torch, row.dtype))
+            for of, title in (("y", "y"), ("dx", "dx"), ("parameters", "dweight, dbias")):
+                error, limit = getattr(row, f"error_{of}"), getattr(limits, of)
+                cells.append((name, title, None if error is None else (error, limit)))
+            cells.append((name, "within", (not row.within, None)))
+
+    def text(_: str, values: list[tuple[float, float | None]]) -> str:
+        # NaN must show, and max() would lose it
+        error, limit = max(values, key=lambda value: (math.isnan(value[0]), value[0]))
+        if limit is None:
+            return "**NO**" if error else "yes"
+        return f"{error:.1e} (may be {limit:.0e})"
+
+    return pivot(cells, text)
 
 
 def _layers(record: Record) -> list[str]:
     everything, rows = record.rows, timed(record.rows)
-    fused, parts = fused_of(everything), [""]
+    parts = [METHOD.format(fused_of(rows), record.settings["rounds"])]
     for operator, dtype in dict.fromkeys((row.operator, row.dtype) for row in rows):
         same = [row for row in rows if (row.operator, row.dtype) == (operator, dtype)]
-        columns = list(dict.fromkeys(name_of(row) for row in same if row.kind == "fused"))
         if any(row.kind == "plain" for row in same):
-            kinds = ("fused", "reference", "plain", "other layer")
-            parts += [f"{operator}, {dtype}:", ratio_table(same, columns, kinds)]
-    parts[0] = METHOD.format(fused, record.settings["rounds"])
-    parts += [worst(rows), half_types(rows)]
+            parts += [f"{operator}, {dtype}:", ratio_table(same, (*BASELINES, "fused"))]
+    parts += [worst(rows)] if any(row.kind == "plain" for row in rows) else []
+    parts += [other_types(rows)]
     if record.command in ("shapes", "retina"):
         wide = [row for row in rows if row.dtype == "float32"]
-        parts += ["Time over the lower bound:", bound_table(wide)]
+        parts += ["Time over the lower bound, forward / forward+backward:", bound_table(wide)]
     parts += ["Largest relative errors against float64:", error_table(everything)]
+    costs, memory, host = list[Cell](), list[Cell](), list[Cell]()
+    for row in everything:
+        name, at = f"{row.operator}, {row.what}", direction_of(row)
+        if row.case.startswith("tiny") and row.kind != "copy":
+            costs.append((name, at, bold(f"{row.median_us:.1f}", row)))
+        elif row.rounds and row.kind in ("fused", "reference", "plain"):
+            if row.peak_bytes is not None and row.dtype == rows[0].dtype:
+                memory.append((name, at, row.peak_bytes / row.tensor_bytes))
+            if row.host_us is not None and row.kind == "fused":
+                host.append(
+                    (f"{name}, {label(row)}", at, f"{row.host_us:.1f} / {row.median_us:.1f}")
+                )
 
-    def line(row: Row) -> str:
-        return f"{row.operator}, {row.what}"
+    def mean(_: str, values: list[float]) -> str:
+        return f"{sum(values) / len(values):.2f}"
 
-    def mean_bytes(found: list[Row]) -> str:
-        return f"{sum((r.peak_bytes or 0) / r.tensor_bytes for r in found) / len(found):.2f}"
-
-    tiny = [row for row in everything if row.case.startswith("tiny") and row.kind != "copy"]
-    memory = [
-        row for row in rows
-        if row.peak_bytes is not None and row.kind in (*BACKENDS, "plain")
-        and row.dtype == rows[0].dtype and row.direction != "backward"
-    ]  # fmt: skip
-    host = [row for row in rows if row.host_us is not None and row.kind == "fused"]
-    for title, shown, name, cell in (
-        ("What a call costs: microseconds on a tensor of 1x8x2x2.", tiny, line,
-         lambda found: bold(f"{found[0].median_us:.1f}", found[0])),
+    bounds = [f"{o}, {WITH_AUTOGRAD}" for o in ("ppcr", "add_relu")]
+    for title, shown, made in (
+        ("What a call costs: microseconds on a tensor of 1x8x2x2.", costs,
+         pivot(costs, lines=[line for line, *_ in costs] + bounds)),
         ("Peak memory above the inputs, results included, in multiples of x's bytes; means over "
-         "the inputs.", memory, line, mean_bytes),
-        ("Microseconds of the host that launches a call, and of the device.", host,
-         lambda row: f"{line(row)}, {label(row)}",
-         lambda found: f"{found[0].host_us:.1f} / {found[0].median_us:.1f}"),
+         "the inputs.", memory, pivot(memory, mean)),
+        ("Microseconds of the host that launches a call / of the device.", host, pivot(host)),
     ):  # fmt: skip
-        parts += [title, pivot(shown, name, direction_of, cell)] if shown else []
+        parts += [title, made] if shown else []
     return [part for part in parts if part]
 
 
@@ -293,9 +266,8 @@ def series(rows: Iterable[Row]) -> dict[Series, list[tuple[int, float]]]:
     found: dict[Series, list[tuple[int, float]]] = {}
     for row in rows:
         if row.kind != LOWER_BOUND:
-            key = (row.case, row.threads, row.what, row.direction)
             point = (size_of(row.case, row.shape, row.levels), row.median_us)
-            found.setdefault(key, []).append(point)
+            found.setdefault((row.case, row.threads, row.what, row.direction), []).append(point)
     return {key: sorted(points) for key, points in found.items()}
 
 
@@ -314,7 +286,7 @@ def series_name(what: str, threads: int) -> str:
 
 
 def _scaling(record: Record) -> list[str]:
-    lines, slow = [], []
+    lines, faster = [], []
     for (axis, threads, what, direction), points in series(record.rows).items():
         found = fit(points)
         if found and what != "copy":
@@ -323,32 +295,33 @@ def _scaling(record: Record) -> list[str]:
     for row in record.rows:
         if row.kind == "plain" and (row.over_fused or 1) < 1:
             at = f"{row.case} {size_of(row.case, row.shape, row.levels)}, {direction_of(row)}"
-            slow.append(f"{series_name(row.what, row.threads)}, {at} ({row.over_fused:.2f})")
+            faster.append(f"{series_name(row.what, row.threads)}, {at} ({row.over_fused:.2f})")
     text = (
         f"Time as a power of one quantity while the others stay, fitted to the largest {FITTED} "
-        "sizes: 1 is proportional."
+        f"sizes: 1 is proportional. Faster than `{fused_of(record.rows)}`: "
+        f"{'; '.join(faster) or 'none'}."
     )
-    faster = [f"Faster than `{fused_of(record.rows)}`: {'; '.join(slow)}."] if slow else []
-    return [text, table(["", "of", "exponent", "range"], lines), *faster]
+    return [text, table(["", "of", "exponent", "range"], lines)]
 
 
 def network_table(rows: Iterable[Row]) -> str:
-    def cell(found: list[Row]) -> str:
-        row = found[0]
-        return bold(f"{row.ratio:.3f} ({row.ratio_low:.3f} to {row.ratio_high:.3f})", row)
-
-    shown = [row for row in rows if row.what != "none"]
-    return pivot(shown, lambda row: f"{label(row)}, {row.direction}", what_of, cell, VARIANTS[1:])
+    cells = [
+        (f"{label(row)}, {row.direction}", row.what,
+         bold(f"{row.ratio:.3f} ({row.ratio_low:.3f} to {row.ratio_high:.3f})", row))
+        for row in rows if row.what != "none"
+    ]  # fmt: skip
+    return pivot(cells, columns=VARIANTS[1:])
 
 
 def _networks(record: Record) -> list[str]:
-    saved = [r for r in record.rows if r.saved_bytes is not None and "compiled" not in r.case]
-    megabytes = pivot(
-        saved, label, what_of, lambda r: f"{(r[0].saved_bytes or 0) / 2**20:.0f}", VARIANTS
-    )
-    text = f"{record.settings['rounds']} rounds. {NETWORKS}"
-    memory = ["MB that autograd keeps from forward to backward:", megabytes]
-    return [text, network_table(record.rows), *memory]
+    saved = [
+        (label(row), row.what, f"{row.saved_bytes / 2**20:.0f}")
+        for row in record.rows
+        if row.saved_bytes is not None and "compiled" not in row.case
+    ]
+    parts = [f"{record.settings['rounds']} rounds. {NETWORKS}", network_table(record.rows)]
+    memory = "MB that autograd keeps from forward to backward:"
+    return [*parts, memory, pivot(saved, columns=VARIANTS)]
 
 
 # ---- pages ---------------------------------------------------------------------------------------
@@ -386,12 +359,13 @@ def headline(folder: Path) -> str:
         record = read(folder / f"{stem}.json")
         dtype, fused = headline_dtype(record), fused_of(record.rows)
         rows = [row for row in timed(record.rows) if row.dtype == dtype]
-        columns = [f"{o} {words(d)}" for o, d in HEADLINE if any(row.operator == o for row in rows)]
+        rows = [row for row in rows if call_of(row) in HEADLINE]
+        columns = [call for call in HEADLINE if call in map(call_of, rows)]
         count, picture = len({row.case for row in rows}), SECTIONS[stem][2][-1]
         parts += [
             f"Time over that of `{fused}`: geometric means over up to {count} shapes in both "
             f"layouts, with the range; {dtype}, {machine(record)}. {FASTER.format(fused)}",
-            ratio_table(rows, columns, ("plain",)),
+            ratio_table(rows, ("plain",), columns),
             f"![Time, input by input](benchmarks/results/{folder.name}/{picture}.png)",
         ]
     if (folder / "end_to_end.json").is_file():

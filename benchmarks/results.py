@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -219,8 +220,11 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Where and with what a run is made."""
     cuda = device.type == "cuda"
     affinity = getattr(os, "sched_getaffinity", None)
-    packages = ("timm", "torchvision", "numpy", "ppcr_ext", *(("triton",) if cuda else ()))
-    return {
+    found = {}
+    for package in ("timm", "torchvision", "numpy", "triton", "ppcr_ext"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found | {
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "cuda": torch.version.cuda if cuda else None,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -232,15 +236,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        **{package: _version(package) for package in packages},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _commit() -> str:
@@ -260,12 +256,11 @@ def _git(*args: str) -> str:
 
 
 def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 # ---- comparison ----------------------------------------------------------------------------------
@@ -277,28 +272,22 @@ def timings(record: Record) -> dict[Place, tuple[Row, float]]:
     That is the copy's; in whole networks the one without attention, in older files of layers the
     lower bound. Copies and lower bounds are not judged.
     """
-    rows = [row for row in record.rows if row.rounds]
     bases: dict[Place, float] = {}
-    for kind in (LOWER_BOUND, "copy"):  # the copy where there is one
-        bases |= {row.place: row.median_us for row in rows if row.kind == kind}
-    bases |= {row.place: row.median_us for row in rows if row.what == "none"}
+    for base in (LOWER_BOUND, "none", "copy"):  # the last that there is
+        bases |= {row.place: row.median_us for row in record.rows if row.what == base}
     return {
         (*row.place, row.what, row.direction): (row, bases[row.place])
-        for row in rows
-        if row.place in bases and row.kind not in ("copy", LOWER_BOUND)
+        for row in record.rows
+        if row.rounds and row.place in bases and row.kind not in ("copy", LOWER_BOUND)
     }
 
 
 def slower(old: tuple[Row, float], new: tuple[Row, float]) -> bool:
     """By :data:`RULE`: a slower machine slows the copy too, and a disturbed copy changes alone."""
-
-    def grew(old: tuple[float, float], new: tuple[float, float]) -> bool:
-        """From the median and the upper quartile to the median and the lower one."""
-        return new[1] > old[1] and new[0] > (1 + NOISE) * old[0]
-
     (a, then), (b, now) = old, new
-    return grew((a.median_us, a.high_us), (b.median_us, b.low_us)) and grew(
-        (a.median_us / then, a.high_us / then), (b.median_us / now, b.low_us / now)
+    return all(
+        b.low_us / y > a.high_us / x and b.median_us / y > (1 + NOISE) * a.median_us / x
+        for x, y in ((1, 1), (then, now))
     )
 
 
@@ -311,12 +300,13 @@ def compare(old: Record, new: Record) -> tuple[str, list[Place]]:
             lines.append(f"another {name}: {then} then, {now} now")
     before, after = timings(old), timings(new)
     both = [key for key in after if key in before]
+    growth = {key: after[key][0].median_us / before[key][0].median_us for key in both}
     found = [key for key in both if slower(before[key], after[key])]
     faster = [key for key in both if slower(after[key], before[key])]
-    times = {key: (before[key][0].median_us, after[key][0].median_us) for key in found}
-    for key, (then, now) in sorted(times.items(), key=lambda item: -item[1][1] / item[1][0]):
+    for key in sorted(found, key=lambda key: -growth[key]):
         words = ", ".join(name_of(p) if isinstance(p, tuple) else str(p) for p in key)
-        lines.append(f"slower: {words}: {then:.1f} us then, {now:.1f} us now ({now / then:.2f}x)")
+        then, now = (of[key][0].median_us for of in (before, after))
+        lines.append(f"slower: {words}: {then:.1f} us then, {now:.1f} us now ({growth[key]:.2f}x)")
     lines.append(
         f"compared {len(both)} timings with commit {old.environment.get('commit')}: "
         f"{len(found)} slower, {len(faster)} faster; {len(after) - len(both)} only now, "

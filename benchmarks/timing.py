@@ -150,8 +150,8 @@ def quiet() -> Iterator[None]:
 class OtherLoad:
     """The processor time that others took since this object was made.
 
-    Others are processes, or on a virtual machine its host. A single busy one makes every call wait
-    for its time slices, the lower bound included, and all ratios come out near 1.
+    A single busy process, or the host of a virtual machine, makes every call wait for its time
+    slices, the lower bound included, and all ratios come out near 1.
     """
 
     def __init__(self) -> None:
