@@ -329,6 +329,16 @@ def test_a_table_of_inputs_has_the_bounds_spread_and_marks_faster_baselines():
     assert found["b, contiguous"] == ["4.0% / 4.0%", "-", "4.50 / 4.50", "5.00 / **4.00**"]
 
 
+def test_times_are_over_those_of_the_first_fused_backend():
+    whats = {"native": "fused", "triton": "fused", "native compiled": "fused", "matmul": "plain"}
+    times = zip(whats.items(), (10.0, 12.0, 20.0, 15.0), strict=True)
+    rows = derived([row(small(), what, "step", t, kind) for (what, kind), t in times])
+    assert [one.over_fused for one in rows] == [1, 1.2, 2, 1.5]
+    assert report.fused_of(rows) == "native"
+    table = report.ratio_table(rows, ("plain", "fused"))
+    assert cells_of(table)["native compiled over native"] == ["2.00 (2.00 to 2.00)"]
+
+
 def test_an_error_that_is_nan_or_too_large_shows():
     fine = row(small(), "native", "step", 1.0, "fused")
     wrong = row(small(), "native", "step", 1.0, "fused", error_dx=math.nan, within=False)
