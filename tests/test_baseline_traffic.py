@@ -16,7 +16,7 @@ if not (ROOT / "tools" / "baseline_traffic.py").exists():
 
 
 def test_the_table_is_what_the_script_finds():
-    """For one shape: the same lines, if the table was made with this PyTorch; and what they mean, with any."""
+    """For one shape: the same lines with the table's PyTorch, and what they mean with any."""
     command = [sys.executable, str(ROOT / "tools" / "baseline_traffic.py"), "--only", "64x56"]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     passes = {}
@@ -25,7 +25,8 @@ def test_the_table_is_what_the_script_finds():
             cell.strip() for cell in line.strip("|").split("|")
         )
         passes[formulation, dtype] = int(forward), int(backward)
-    # x once for the pooling, or once a level; once more for the product; y written. gy and x, gy again, dx.
+    # x once for the pooling, or once a level; once more for the product; y written.
+    # gy and x, gy again, dx.
     assert passes["pooled once", "float32"] == passes["pooled once", "float16"] == (3, 4)
     assert passes["level by level", "float32"] == passes["level by level", "float16"] == (5, 4)
     table = (ROOT / "docs" / "baseline_traffic.md").read_text()

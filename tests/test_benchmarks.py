@@ -304,7 +304,9 @@ def test_the_tables_by_hand():
         "**native** over the lower bound": ["3.00 (2.00 to 4.50)"] * 2,
         "spread of the lower bound": ["4.0% (4.0% to 4.0%)"] * 2,
         "**native** over the lower bound with autograd": ["-", "2.00 (1.33 to 3.00)"],
-        "**native**, share of a copy's bandwidth": ["16.67 (11.11 to 25.00)", "8.33 (5.56 to 12.50)"],
+        "**native**, share of a copy's bandwidth": [
+            "16.67 (11.11 to 25.00)", "8.33 (5.56 to 12.50)"
+        ],
         # 8 / 4 and 10 / 9; 16 / 8 and 16 / 18, which is named and not averaged away
         "pooled once over native": [
             "1.49 (1.11 to 2.00)", "**1.33 (0.89 to 2.00), 1 of 2 faster**"

@@ -1,4 +1,4 @@
-"""The benchmark of whole networks: its variants are the networks they say, wrong ones are not timed, and its figures are right."""
+"""Whole networks: the variants are what they say, wrong ones are not timed, figures are right."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_wrong_network_is_not_timed(monkeypatch):
 
 
 def test_what_autograd_keeps_is_counted():
-    """Of a linear layer its input; of a ReLU its output; parameters and pictures are not counted."""
+    """Of a linear layer its input, of a ReLU its output; no parameters and no pictures."""
     model = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(3 * 4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 10)
     )

@@ -186,8 +186,10 @@ def rows(stages: tuple[tuple[int, int], ...]) -> list[str]:
 PAGE = f"""\
 # What the plain formulations move under torch.compile
 
-Written by `python tools/baseline_traffic.py` with PyTorch {torch.__version__}: what its compiler would
-launch on an H200 for {IMAGES} images, read from the compiler's own accounts. Nothing was run or timed.
+Written by `python tools/baseline_traffic.py` with PyTorch {torch.__version__}: what its compiler \
+would
+launch on an H200 for {IMAGES} images, read from the compiler's own accounts. \
+Nothing was run or timed.
 
 - A unit is the size of x. Passes are reads and writes of tensors as large as x. Units are all
   bytes, with the contexts and gates that are written and read between the kernels; each kernel
@@ -197,8 +199,8 @@ launch on an H200 for {IMAGES} images, read from the compiler's own accounts. No
   than 1 % for the parameters' gradients), for every shape, layout and dtype of the table.
 - The last column is what a step would gain if all kernels used memory equally well.
 
-| x | dtype | formulation | layout | forward: kernels | passes | units | backward: kernels | passes \
-| units | step, MB | fused, MB | times |
+| x | dtype | formulation | layout | forward: kernels | passes | units | \
+backward: kernels | passes | units | step, MB | fused, MB | times |
 | --- | --- | --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |
 """
 
