@@ -92,7 +92,6 @@ def test_every_timing_was_compared_with_float64(operator, layout, dtype, shape):
 def test_a_lower_bound_with_autograd_stands_beside_small_inputs_only(monkeypatch):
     found = measure(small())
     assert found["lower bound with autograd", "step"].kind == "lower bound"
-    assert found["lower bound with autograd", "step"].ratio_low > 1
     assert ("lower bound with autograd", "backward") in found
     assert ("lower bound with autograd", "forward") not in found
     monkeypatch.setattr(layers, "SMALL", 1000)
