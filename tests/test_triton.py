@@ -354,7 +354,7 @@ def compiled(step: int) -> int:
 @needs_triton
 @pytest.mark.full
 def test_kernels_compile_without_spills_and_with_wide_accesses():
-    """A sample of docs/triton_kernels.md, which lists all of them."""
+    """A sample of what make cuda-report lists of every kernel."""
     assert compiled(19) >= 8
 
 
