@@ -17,6 +17,7 @@ namespace ppcr {
 template <class S>
 struct StandardBins {
   static constexpr int kContexts = 7, kSegments = 4;
+  static constexpr bool kFirstIsMean = false;
   S inverse[3];  // 1 / |bin| of each level
   PPCR_HD explicit StandardBins(const Pooling& pooling)
       : inverse{S(1) / S(pooling.size[0]), S(1) / S(pooling.size[1]), S(1) / S(pooling.size[3])} {}
@@ -31,6 +32,7 @@ struct StandardBins {
 template <class S>
 struct AnyBins {
   static constexpr int kContexts = kMaxContexts, kSegments = kMaxSegments;
+  static constexpr bool kFirstIsMean = false;
   int l_count, k_count;
   uint8_t begin[kMaxContexts], end[kMaxContexts];
   S inverse[kMaxContexts];
@@ -74,7 +76,7 @@ PPCR_HD void pixel_forward(const Bins& bins, const V* sums, const S* weight, S b
     t = t * bins.inverse_size(l);
     if (l == 0) pivot = t;
     pixel.n[l] = t - pivot;
-    mean = mean + pixel.n[l];
+    if constexpr (!Bins::kFirstIsMean) mean = mean + pixel.n[l];
   }
   mean = mean * inverse_contexts;
   V variance{};

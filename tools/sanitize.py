@@ -25,7 +25,7 @@ CPU = (
     "tests/sanitize/cpu_kernels.cpp",
     *(
         f"csrc/cpu/{name}.cpp"
-        for name in ("plan", "kernels_default", "kernels_avx2", "kernels_avx512")
+        for name in ("plan", "processor", "kernels_default", "kernels_avx2", "kernels_avx512")
     ),
 )
 CUDA = (

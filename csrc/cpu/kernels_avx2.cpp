@@ -18,7 +18,7 @@
 #define PPCR_SIMD_BYTES 32
 #include "kernels_impl.h"
 
-ppcr::Kernel ppcr::find_kernel_avx2(Op op, Dtype dtype) { return PPCR_CAPABILITY::find(op, dtype); }
+ppcr::Kernel ppcr::find_kernel_avx2(Operation operation, Pass pass, Dtype dtype) { return PPCR_CAPABILITY::find(operation, pass, dtype); }
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -20,8 +20,8 @@
 #define PPCR_SIMD_BYTES 64
 #include "kernels_impl.h"
 
-ppcr::Kernel ppcr::find_kernel_avx512(Op op, Dtype dtype) {
-  return PPCR_CAPABILITY::find(op, dtype);
+ppcr::Kernel ppcr::find_kernel_avx512(Operation operation, Pass pass, Dtype dtype) {
+  return PPCR_CAPABILITY::find(operation, pass, dtype);
 }
 
 #if defined(__clang__)

@@ -7,6 +7,6 @@
 #define PPCR_SIMD_BYTES 16
 #include "kernels_impl.h"
 
-ppcr::Kernel ppcr::find_kernel_default(Op op, Dtype dtype) {
-  return PPCR_CAPABILITY::find(op, dtype);
+ppcr::Kernel ppcr::find_kernel_default(Operation operation, Pass pass, Dtype dtype) {
+  return PPCR_CAPABILITY::find(operation, pass, dtype);
 }

@@ -11,6 +11,8 @@
 #include <immintrin.h>
 #endif
 
+#include "../ppcr_types.h"
+
 #define PPCR_INLINE static inline __attribute__((always_inline))
 
 namespace ppcr {
@@ -22,15 +24,6 @@ struct Half {
 };
 struct BFloat16 {
   uint16_t bits;
-};
-
-template <class T>
-struct Accumulate {
-  using type = float;
-};
-template <>
-struct Accumulate<double> {
-  using type = double;
 };
 
 template <class S>
@@ -49,7 +42,7 @@ constexpr bool kMaskedStores =
     PPCR_SIMD_BYTES == 64;  // a store of the first n lanes is one instruction
 template <class T>
 constexpr int kWidth =
-    kLanes<typename Accumulate<T>::type>;  // elements of T that fill a vector of accumulators
+    kLanes<Acc<T>>;  // elements of T that fill a vector of accumulators
 
 template <class V, class W>
 PPCR_INLINE V bits_as(const W& w) {
@@ -328,27 +321,37 @@ PPCR_INLINE VD square_root(VD v) {
 #endif
 }
 
+#if PPCR_SIMD_BYTES == 64
+PPCR_INLINE VF clamp(VF v, float low, float high) {
+  const __m512 limited = _mm512_min_ps(_mm512_set1_ps(high), bits_as<__m512>(v));
+  return bits_as<VF>(_mm512_max_ps(_mm512_set1_ps(low), limited));
+}
+#elif PPCR_SIMD_BYTES == 32
+PPCR_INLINE VF clamp(VF v, float low, float high) {
+  const __m256 limited = _mm256_min_ps(_mm256_set1_ps(high), bits_as<__m256>(v));
+  return bits_as<VF>(_mm256_max_ps(_mm256_set1_ps(low), limited));
+}
+#else
+PPCR_INLINE VF clamp(VF v, float low, float high) {
+  v = v > high ? high + VF{} : v;
+  return v < low ? low + VF{} : v;
+}
+#endif
+
 // e^v without -ffast-math: v = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r, and 2^n in two
 // factors, so that overflow ends in infinity and underflow passes through the subnormals to zero.
 // NaN stays NaN: every comparison with it is false.
 PPCR_INLINE VF exponential(VF v) {
-  const float limit = 104.f,
-              shift = 0x1.8p23f;  // adding the shift rounds to an integer, left in the low bits
-  v = v > limit ? limit + VF{} : v;
-  v = v < -limit ? -limit + VF{} : v;
+  v = clamp(v, -87.f, 89.f);
+  const float shift = 0x1.8p23f;  // adding it rounds to an integer, left in the low bits
   const VF shifted = v * 1.44269504088896341f + shift;
   const VF n = shifted - shift;
   const VF r = (v - n * 0.693359375f) + n * 2.12194440e-4f;
-  VF p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.f;
-  typedef int32_t VI __attribute__((vector_size(PPCR_SIMD_BYTES)));
-  const VI whole = bits_as<VI>(shifted) - bits_as<VI>(shift + VF{});
-  const VI half = whole >> 1;
-  return p * bits_as<VF>((half + 127) << 23) * bits_as<VF>((whole - half + 127) << 23);
+  const VF rr = r * r;
+  const VF p = (r * 1.9875691500e-4f + 1.3981999507e-3f) * rr + (r * 8.3334519073e-3f + 4.1665795894e-2f);
+  const VF e = (p * rr + (r * 1.6666665459e-1f + 5.0000001201e-1f)) * rr + (r + 1.f);
+  const VU power = (bits_as<VU>(shifted) + 127u) << 23;
+  return e * bits_as<VF>(power);
 }
 PPCR_INLINE VD exponential(VD v) {
   const double limit = 746., shift = 0x1.8p52;

@@ -1,0 +1,189 @@
+// Contiguous tensors: a tile is a run of pixels, a row of it one channel.
+#pragma once
+#include "elements.h"
+
+namespace ppcr {
+namespace PPCR_CAPABILITY {
+
+// Adds ROWS channels to the sums: several at once, because that shortens the chain of additions
+// (and its rounding) and the traffic to the accumulators.
+template <int ROWS, bool Partial, class Tile, class S>
+PPCR_INLINE void add_rows(const Tile& tile, int64_t at, int64_t row_stride, S* sums, bool first,
+                          bool first_dot, bool prefetch) {
+  using V = typename VectorOf<S>::type;
+  const Run<S>& run = tile.run;
+  for (int i = 0; i < run.vectors; ++i) {
+    V v[ROWS], d[ROWS];
+    PPCR_UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+      const int64_t from = at + r * row_stride + run.offset(i);
+      v[r] = load_run<Partial>(tile.x + from, run.count);
+      if constexpr (Tile::kApply)
+        if (prefetch) __builtin_prefetch(tile.out + from, 1);
+      if constexpr (Tile::kDot) d[r] = v[r] * tile.template gradient<Partial>(from, run.count);
+    }
+    PPCR_UNROLL
+    for (int half = ROWS / 2; half; half /= 2) {
+      PPCR_UNROLL
+      for (int r = 0; r < half; ++r) {
+        v[r] = v[r] + v[r + half];
+        if constexpr (Tile::kDot) d[r] = d[r] + d[r + half];
+      }
+    }
+    S* sum = sums + i * kLanes<S>;
+    store(sum, first ? v[0] : load(sum) + v[0]);
+    if constexpr (Tile::kDot) {
+      S* dot = tile.gates() + i * kLanes<S>;
+      store(dot, first_dot ? d[0] : load(dot) + d[0]);
+    }
+  }
+}
+
+// Adds the channels of a segment to the sums, row after row in memory order, with the sums of a
+// small plane in N registers.
+template <int N, class Tile, class S>
+PPCR_INLINE void add_plane_rows(const Tile& tile, int64_t at, int64_t rows, S* sums, bool first,
+                                bool first_dot) {
+  using V = typename VectorOf<S>::type;
+  const Run<S>& run = tile.run;
+  V v[N], d[N];
+  PPCR_UNROLL
+  for (int i = 0; i < N; ++i) {
+    v[i] = first ? V{} : load(sums + (i < run.vectors ? i : 0) * kLanes<S>);
+    if constexpr (Tile::kDot)
+      d[i] = first_dot ? V{} : load(tile.gates() + (i < run.vectors ? i : 0) * kLanes<S>);
+  }
+  for (; rows > 0; --rows, at += run.count) {
+    PPCR_UNROLL
+    for (int i = 0; i < N; ++i) {
+      const int64_t from = at + run.offset(i);
+      const V x = load(tile.x + from);
+      v[i] = v[i] + x;
+      if constexpr (Tile::kDot) d[i] = d[i] + x * tile.template gradient<false>(from, run.count);
+    }
+  }
+  PPCR_UNROLL
+  for (int i = 0; i < N; ++i)
+    if (i < run.vectors) {
+      store(sums + i * kLanes<S>, v[i]);
+      if constexpr (Tile::kDot) store(tile.gates() + i * kLanes<S>, d[i]);
+    }
+}
+
+// From one value per vector slot to one per pixel, followed by one vector more: the first pixels
+// again, for spans of several rows.
+template <class S>
+PPCR_INLINE void lay_out(S* row, const Run<S>& run, bool wrap) {
+  constexpr int W = kLanes<S>;
+  if (run.vectors > 1) store(row + run.last, load(row + (run.vectors - 1) * W));
+  if (run.partial() || !wrap)
+    for (int i = 0; i < W; ++i) row[run.count + i] = wrap ? row[i] : S(0);
+  else
+    store(row + run.count, load(row));
+}
+
+// Applies gate and shift to `length` consecutive elements from `at` on; element i belongs to pixel
+// i % period. Where a partial store costs nothing the stores are aligned: one that straddles two
+// cache lines takes as long as two.
+template <class Tile, class S>
+PPCR_INLINE void apply_span(const Tile& tile, int64_t at, int64_t length, const S* gate,
+                            const S* shift, int period) {
+  constexpr int W = kLanes<S>, bytes = W * static_cast<int>(sizeof(*tile.out));
+  const int step = W % period;
+  int64_t i = 0;
+  int pixel = 0;
+  if constexpr (kMaskedStores) {
+    const int over = static_cast<int>(reinterpret_cast<uintptr_t>(tile.out + at) % bytes) * W / bytes;
+    if (over) {
+      i = W - over < length ? W - over : length;
+      tile.template apply<true>(at, static_cast<int>(i), load(gate), load(shift));
+      pixel = static_cast<int>(i) % period;
+    }
+  }
+  for (; i + W <= length; i += W) {
+    tile.template apply<false>(at + i, W, load(gate + pixel), load(shift + pixel));
+    pixel += step;
+    if (pixel >= period) pixel -= period;
+  }
+  if (i == length) return;
+  if (kMaskedStores || length < W) {
+    tile.template apply<true>(at + i, static_cast<int>(length - i), load(gate + pixel),
+                              load(shift + pixel));
+  } else {  // the last vector overlaps the one before it
+    pixel = static_cast<int>((length - W) % period);
+    tile.template apply<false>(at + length - W, W, load(gate + pixel), load(shift + pixel));
+  }
+}
+
+template <Operation operation, Pass pass, class T>
+struct Contiguous {
+  using S = Acc<T>;
+  using Tile = PPCR_CAPABILITY::Tile<operation, pass, T>;
+  static constexpr int kRows = Tile::kDot ? 4 : 8, kPlaneRows = 8;
+
+  static PPCR_HD Tile tile(const Problem& p, int64_t image, int64_t pixel, int64_t count, S* rows) {
+    const Run<S> run(count, false);
+    return {p, image * p.channels * p.pixels + pixel, run, rows, (run.vectors + 1) * kLanes<S>};
+  }
+  // Between the gate step and apply().
+  static PPCR_HD void prepare(const Problem& p, const Tile& tile) {
+    for (int k = Tile::kBackward ? 0 : tile.segments; k <= tile.segments; ++k)
+      lay_out(tile.row(k), tile.run, tile.run.count == p.pixels);
+  }
+  static PPCR_HD void apply_rows(const Problem& p, const Tile& tile, int k, int64_t c,
+                                 int64_t count) {
+    if (tile.run.count == p.pixels)  // a whole plane: its rows are one span
+      apply_span(tile, c * p.pixels, count * p.pixels, tile.gates(), tile.row(k), tile.run.count);
+    else
+      for (; count > 0; ++c, --count)
+        apply_span(tile, c * p.pixels, tile.run.count, tile.gates(), tile.row(k), tile.run.count);
+  }
+  static PPCR_HD void apply(const Problem& p, const Tile& tile) {
+    for (int k = 0; k < tile.segments; ++k) {
+      const int64_t begin = p.pooling.edge[k];
+      apply_rows(p, tile, k, begin, p.pooling.edge[k + 1] - begin);
+    }
+  }
+  // Sums the channels, `rows` at once; where a tile before is not yet applied, its rows are applied beside it.
+  template <int rows, bool Partial>
+  static PPCR_HD void sum_rows(const Problem& p, const Tile& tile, const Tile& previous) {
+    const bool prefetch = p.method == Method::kGrouped;
+    for (int k = 0; k < tile.segments; ++k) {
+      const int64_t begin = p.pooling.edge[k], end = p.pooling.edge[k + 1];
+      for (int64_t c = begin, count; c < end; c += count) {
+        count = c + rows <= end ? rows : 1;
+        if (count == rows)
+          add_rows<rows, Partial>(tile, c * p.pixels, p.pixels, tile.row(k), c == begin, c == 0,
+                                  prefetch);
+        else
+          add_rows<1, Partial>(tile, c * p.pixels, p.pixels, tile.row(k), c == begin, c == 0,
+                               prefetch);
+        if (previous.run.count > 0) apply_rows(p, previous, k, c, count);
+      }
+    }
+  }
+  static PPCR_HD void sum_planes(const Problem& p, const Tile& tile, const Tile& previous) {
+    for (int k = 0; k < tile.segments; ++k) {
+      const int64_t begin = p.pooling.edge[k], end = p.pooling.edge[k + 1];
+      for (int64_t c = begin, count; c < end; c += count) {
+        count = end - c < kPlaneRows ? end - c : kPlaneRows;
+        add_plane_rows<64 / kLanes<S>>(tile, c * p.pixels, count, tile.row(k), c == begin, c == 0);
+        if (previous.run.count > 0) apply_rows(p, previous, k, c, count);
+      }
+    }
+  }
+  static PPCR_HD void sum(const Problem& p, const Tile& tile, const Tile& previous) {
+    const bool grouped = p.method == Method::kGrouped;
+    if (tile.run.partial())
+      grouped ? sum_rows<kRows, true>(p, tile, previous) : sum_rows<1, true>(p, tile, previous);
+    else if (grouped)
+      sum_rows<kRows, false>(p, tile, previous);
+    else if (tile.run.count == p.pixels && p.pixels > 48 && p.pixels <= 64)
+      sum_planes(p, tile, previous);
+    else
+      sum_rows<1, false>(p, tile, previous);
+  }
+};
+
+}  // namespace PPCR_CAPABILITY
+}  // namespace ppcr
