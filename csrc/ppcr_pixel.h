@@ -14,10 +14,11 @@
 namespace ppcr {
 
 // Levels (1, 2, 4) over four equal segments: every bound is known at compile time.
-template <class S>
+// FirstIsMean: the first context is taken for the mean of all, which is exact but for rounding.
+template <class S, bool FirstIsMean = false>
 struct StandardBins {
   static constexpr int kContexts = 7, kSegments = 4;
-  static constexpr bool kFirstIsMean = false;
+  static constexpr bool kFirstIsMean = FirstIsMean;
   S inverse[3];  // 1 / |bin| of each level
   PPCR_HD explicit StandardBins(const Pooling& pooling)
       : inverse{S(1) / S(pooling.size[0]), S(1) / S(pooling.size[1]), S(1) / S(pooling.size[3])} {}

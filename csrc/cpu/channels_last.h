@@ -50,7 +50,7 @@ struct ChannelsLast {
   }
   static PPCR_HD void prepare(const Problem&, const Tile&) {}
 
-  // Four short segments of one length are summed and applied together: no loop for each.
+  // Four short segments of one length are summed together: no loop for each.
   static PPCR_HD bool equal_segments(const Problem& p) {
     return p.pooling.standard && p.channels <= 64 && p.method != Method::kGrouped;
   }
@@ -60,16 +60,11 @@ struct ChannelsLast {
       const V gate = tile.gates()[i] + V{};
       const int64_t at = i * p.channels;
       const auto apply = [&](int64_t from, int64_t count, V shift) __attribute__((always_inline)) {
-        for (; count >= W; from += W, count -= W)
-          tile.template apply<false>(from, W, gate, shift);
+        for (; count >= W; from += W, count -= W) tile.template apply<false>(from, W, gate, shift);
         if (count > 0) tile.template apply<true>(from, static_cast<int>(count), gate, shift);
       };
       if constexpr (!Tile::kBackward) {
         apply(at, p.channels, V{});
-      } else if (equal_segments(p)) {
-        const int64_t size = p.channels / 4;
-        PPCR_UNROLL
-        for (int k = 0; k < 4; ++k) apply(at + k * size, size, tile.row(k)[i] + V{});
       } else {
         for (int k = 0; k < tile.segments; ++k) {
           const int64_t c = p.pooling.edge[k];

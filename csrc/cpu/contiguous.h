@@ -46,12 +46,13 @@ PPCR_INLINE void add_plane_rows(const Tile& tile, int64_t at, int64_t rows, S* s
                                 bool first_dot) {
   using V = typename VectorOf<S>::type;
   const Run<S>& run = tile.run;
+  // A plane of fewer vectors repeats the last.
+  const auto slot = [&](int i) { return (i < run.vectors ? i : run.vectors - 1) * kLanes<S>; };
   V v[N], d[N];
   PPCR_UNROLL
   for (int i = 0; i < N; ++i) {
-    v[i] = first ? V{} : load(sums + (i < run.vectors ? i : 0) * kLanes<S>);
-    if constexpr (Tile::kDot)
-      d[i] = first_dot ? V{} : load(tile.gates() + (i < run.vectors ? i : 0) * kLanes<S>);
+    v[i] = first ? V{} : load(sums + slot(i));
+    if constexpr (Tile::kDot) d[i] = first_dot ? V{} : load(tile.gates() + slot(i));
   }
   for (; rows > 0; --rows, at += run.count) {
     PPCR_UNROLL
@@ -63,11 +64,10 @@ PPCR_INLINE void add_plane_rows(const Tile& tile, int64_t at, int64_t rows, S* s
     }
   }
   PPCR_UNROLL
-  for (int i = 0; i < N; ++i)
-    if (i < run.vectors) {
-      store(sums + i * kLanes<S>, v[i]);
-      if constexpr (Tile::kDot) store(tile.gates() + i * kLanes<S>, d[i]);
-    }
+  for (int i = 0; i < N; ++i) {
+    store(sums + slot(i), v[i]);
+    if constexpr (Tile::kDot) store(tile.gates() + slot(i), d[i]);
+  }
 }
 
 // From one value per vector slot to one per pixel, followed by one vector more: the first pixels
@@ -93,7 +93,8 @@ PPCR_INLINE void apply_span(const Tile& tile, int64_t at, int64_t length, const 
   int64_t i = 0;
   int pixel = 0;
   if constexpr (kMaskedStores) {
-    const int over = static_cast<int>(reinterpret_cast<uintptr_t>(tile.out + at) % bytes) * W / bytes;
+    const int over =
+        static_cast<int>(reinterpret_cast<uintptr_t>(tile.out + at) % bytes) * W / bytes;
     if (over) {
       i = W - over < length ? W - over : length;
       tile.template apply<true>(at, static_cast<int>(i), load(gate), load(shift));
@@ -119,7 +120,7 @@ template <Operation operation, Pass pass, class T>
 struct Contiguous {
   using S = Acc<T>;
   using Tile = PPCR_CAPABILITY::Tile<operation, pass, T>;
-  static constexpr int kRows = Tile::kDot ? 4 : 8, kPlaneRows = 8;
+  static constexpr int kRows = Tile::kDot ? 4 : 8;
 
   static PPCR_HD Tile tile(const Problem& p, int64_t image, int64_t pixel, int64_t count, S* rows) {
     const Run<S> run(count, false);
@@ -144,42 +145,42 @@ struct Contiguous {
       apply_rows(p, tile, k, begin, p.pooling.edge[k + 1] - begin);
     }
   }
-  // Sums the channels, `rows` at once; where a tile before is not yet applied, its rows are applied beside it.
+  // Calls add(segment, first channel, count) for all channels, up to `rows` at once; where a tile
+  // before is not yet applied, its rows are applied beside it.
+  template <class Add>
+  static PPCR_HD void sum_by(const Problem& p, const Tile& previous, int rows, Add add) {
+    for (int k = 0; k < p.pooling.segments; ++k)
+      for (int64_t c = p.pooling.edge[k], end = p.pooling.edge[k + 1]; c < end;) {
+        const int64_t count = end - c < rows ? end - c : rows;
+        add(k, c, count);
+        if (previous.run.count > 0) apply_rows(p, previous, k, c, count);
+        c += count;
+      }
+  }
   template <int rows, bool Partial>
   static PPCR_HD void sum_rows(const Problem& p, const Tile& tile, const Tile& previous) {
-    const bool prefetch = p.method == Method::kGrouped;
-    for (int k = 0; k < tile.segments; ++k) {
-      const int64_t begin = p.pooling.edge[k], end = p.pooling.edge[k + 1];
-      for (int64_t c = begin, count; c < end; c += count) {
-        count = c + rows <= end ? rows : 1;
-        if (count == rows)
-          add_rows<rows, Partial>(tile, c * p.pixels, p.pixels, tile.row(k), c == begin, c == 0,
-                                  prefetch);
-        else
-          add_rows<1, Partial>(tile, c * p.pixels, p.pixels, tile.row(k), c == begin, c == 0,
-                               prefetch);
-        if (previous.run.count > 0) apply_rows(p, previous, k, c, count);
-      }
-    }
-  }
-  static PPCR_HD void sum_planes(const Problem& p, const Tile& tile, const Tile& previous) {
-    for (int k = 0; k < tile.segments; ++k) {
-      const int64_t begin = p.pooling.edge[k], end = p.pooling.edge[k + 1];
-      for (int64_t c = begin, count; c < end; c += count) {
-        count = end - c < kPlaneRows ? end - c : kPlaneRows;
-        add_plane_rows<64 / kLanes<S>>(tile, c * p.pixels, count, tile.row(k), c == begin, c == 0);
-        if (previous.run.count > 0) apply_rows(p, previous, k, c, count);
-      }
-    }
+    const auto add = [&](int k, int64_t c, int64_t count) __attribute__((always_inline)) {
+      const bool prefetch = p.method == Method::kGrouped;
+      if (count == rows)
+        return add_rows<rows, Partial>(tile, c * p.pixels, p.pixels, tile.row(k),
+                                       c == p.pooling.edge[k], c == 0, prefetch);
+      for (; count > 0; ++c, --count)
+        add_rows<1, Partial>(tile, c * p.pixels, p.pixels, tile.row(k), c == p.pooling.edge[k],
+                             c == 0, prefetch);
+    };
+    sum_by(p, previous, rows, add);
   }
   static PPCR_HD void sum(const Problem& p, const Tile& tile, const Tile& previous) {
-    const bool grouped = p.method == Method::kGrouped;
+    const auto add_plane = [&](int k, int64_t c, int64_t count) __attribute__((always_inline)) {
+      add_plane_rows<64 / kLanes<S>>(tile, c * p.pixels, count, tile.row(k), c == p.pooling.edge[k],
+                                     c == 0);
+    };
     if (tile.run.partial())
-      grouped ? sum_rows<kRows, true>(p, tile, previous) : sum_rows<1, true>(p, tile, previous);
-    else if (grouped)
+      sum_rows<kRows, true>(p, tile, previous);
+    else if (p.method == Method::kGrouped)
       sum_rows<kRows, false>(p, tile, previous);
     else if (tile.run.count == p.pixels && p.pixels > 48 && p.pixels <= 64)
-      sum_planes(p, tile, previous);
+      sum_by(p, previous, 8, add_plane);
     else
       sum_rows<1, false>(p, tile, previous);
   }

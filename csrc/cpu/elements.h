@@ -94,26 +94,21 @@ struct Tile : Elements<operation, pass, T> {
 
   // The gate, or its gradient, between memory and the last row. pixel: of the whole tensor.
   PPCR_HD void load_gate_gradient(const Problem& p, int64_t pixel) const {
-    if constexpr (Tile::kGate && Tile::kBackward) {
-      const T* grad = static_cast<const T*>(p.tensors.grad) + pixel;
+    if constexpr (Tile::kGate && Tile::kBackward)
       for (int i = 0; i < run.vectors; ++i) {
+        const T* grad = static_cast<const T*>(p.tensors.grad) + pixel + run.offset(i);
         const int n = run.lanes(i);
-        store(gates() + i * kLanes<S>,
-              n < kLanes<S> ? load(grad + run.offset(i), n) : load(grad + run.offset(i)));
+        store(gates() + i * kLanes<S>, n < kLanes<S> ? load(grad, n) : load(grad));
       }
-    }
   }
   PPCR_HD void store_gate(const Problem& p, int64_t pixel) const {
-    if constexpr (Tile::kGate && !Tile::kBackward) {
-      T* y = static_cast<T*>(p.tensors.y) + pixel;
+    if constexpr (Tile::kGate && !Tile::kBackward)
       for (int i = 0; i < run.vectors; ++i) {
+        T* y = static_cast<T*>(p.tensors.y) + pixel + run.offset(i);
+        const auto gate = load(gates() + i * kLanes<S>);
         const int n = run.lanes(i);
-        if (n < kLanes<S>)
-          store(y + run.offset(i), load(gates() + i * kLanes<S>), n);
-        else
-          store(y + run.offset(i), load(gates() + i * kLanes<S>));
+        n < kLanes<S> ? store(y, gate, n) : store(y, gate);
       }
-    }
   }
 };
 

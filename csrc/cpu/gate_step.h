@@ -7,9 +7,9 @@
 namespace ppcr {
 namespace PPCR_CAPABILITY {
 
-// A run of `count` pixels as vectors. In channel-major memory the last vector overlaps its
-// neighbour rather than leave a tail, and only a run shorter than one vector is partial; where
-// pixels are gathered one by one (`dense`) the last vector is.
+// A run of `count` pixels as vectors. In contiguous memory the last vector overlaps the one before
+// it rather than leave a tail, and only a run shorter than one vector is partial; where pixels are
+// summed one by one (`dense`) the last vector is.
 template <class S>
 struct Run {
   int count, vectors, last;
@@ -26,21 +26,14 @@ struct Run {
   PPCR_HD bool partial() const { return count < kLanes<S>; }
 };
 
-// The mean of these contexts is the first of them: a few operations less.
-template <class S>
-struct FastStandardBins : StandardBins<S> {
-  PPCR_HD explicit FastStandardBins(const Pooling& pooling) : StandardBins<S>(pooling) {}
-  static constexpr bool kFirstIsMean = true;
-};
-
 template <class S>
 struct GateStep {
   using V = typename VectorOf<S>::type;
   AnyBins<S> bins;
-  FastStandardBins<S> standard_bins;
+  StandardBins<S, true> standard_bins;
   S weight[kMaxContexts], bias, eps, weight_mean = 0;
-  V d_params[kMaxContexts +
-             1];  // backward: this tile's share of the gradients of weight and bias, by lane
+  // Backward: this tile's share of the gradients of weight and bias, by lane.
+  V d_params[kMaxContexts + 1];
   void (*step)(GateStep&, S*, int, const Run<S>&);
 
   PPCR_HD GateStep(const Problem& p, bool backward)

@@ -39,7 +39,7 @@ constexpr int64_t kScratchBytes = 96 << 10;  // on the stack of each thread
 struct Processor {
   bool amd = false;
   int64_t cores = 1, l1_bytes = 32 << 10, l2_bytes = 1 << 20;  // where the system says nothing else
-  bool forced = false;  // PPCR_CPU_METHOD names the method
+  bool forced = false;                                         // PPCR_CPU_METHOD names the method
   Method method = Method::kGrouped;
 };
 const Processor& processor();

@@ -1,9 +1,9 @@
 // The CPU kernels, compiled once per instruction set. A tile of pixels is handled in three steps:
-//   1. sum: x is read once; each channel segment is summed per pixel (backward: also the dot
-//   product of x and the gradient);
+//   1. sum: each channel segment of x is summed per pixel (backward: also the dot product of x and
+//      the gradient);
 //   2. gate: the mathematics of ppcr_pixel.h, a SIMD vector of pixels at a time;
-//   3. apply: the output is written; what it reads again (x, or in backward the gradient) is still
-//   in cache.
+//   3. apply: the output is written; what it reads again is still in cache. kPipelined does this
+//      beside the sum of the next tile.
 #pragma once
 #include "channels_last.h"
 #include "contiguous.h"
@@ -11,9 +11,11 @@
 namespace ppcr {
 namespace PPCR_CAPABILITY {
 
-template <class Layout, class S, class Tile>
+// Layout: how a tile is summed and applied.
+template <class Layout, class S>
 PPCR_INLINE void run_chunk(const Problem& p, int64_t begin, int64_t end, GateStep<S>& gate_step,
                            S* scratch, double* partial) {
+  using Tile = typename Layout::Tile;
   const bool pipelined = p.method == Method::kPipelined && Tile::kApply;
   Tile previous = Layout::tile(p, 0, 0, 0, scratch);  // of no pixel
   for (int64_t i = begin; i < end; ++i) {
@@ -49,12 +51,12 @@ void run(const Problem& p, int64_t first_chunk, int64_t last_chunk) {
                   longer = tiles % p.chunks;  // the first `longer` chunks hold one tile more
     const int64_t begin = chunk * per_chunk + (chunk < longer ? chunk : longer);
     const int64_t end = begin + per_chunk + (chunk < longer ? 1 : 0);
-    double* partial = p.partial + chunk * (p.pooling.contexts + 1);
-    using TileType = Tile<operation, pass, T>;
+    double* const partial =
+        is_backward(pass) ? p.partial + chunk * (p.pooling.contexts + 1) : nullptr;
     if (p.channels_last)
-      run_chunk<ChannelsLast<operation, pass, T>, S, TileType>(p, begin, end, gate_step, scratch, partial);
+      run_chunk<ChannelsLast<operation, pass, T>>(p, begin, end, gate_step, scratch, partial);
     else
-      run_chunk<Contiguous<operation, pass, T>, S, TileType>(p, begin, end, gate_step, scratch, partial);
+      run_chunk<Contiguous<operation, pass, T>>(p, begin, end, gate_step, scratch, partial);
   }
 }
 
@@ -76,11 +78,14 @@ Kernel kernel_of(Pass pass, Dtype dtype) {
   return is_backward(pass) ? kernel_of<operation, Pass::kBackward>(dtype)
                            : kernel_of<operation, Pass::kForward>(dtype);
 }
-static Kernel find(Operation operation, Pass pass, Dtype dtype) {
+
+}  // namespace PPCR_CAPABILITY
+
+Kernel PPCR_FIND_KERNEL(Operation operation, Pass pass, Dtype dtype) {
+  using namespace PPCR_CAPABILITY;
   return operation == Operation::kPpcr   ? kernel_of<Operation::kPpcr>(pass, dtype)
          : operation == Operation::kGate ? kernel_of<Operation::kGate>(pass, dtype)
                                          : kernel_of<Operation::kAddRelu>(pass, dtype);
 }
 
-}  // namespace PPCR_CAPABILITY
 }  // namespace ppcr

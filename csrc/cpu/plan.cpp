@@ -12,10 +12,12 @@ Method choose(const Problem& p, int64_t element_size, int64_t most) {
   if (cpu.forced) return cpu.method;
   if (!cpu.amd) return Method::kGrouped;
   if (p.channels_last) return cpu.l2_bytes < 1 << 20 ? Method::kPipelined : Method::kSequential;
-  // Whole images, where a channel is shorter than a page; large ones only where every core gets one.
-  const int64_t channel_bytes = p.pixels * element_size, bytes = channel_bytes * p.channels;
-  const bool whole = bytes <= 1 << 20 || (bytes <= 4 << 20 && p.images >= cpu.cores);
-  return channel_bytes < 4096 && whole && p.pixels <= most ? Method::kPipelined : Method::kGrouped;
+  // Whole images, where a channel is shorter than a page and every core gets an image.
+  const int64_t channel_bytes = p.pixels * element_size;
+  const int64_t largest = p.images < cpu.cores ? 1 << 20 : 4 << 20;
+  return channel_bytes < 4096 && channel_bytes * p.channels <= largest && p.pixels <= most
+             ? Method::kPipelined
+             : Method::kGrouped;
 }
 
 }  // namespace
@@ -35,7 +37,7 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
       (p.channels_last ? capacity / (rows * 5) : capacity / rows - 2 * unit) / unit * unit;
   p.method = method != nullptr ? *method : choose(p, element_size, most);
   const bool grouped = p.method == Method::kGrouped;
-  // AMD's processors to Zen 4 execute 512 bits in halves, and stream 256 bits faster.
+  // AMD's processors up to Zen 4 execute 512 bits in halves, and stream 256 bits faster.
   p.narrow = processor().amd && !grouped && (p.channels_last ? pixel_bytes >= 1024 : p.pixels > 64);
 
   int64_t cache, least, longest = most;

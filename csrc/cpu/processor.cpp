@@ -13,11 +13,11 @@
 namespace ppcr {
 namespace {
 
-enum Capability { kDefault, kAvx2, kAvx512 };
+enum { kDefault, kAvx2, kAvx512 };
 constexpr const char* kCapabilities[] = {"default", "avx2", "avx512"};
 constexpr const char* kMethods[] = {"grouped", "sequential", "pipelined"};
 
-Capability best_capability() {
+int best_capability() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   // Clang has no word for F16C in __builtin_cpu_supports before version 18.
@@ -40,7 +40,7 @@ int64_t system_value(int name, int64_t fallback) {
 }
 
 struct Settings {
-  Capability capability = best_capability();
+  int capability = best_capability();
   Processor processor{};
   std::string wrong;
 
@@ -53,11 +53,10 @@ struct Settings {
     processor.l2_bytes = system_value(_SC_LEVEL2_CACHE_SIZE, processor.l2_bytes);
 #endif
     processor.cores = system_value(_SC_NPROCESSORS_CONF, 1);
-    int chosen = capability;
-    read("PPCR_CPU_CAPABILITY", kCapabilities, capability + 1, chosen);
-    capability = static_cast<Capability>(chosen);
-    processor.forced = read("PPCR_CPU_METHOD", kMethods, 3, chosen);
-    if (processor.forced) processor.method = static_cast<Method>(chosen);
+    read("PPCR_CPU_CAPABILITY", kCapabilities, capability + 1, capability);
+    int method = 0;
+    processor.forced = read("PPCR_CPU_METHOD", kMethods, 3, method);
+    processor.method = static_cast<Method>(method);
   }
   // Whether a variable of the environment names one of `names`; keeps its index.
   bool read(const char* variable, const char* const* names, int count, int& index) {
@@ -80,13 +79,15 @@ const Settings& settings() {
 
 }  // namespace
 
-const char* wrong_settings() { return settings().wrong.empty() ? nullptr : settings().wrong.c_str(); }
+const char* wrong_settings() {
+  return settings().wrong.empty() ? nullptr : settings().wrong.c_str();
+}
 const char* cpu_capability() { return kCapabilities[settings().capability]; }
 const Processor& processor() { return settings().processor; }
 
 Kernel find_kernel(const Problem& p, Operation operation, Pass pass, Dtype dtype) {
 #if defined(__x86_64__)
-  const Capability capability = settings().capability;
+  const int capability = settings().capability;
   if (capability == kAvx512 && !p.narrow) return find_kernel_avx512(operation, pass, dtype);
   if (capability != kDefault) return find_kernel_avx2(operation, pass, dtype);
 #endif

@@ -41,8 +41,7 @@ constexpr int kLanes = PPCR_SIMD_BYTES / static_cast<int>(sizeof(S));
 constexpr bool kMaskedStores =
     PPCR_SIMD_BYTES == 64;  // a store of the first n lanes is one instruction
 template <class T>
-constexpr int kWidth =
-    kLanes<Acc<T>>;  // elements of T that fill a vector of accumulators
+constexpr int kWidth = kLanes<Acc<T>>;  // elements of T that fill a vector of accumulators
 
 template <class V, class W>
 PPCR_INLINE V bits_as(const W& w) {
@@ -321,34 +320,20 @@ PPCR_INLINE VD square_root(VD v) {
 #endif
 }
 
-#if PPCR_SIMD_BYTES == 64
-PPCR_INLINE VF clamp(VF v, float low, float high) {
-  const __m512 limited = _mm512_min_ps(_mm512_set1_ps(high), bits_as<__m512>(v));
-  return bits_as<VF>(_mm512_max_ps(_mm512_set1_ps(low), limited));
-}
-#elif PPCR_SIMD_BYTES == 32
-PPCR_INLINE VF clamp(VF v, float low, float high) {
-  const __m256 limited = _mm256_min_ps(_mm256_set1_ps(high), bits_as<__m256>(v));
-  return bits_as<VF>(_mm256_max_ps(_mm256_set1_ps(low), limited));
-}
-#else
-PPCR_INLINE VF clamp(VF v, float low, float high) {
-  v = v > high ? high + VF{} : v;
-  return v < low ? low + VF{} : v;
-}
-#endif
-
-// e^v without -ffast-math: v = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r, and 2^n in two
-// factors, so that overflow ends in infinity and underflow passes through the subnormals to zero.
-// NaN stays NaN: every comparison with it is false.
+// e^v without -ffast-math: v = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r, and 2^n, which may
+// be infinite. Float: below -87 it stays e^-87, which makes no difference to the sigmoid. Double:
+// 2^n in two factors, so that underflow passes through the subnormals to zero. NaN stays NaN: every
+// comparison with it is false.
 PPCR_INLINE VF exponential(VF v) {
-  v = clamp(v, -87.f, 89.f);
+  v = v > 89.f ? 89.f + VF{} : v;
+  v = v < -87.f ? -87.f + VF{} : v;
   const float shift = 0x1.8p23f;  // adding it rounds to an integer, left in the low bits
   const VF shifted = v * 1.44269504088896341f + shift;
   const VF n = shifted - shift;
   const VF r = (v - n * 0.693359375f) + n * 2.12194440e-4f;
   const VF rr = r * r;
-  const VF p = (r * 1.9875691500e-4f + 1.3981999507e-3f) * rr + (r * 8.3334519073e-3f + 4.1665795894e-2f);
+  const VF p =
+      (r * 1.9875691500e-4f + 1.3981999507e-3f) * rr + (r * 8.3334519073e-3f + 4.1665795894e-2f);
   const VF e = (p * rr + (r * 1.6666665459e-1f + 5.0000001201e-1f)) * rr + (r + 1.f);
   const VU power = (bits_as<VU>(shifted) + 127u) << 23;
   return e * bits_as<VF>(power);

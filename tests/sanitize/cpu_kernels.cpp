@@ -71,8 +71,7 @@ double error_of(const Case& c, const Problem& p) {
     for (int k = 0; k < p.pooling.segments; ++k)
       for (int64_t channel = p.pooling.edge[k]; channel < p.pooling.edge[k + 1]; ++channel) {
         sums[k] += value(t.x, at(channel));
-        if (is_backward(c.pass) && !gate)
-          dot += value(t.x, at(channel)) * gradient(at(channel));
+        if (is_backward(c.pass) && !gate) dot += value(t.x, at(channel)) * gradient(at(channel));
       }
     Pixel<double, AnyBins<double>> result;
     pixel_forward<ScalarMath>(bins, sums, p.weight, p.bias, p.eps, result);
@@ -90,7 +89,8 @@ double error_of(const Case& c, const Problem& p) {
     for (int k = 0; k < p.pooling.segments; ++k)
       for (int64_t channel = p.pooling.edge[k]; channel < p.pooling.edge[k + 1]; ++channel) {
         const int64_t i = at(channel);
-        const double y = value(t.x, i) * result.g + (added && t.residual ? value(t.residual, i) : 0);
+        const double y =
+            value(t.x, i) * result.g + (added && t.residual ? value(t.residual, i) : 0);
         if (is_backward(c.pass)) {
           compare(value(t.dx, i), (gate ? 0 : gradient(i) * result.g) + sums[k]);
           if (added) compare(value(t.d_residual, i), gradient(i));
@@ -101,8 +101,7 @@ double error_of(const Case& c, const Problem& p) {
   }
   for (int l = 0; is_backward(c.pass) && l <= contexts; ++l) {
     double got = 0;
-    for (int64_t chunk = 0; chunk < p.chunks; ++chunk)
-      got += p.partial[chunk * (contexts + 1) + l];
+    for (int64_t chunk = 0; chunk < p.chunks; ++chunk) got += p.partial[chunk * (contexts + 1) + l];
     compare(got / (1 + magnitude[l]), d_parameters[l] / (1 + magnitude[l]));
   }
   return worst;
@@ -161,17 +160,17 @@ void check(Find find, Dtype dtype, const Case& c, int64_t offset, Fault fault) {
          what + " depends on the number of threads");
   if (fault.overrun) return;
   const double error = error_of<T>(c, problem);
-  const double most = dtype == Dtype::kDouble   ? 1e-10
-                      : dtype == Dtype::kFloat  ? 1e-3
-                      : dtype == Dtype::kHalf   ? 4e-3
-                                                : 2e-2;
+  const double most = dtype == Dtype::kDouble  ? 1e-10
+                      : dtype == Dtype::kFloat ? 1e-3
+                      : dtype == Dtype::kHalf  ? 4e-3
+                                               : 2e-2;
   expect(error <= most, what + " has an error of " + std::to_string(error));
 }
 
 // One pixel; less than a vector; around one; planes whose rows straddle vectors; planes of 49 to 64
-// pixels; tiles of several images, with a tail; a last tile that takes in what would be shorter than
-// a vector; bins that overlap; the most contexts and segments; channels of one element a bin; four
-// short equal segments; more channels than a tile of the shortest length may hold.
+// pixels; tiles of several images, with a tail; a last tile that takes in what would be shorter
+// than a vector; bins that overlap; the most contexts and segments; channels of one element a bin;
+// four short equal segments; more channels than a tile of the shortest length may hold.
 const Sizes kSizes[] = {
     {1, 4, 1, {1, 2, 4}},      {3, 4, 1, {1, 2, 4}},    {2, 8, 3, {1, 2, 4}},
     {1, 5, 7, {1, 2, 4}},      {2, 7, 8, {2, 3}},       {1, 6, 9, {1, 2}},
@@ -207,7 +206,10 @@ int main(int count, char** arguments) {
   if (!fault.empty()) {
     for (const bool channels_last : {false, true})
       check<float>(find_kernel_default, Dtype::kFloat,
-                   {Operation::kPpcr, Pass::kBackward, {2, 64, 49, {1, 2, 4}}, channels_last,
+                   {Operation::kPpcr,
+                    Pass::kBackward,
+                    {2, 64, 49, {1, 2, 4}},
+                    channels_last,
                     Method::kGrouped},
                    0, {fault == "overrun", fault == "race"});
     return 0;
