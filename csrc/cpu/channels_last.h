@@ -50,7 +50,7 @@ struct ChannelsLast {
   }
   static PPCR_HD void prepare(const Problem&, const Tile&) {}
 
-  // Four short segments of one length are summed together: no loop for each.
+  // Four short segments of one length are summed and applied together, unrolled.
   static PPCR_HD bool equal_segments(const Problem& p) {
     return p.pooling.standard && p.channels <= 64 && p.method != Method::kGrouped;
   }
@@ -65,6 +65,10 @@ struct ChannelsLast {
       };
       if constexpr (!Tile::kBackward) {
         apply(at, p.channels, V{});
+      } else if (equal_segments(p)) {
+        const int64_t size = p.channels / 4;
+        PPCR_UNROLL
+        for (int k = 0; k < 4; ++k) apply(at + k * size, size, tile.row(k)[i] + V{});
       } else {
         for (int k = 0; k < tile.segments; ++k) {
           const int64_t c = p.pooling.edge[k];

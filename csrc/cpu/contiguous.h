@@ -179,7 +179,7 @@ struct Contiguous {
       sum_rows<kRows, true>(p, tile, previous);
     else if (p.method == Method::kGrouped)
       sum_rows<kRows, false>(p, tile, previous);
-    else if (tile.run.count == p.pixels && p.pixels > 48 && p.pixels <= 64)
+    else if (kLanes<S> >= 8 && tile.run.count == p.pixels && p.pixels > 48 && p.pixels <= 64)
       sum_by(p, previous, 8, add_plane);
     else
       sum_rows<1, false>(p, tile, previous);

@@ -29,8 +29,7 @@ struct Problem {
   bool narrow;          // with the AVX2 kernels where the CPU has AVX-512 as well
   int64_t tile_pixels;  // a tile of pixels with all channels stays in cache between its two passes
   int64_t tiles_per_image;
-  int64_t chunks;  // runs of whole tiles, the unit of work of a thread: never a function of the
-                   // number of threads
+  int64_t chunks;  // runs of whole tiles, which threads share; no function of how many these are
   int64_t tiles() const { return images * tiles_per_image; }
 };
 
@@ -53,8 +52,7 @@ using Kernel = void (*)(const Problem&, int64_t first_chunk, int64_t last_chunk)
 // names (default, avx2, avx512).
 Kernel find_kernel(const Problem& problem, Operation operation, Pass pass, Dtype dtype);
 const char* cpu_capability();
-// What is wrong with PPCR_CPU_CAPABILITY or PPCR_CPU_METHOD (grouped, sequential, pipelined), or
-// null.
+// What is wrong with PPCR_CPU_CAPABILITY or PPCR_CPU_METHOD, or null.
 const char* wrong_settings();
 
 Kernel find_kernel_default(Operation operation, Pass pass, Dtype dtype);

@@ -38,10 +38,9 @@ typedef uint16_t VH __attribute__((vector_size(PPCR_SIMD_BYTES / 2)));
 
 template <class S>
 constexpr int kLanes = PPCR_SIMD_BYTES / static_cast<int>(sizeof(S));
-constexpr bool kMaskedStores =
-    PPCR_SIMD_BYTES == 64;  // a store of the first n lanes is one instruction
+constexpr bool kMaskedStores = PPCR_SIMD_BYTES == 64;  // of the first n lanes, one instruction
 template <class T>
-constexpr int kWidth = kLanes<Acc<T>>;  // elements of T that fill a vector of accumulators
+constexpr int kWidth = kLanes<Acc<T>>;  // elements of T for a vector of accumulators
 
 template <class V, class W>
 PPCR_INLINE V bits_as(const W& w) {
@@ -248,8 +247,7 @@ PPCR_INLINE V multiply_add(V a, V b, V c) {
 // ---- sums across lanes
 
 template <class S>
-constexpr int kFolded =
-    kLanes<S> < 4 ? kLanes<S> : 4;  // partial sums that folding leaves of a vector
+constexpr int kFolded = kLanes<S> < 4 ? kLanes<S> : 4;  // partial sums left of a vector
 #ifdef __clang__
 #define PPCR_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else  // which GCC has from version 12 on
