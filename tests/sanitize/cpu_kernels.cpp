@@ -41,16 +41,18 @@ struct ScalarMath {
   static double sigmoid(double z) { return 1 / (1 + std::exp(-z)); }
 };
 
-// The largest error of what the kernels wrote, relative where a value is above 1.
+// The largest error of what the kernels wrote, relative where a value is above 1. Normalization
+// amplifies rounding where the contexts of a pixel hardly differ, so that counts for less.
 template <class T>
 double error_of(const Case& c, const Problem& p) {
   const TensorPointers& t = p.tensors;
   const auto value = [](const void* tensor, int64_t i) {
     return static_cast<double>(static_cast<const T*>(tensor)[i]);
   };
-  double worst = 0;
-  const auto compare = [&worst](double got, double expected) {
-    worst = std::fmax(worst, std::fabs(got - expected) / std::fmax(1, std::fabs(expected)));
+  double worst = 0, amplification = 0;
+  const auto compare = [&](double got, double expected) {
+    const double unit = std::fmax(1, std::fabs(expected)) * (1 + amplification / 10);
+    worst = std::fmax(worst, std::fabs(got - expected) / unit);
   };
   const bool gate = c.operation == Operation::kGate, added = c.operation == Operation::kAddRelu;
   const AnyBins<double> bins(p.pooling);
@@ -75,6 +77,8 @@ double error_of(const Case& c, const Problem& p) {
       }
     Pixel<double, AnyBins<double>> result;
     pixel_forward<ScalarMath>(bins, sums, p.weight, p.bias, p.eps, result);
+    amplification =
+        std::fmax(amplification, std::fabs(sums[0] / p.pooling.edge[1]) * result.inv_std);
     if (is_backward(c.pass)) {
       if (gate) dot = value(t.grad, pixel);
       const double dz = pixel_backward(bins, result, dot, p.weight, weight_mean, sums);
@@ -178,6 +182,7 @@ const Sizes kSizes[] = {
     {2, 64, 16, {64}},         {1, 9, 2100, {1, 2, 4}}, {1, 40, 1031, {1, 2, 4, 8}},
     {2, 20, 1025, {1, 2, 4}},  {1, 65, 65, {1, 62}},    {1, 70001, 5, {1, 2, 4}},
     {1, 1030, 150, {1, 2, 4}}, {3, 36, 64, {1, 2, 4}},  {2, 516, 53, {1, 2, 4}},
+    {1, 127, 53, {31, 32}},
 };
 
 template <class T>
