@@ -37,8 +37,10 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
       (p.channels_last ? capacity / (rows * 5) : capacity / rows - 2 * unit) / unit * unit;
   p.method = method != nullptr ? *method : choose(p, element_size, most);
   const bool grouped = p.method == Method::kGrouped;
-  // AMD's processors up to Zen 4 execute 512 bits in halves, and stream 256 bits faster.
-  p.narrow = processor().amd && !grouped && (p.channels_last ? pixel_bytes >= 1024 : p.pixels > 64);
+  // AMD's processors up to Zen 4 execute 512 bits in halves, and stream 256 bits faster. 16-bit
+  // types are 256 bits in memory, and have twice the instructions to gain from wide vectors.
+  p.narrow = processor().amd && !grouped && element_size >= 4 &&
+             (p.channels_last ? pixel_bytes >= 1024 : p.pixels > 64);
 
   int64_t cache, least, longest = most;
   if (p.channels_last) {  // tiles are runs of memory, and may be small

@@ -332,7 +332,7 @@ PPCR_INLINE VF exponential(VF v) {
   const VF rr = r * r;
   const VF p =
       (r * 1.9875691500e-4f + 1.3981999507e-3f) * rr + (r * 8.3334519073e-3f + 4.1665795894e-2f);
-  const VF e = (p * rr + (r * 1.6666665459e-1f + 5.0000001201e-1f)) * rr + (r + 1.f);
+  const VF e = (p * rr + (r * 1.6666665459e-1f + 5.0000001201e-1f)) * rr + r + 1.f;
   const VU power = (bits_as<VU>(shifted) + 127u) << 23;
   return e * bits_as<VF>(power);
 }
