@@ -21,7 +21,7 @@ ORDER = ["default", "avx2", "avx512"]
 X86 = platform.machine() == "x86_64"
 
 
-METHODS = ["grouped", "sequential", "pipelined"]
+METHODS = ["grouped", "sequential"]
 CHECKS = "test_any_alignment or test_nan_and_inf or test_zero_variance or same_capability"
 
 
@@ -64,14 +64,18 @@ def test_methods(capability, method):
 
 @pytest.mark.parametrize(
     ("name", "known"),
-    [("PPCR_CPU_CAPABILITY", "default"), ("PPCR_CPU_METHOD", "grouped, sequential, pipelined")],
+    [("PPCR_CPU_CAPABILITY", "default"), ("PPCR_CPU_METHOD", "grouped, sequential")],
 )
 def test_unknown_setting(name, known):
     """It is an error of every call, which lists what is known."""
     call = "import torch, ppcr_ext; ppcr_ext.ppcr(torch.ones(1, 4, 2), torch.ones(7))"
     environment = os.environ | {name: "fastest"}
     done = subprocess.run(
-        [sys.executable, "-c", call], cwd=TESTS.parent, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", call],
+        cwd=TESTS.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode != 0
     assert f"{name}: 'fastest' is not one of {known}" in done.stderr

@@ -48,39 +48,35 @@ struct ChannelsLast {
     return {p, (image * p.pixels + pixel) * p.channels, run, rows,
             groups * kGroup > padded ? groups * kGroup : padded};
   }
-  static PPCR_HD void prepare(const Problem&, const Tile&) {}
 
   // Four short segments of one length are summed and applied together, unrolled.
   static PPCR_HD bool equal_segments(const Problem& p) {
     return p.pooling.standard && p.channels <= 64 && p.method != Method::kGrouped;
   }
 
-  static PPCR_HD void apply_pixels(const Problem& p, const Tile& tile, int begin, int end) {
-    for (int i = begin; i < end; ++i) {
+  static PPCR_HD void apply(const Problem& p, const Tile& tile) {
+    for (int i = 0; i < tile.run.count; ++i) {
       const V gate = tile.gates()[i] + V{};
       const int64_t at = i * p.channels;
-      const auto apply = [&](int64_t from, int64_t count, V shift) __attribute__((always_inline)) {
+      const auto apply_run = [&](int64_t from, int64_t count,
+                                 V shift) __attribute__((always_inline)) {
         for (; count >= W; from += W, count -= W) tile.template apply<false>(from, W, gate, shift);
         if (count > 0) tile.template apply<true>(from, static_cast<int>(count), gate, shift);
       };
       if constexpr (!Tile::kBackward) {
-        apply(at, p.channels, V{});
+        apply_run(at, p.channels, V{});
       } else if (equal_segments(p)) {
         const int64_t size = p.channels / 4;
         PPCR_UNROLL
-        for (int k = 0; k < 4; ++k) apply(at + k * size, size, tile.row(k)[i] + V{});
+        for (int k = 0; k < 4; ++k) apply_run(at + k * size, size, tile.row(k)[i] + V{});
       } else {
         for (int k = 0; k < tile.segments; ++k) {
           const int64_t c = p.pooling.edge[k];
-          apply(at + c, p.pooling.edge[k + 1] - c, tile.row(k)[i] + V{});
+          apply_run(at + c, p.pooling.edge[k + 1] - c, tile.row(k)[i] + V{});
         }
       }
     }
   }
-  static PPCR_HD void apply(const Problem& p, const Tile& tile) {
-    apply_pixels(p, tile, 0, tile.run.count);
-  }
-
   // Four pixels at once, segment after segment: as many independent chains of additions.
   static PPCR_HD void sum_grouped(const Problem& p, const Tile& tile, int i, S* folded) {
     int64_t at[kGroup];  // the last group repeats the last pixel
@@ -131,29 +127,15 @@ struct ChannelsLast {
                    sums[k][3]);
   }
 
-  template <int Segments>
-  static PPCR_HD void sum_pixels(const Problem& p, const Tile& tile, const Tile& previous,
-                                 S* folded) {
-    int i = 0;
-    for (; i < tile.run.count; i += kGroup) {
-      sum_sequential<Segments>(p, tile, i, folded);
-      if (i < previous.run.count)
-        apply_pixels(p, previous, i,
-                     i + kGroup < previous.run.count ? i + kGroup : previous.run.count);
-    }
-    if (i < previous.run.count) apply_pixels(p, previous, i, previous.run.count);
-  }
-
-  // Sums the channels; where a tile before is not yet applied, its pixels are applied beside it.
-  static PPCR_HD void sum(const Problem& p, const Tile& tile, const Tile& previous) {
+  static PPCR_HD void sum(const Problem& p, const Tile& tile) {
     const int kept = tile.segments + Tile::kDot, stride = tile.stride, count = tile.run.count;
     S* folded = tile.row(tile.segments + 1);  // [kept][stride][F]
     if (p.method == Method::kGrouped)
       for (int i = 0; i < count; i += kGroup) sum_grouped(p, tile, i, folded);
     else if (equal_segments(p))
-      sum_pixels<4>(p, tile, previous, folded);
+      for (int i = 0; i < count; i += kGroup) sum_sequential<4>(p, tile, i, folded);
     else
-      sum_pixels<0>(p, tile, previous, folded);
+      for (int i = 0; i < count; i += kGroup) sum_sequential<0>(p, tile, i, folded);
     for (int k = 0; k < kept; ++k) {
       S* row = folded + k * stride * F;
       for (int i = count * F; i < stride * F; ++i) row[i] = 0;

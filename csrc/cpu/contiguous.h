@@ -39,25 +39,20 @@ PPCR_INLINE void add_rows(const Tile& tile, int64_t at, int64_t row_stride, S* s
   }
 }
 
-// Adds the channels of a segment to the sums, row after row in memory order, with the sums of a
-// small plane in N registers.
+// Sums channels begin .. end-1 row after row in memory order, a small plane in N registers.
 template <int N, class Tile, class S>
-PPCR_INLINE void add_plane_rows(const Tile& tile, int64_t at, int64_t rows, S* sums, bool first,
-                                bool first_dot) {
+PPCR_INLINE void sum_plane(const Tile& tile, int64_t begin, int64_t end, S* sums) {
   using V = typename VectorOf<S>::type;
   const Run<S>& run = tile.run;
   // A plane of fewer vectors repeats the last.
   const auto slot = [&](int i) { return (i < run.vectors ? i : run.vectors - 1) * kLanes<S>; };
-  V v[N], d[N];
-  PPCR_UNROLL
-  for (int i = 0; i < N; ++i) {
-    v[i] = first ? V{} : load(sums + slot(i));
-    if constexpr (Tile::kDot) d[i] = first_dot ? V{} : load(tile.gates() + slot(i));
-  }
-  for (; rows > 0; --rows, at += run.count) {
+  V v[N] = {}, d[N];
+  if constexpr (Tile::kDot)
+    for (int i = 0; i < N; ++i) d[i] = begin == 0 ? V{} : load(tile.gates() + slot(i));
+  for (int64_t c = begin; c < end; ++c) {
     PPCR_UNROLL
     for (int i = 0; i < N; ++i) {
-      const int64_t from = at + run.offset(i);
+      const int64_t from = c * run.count + run.offset(i);
       const V x = load(tile.x + from);
       v[i] = v[i] + x;
       if constexpr (Tile::kDot) d[i] = d[i] + x * tile.template gradient<false>(from, run.count);
@@ -126,63 +121,42 @@ struct Contiguous {
     const Run<S> run(count, false);
     return {p, image * p.channels * p.pixels + pixel, run, rows, (run.vectors + 1) * kLanes<S>};
   }
-  // Between the gate step and apply().
-  static PPCR_HD void prepare(const Problem& p, const Tile& tile) {
-    for (int k = Tile::kBackward ? 0 : tile.segments; k <= tile.segments; ++k)
-      lay_out(tile.row(k), tile.run, tile.run.count == p.pixels);
-  }
-  static PPCR_HD void apply_rows(const Problem& p, const Tile& tile, int k, int64_t c,
-                                 int64_t count) {
-    if (tile.run.count == p.pixels)  // a whole plane: its rows are one span
-      apply_span(tile, c * p.pixels, count * p.pixels, tile.gates(), tile.row(k), tile.run.count);
-    else
-      for (; count > 0; ++c, --count)
-        apply_span(tile, c * p.pixels, tile.run.count, tile.gates(), tile.row(k), tile.run.count);
-  }
   static PPCR_HD void apply(const Problem& p, const Tile& tile) {
+    const bool plane = tile.run.count == p.pixels;  // then the rows of a segment are one span
+    lay_out(tile.gates(), tile.run, plane);
     for (int k = 0; k < tile.segments; ++k) {
-      const int64_t begin = p.pooling.edge[k];
-      apply_rows(p, tile, k, begin, p.pooling.edge[k + 1] - begin);
+      if constexpr (Tile::kBackward) lay_out(tile.row(k), tile.run, plane);
+      const int64_t begin = p.pooling.edge[k], end = p.pooling.edge[k + 1];
+      const int64_t length = plane ? (end - begin) * p.pixels : tile.run.count;
+      for (int64_t c = begin; c < end; c += plane ? end - begin : 1)
+        apply_span(tile, c * p.pixels, length, tile.gates(), tile.row(k), tile.run.count);
     }
   }
-  // Calls add(segment, first channel, count) for all channels, up to `rows` at once; where a tile
-  // before is not yet applied, its rows are applied beside it.
-  template <class Add>
-  static PPCR_HD void sum_by(const Problem& p, const Tile& previous, int rows, Add add) {
-    for (int k = 0; k < p.pooling.segments; ++k)
-      for (int64_t c = p.pooling.edge[k], end = p.pooling.edge[k + 1]; c < end;) {
-        const int64_t count = end - c < rows ? end - c : rows;
-        add(k, c, count);
-        if (previous.run.count > 0) apply_rows(p, previous, k, c, count);
-        c += count;
-      }
-  }
+  // Sums `rows` channels at once.
   template <int rows, bool Partial>
-  static PPCR_HD void sum_rows(const Problem& p, const Tile& tile, const Tile& previous) {
-    const auto add = [&](int k, int64_t c, int64_t count) __attribute__((always_inline)) {
-      const bool prefetch = p.method == Method::kGrouped;
-      if (count == rows)
-        return add_rows<rows, Partial>(tile, c * p.pixels, p.pixels, tile.row(k),
-                                       c == p.pooling.edge[k], c == 0, prefetch);
-      for (; count > 0; ++c, --count)
-        add_rows<1, Partial>(tile, c * p.pixels, p.pixels, tile.row(k), c == p.pooling.edge[k],
-                             c == 0, prefetch);
-    };
-    sum_by(p, previous, rows, add);
+  static PPCR_HD void sum_rows(const Problem& p, const Tile& tile) {
+    const bool prefetch = p.method == Method::kGrouped;
+    for (int k = 0; k < tile.segments; ++k) {
+      const int64_t begin = p.pooling.edge[k], end = p.pooling.edge[k + 1];
+      int64_t c = begin;
+      for (; c + rows <= end; c += rows)
+        add_rows<rows, Partial>(tile, c * p.pixels, p.pixels, tile.row(k), c == begin, c == 0,
+                                prefetch);
+      for (; c < end; ++c)
+        add_rows<1, Partial>(tile, c * p.pixels, p.pixels, tile.row(k), c == begin, c == 0,
+                             prefetch);
+    }
   }
-  static PPCR_HD void sum(const Problem& p, const Tile& tile, const Tile& previous) {
-    const auto add_plane = [&](int k, int64_t c, int64_t count) __attribute__((always_inline)) {
-      add_plane_rows<64 / kLanes<S>>(tile, c * p.pixels, count, tile.row(k), c == p.pooling.edge[k],
-                                     c == 0);
-    };
+  static PPCR_HD void sum(const Problem& p, const Tile& tile) {
     if (tile.run.partial())
-      sum_rows<kRows, true>(p, tile, previous);
+      sum_rows<kRows, true>(p, tile);
     else if (p.method == Method::kGrouped)
-      sum_rows<kRows, false>(p, tile, previous);
+      sum_rows<kRows, false>(p, tile);
     else if (kLanes<S> >= 8 && tile.run.count == p.pixels && p.pixels > 48 && p.pixels <= 64)
-      sum_by(p, previous, 8, add_plane);
+      for (int k = 0; k < tile.segments; ++k)
+        sum_plane<64 / kLanes<S>>(tile, p.pooling.edge[k], p.pooling.edge[k + 1], tile.row(k));
     else
-      sum_rows<1, false>(p, tile, previous);
+      sum_rows<1, false>(p, tile);
   }
 };
 

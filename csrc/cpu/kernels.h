@@ -11,7 +11,6 @@ enum class Dtype { kFloat, kDouble, kHalf, kBFloat16 };
 enum class Method {
   kGrouped,     // four pixels (channels_last) or rows of one page (contiguous) at once
   kSequential,  // pixels in memory order; whole images
-  kPipelined,   // also in memory order, and beside it the tile before is written
 };
 
 // Memory is seen as images of `pixels` pixels and `channels` channels: either each channel's pixels
@@ -33,12 +32,12 @@ struct Problem {
   int64_t tiles() const { return images * tiles_per_image; }
 };
 
-constexpr int64_t kScratchBytes = 96 << 10;  // on the stack of each thread
+constexpr int64_t kScratchBytes = 48 << 10;  // on the stack of each thread
 
 struct Processor {
   bool amd = false;
-  int64_t cores = 1, l1_bytes = 32 << 10, l2_bytes = 1 << 20;  // where the system says nothing else
-  bool forced = false;                                         // PPCR_CPU_METHOD names the method
+  int64_t cores = 1, l1_bytes = 32 << 10;  // where the system says nothing else
+  bool forced = false;                     // PPCR_CPU_METHOD names the method
   Method method = Method::kGrouped;
 };
 const Processor& processor();

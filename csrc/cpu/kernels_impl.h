@@ -2,8 +2,7 @@
 //   1. sum: each channel segment of x is summed per pixel (backward: also the dot product of x and
 //      the gradient);
 //   2. gate: the mathematics of ppcr_pixel.h, a SIMD vector of pixels at a time;
-//   3. apply: the output is written; what it reads again is still in cache. kPipelined does this
-//      beside the sum of the next tile.
+//   3. apply: the output is written; what it reads again is still in cache.
 #pragma once
 #include "channels_last.h"
 #include "contiguous.h"
@@ -13,37 +12,27 @@ namespace PPCR_CAPABILITY {
 
 // Layout: how a tile is summed and applied.
 template <class Layout, class S>
-PPCR_INLINE void run_chunk(const Problem& p, int64_t begin, int64_t end, GateStep<S>& gate_step,
-                           S* scratch, double* partial) {
-  using Tile = typename Layout::Tile;
-  const bool pipelined = p.method == Method::kPipelined && Tile::kApply;
-  Tile previous = Layout::tile(p, 0, 0, 0, scratch);  // of no pixel
+PPCR_INLINE void run_tiles(const Problem& p, int64_t begin, int64_t end, GateStep<S>& gate_step,
+                           S* rows, double* partial) {
   for (int64_t i = begin; i < end; ++i) {
     const int64_t image = i / p.tiles_per_image, in_image = i % p.tiles_per_image,
                   pixel = in_image * p.tile_pixels;
     const int64_t count = in_image + 1 == p.tiles_per_image ? p.pixels - pixel : p.tile_pixels;
-    S* rows = scratch + (pipelined && i % 2 ? kScratchBytes / 2 / sizeof(S) : 0);
-    const Tile tile = Layout::tile(p, image, pixel, count, rows);
+    const auto tile = Layout::tile(p, image, pixel, count, rows);
     tile.load_gate_gradient(p, image * p.pixels + pixel);
-    Layout::sum(p, tile, previous);
+    Layout::sum(p, tile);
     const Run<S> pixels = tile.run;  // a copy, so that the tile itself stays in registers
     gate_step.run(rows, tile.stride, pixels);
     tile.store_gate(p, image * p.pixels + pixel);
-    if constexpr (Tile::kBackward) gate_step.add_to(partial);
-    if constexpr (Tile::kApply) {
-      Layout::prepare(p, tile);
-      if (!pipelined || i + 1 == end)
-        Layout::apply(p, tile);
-      else
-        previous = tile;
-    }
+    if constexpr (tile.kBackward) gate_step.add_to(partial);
+    if constexpr (tile.kApply) Layout::apply(p, tile);
   }
 }
 
 template <Operation operation, Pass pass, class T>
 void run(const Problem& p, int64_t first_chunk, int64_t last_chunk) {
   using S = Acc<T>;
-  alignas(64) S scratch[kScratchBytes / sizeof(S)];
+  alignas(64) S rows[kScratchBytes / sizeof(S)];
   GateStep<S> gate_step(p, is_backward(pass));
   const int64_t tiles = p.tiles();
   for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
@@ -54,9 +43,9 @@ void run(const Problem& p, int64_t first_chunk, int64_t last_chunk) {
     double* const partial =
         is_backward(pass) ? p.partial + chunk * (p.pooling.contexts + 1) : nullptr;
     if (p.channels_last)
-      run_chunk<ChannelsLast<operation, pass, T>>(p, begin, end, gate_step, scratch, partial);
+      run_tiles<ChannelsLast<operation, pass, T>>(p, begin, end, gate_step, rows, partial);
     else
-      run_chunk<Contiguous<operation, pass, T>>(p, begin, end, gate_step, scratch, partial);
+      run_tiles<Contiguous<operation, pass, T>>(p, begin, end, gate_step, rows, partial);
   }
 }
 

@@ -4,19 +4,18 @@
 namespace ppcr {
 namespace {
 
-// Measured on three processors; every other one takes kGrouped, which an Intel processor with
-// AVX-512 preferred. AMD's read and write fastest in memory order: Zen 4 with tiles that stay in a
-// part of the L1 cache, Zen 3 (whose L2 cache is half as large) with reads and writes interleaved.
+// AMD's processors (Zen 4 was measured) read and write fastest in memory order, and with tiles that
+// stay in a part of the L1 cache. Others take kGrouped, which Intel's with AVX-512 preferred.
 Method choose(const Problem& p, int64_t element_size, int64_t most) {
   const Processor& cpu = processor();
   if (cpu.forced) return cpu.method;
   if (!cpu.amd) return Method::kGrouped;
-  if (p.channels_last) return cpu.l2_bytes < 1 << 20 ? Method::kPipelined : Method::kSequential;
+  if (p.channels_last) return Method::kSequential;
   // Whole images, where a channel is shorter than a page and every core gets an image.
   const int64_t channel_bytes = p.pixels * element_size;
   const int64_t largest = p.images < cpu.cores ? 1 << 20 : 4 << 20;
   return channel_bytes < 4096 && channel_bytes * p.channels <= largest && p.pixels <= most
-             ? Method::kPipelined
+             ? Method::kSequential
              : Method::kGrouped;
 }
 
@@ -25,7 +24,7 @@ Method choose(const Problem& p, int64_t element_size, int64_t most) {
 void plan(Problem& p, int64_t element_size, const Method* method) {
   const int64_t scalar = element_size == 8 ? 8 : 4;  // accumulation type
   const int64_t unit = 64 / scalar;                  // pixels in the widest vector
-  const int64_t rows = p.pooling.segments + 1, capacity = kScratchBytes / 2 / scalar;
+  const int64_t rows = p.pooling.segments + 1, capacity = kScratchBytes / scalar;
   const int64_t pixel_bytes = p.channels * element_size;
 
   if (p.channels_last) {  // one image holds all pixels
@@ -45,7 +44,7 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
   int64_t cache, least, longest = most;
   if (p.channels_last) {  // tiles are runs of memory, and may be small
     cache = grouped ? 64 << 10 : processor().l1_bytes / 8;
-    least = grouped ? unit : p.method == Method::kSequential ? 2 : 8;
+    least = grouped ? unit : 2;
   } else {
     // Contiguous tiles need long rows, since every row reads a page of its own, unless a tile is a
     // whole plane and so one run of memory.

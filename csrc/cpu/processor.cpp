@@ -15,7 +15,7 @@ namespace {
 
 enum { kDefault, kAvx2, kAvx512 };
 constexpr const char* kCapabilities[] = {"default", "avx2", "avx512"};
-constexpr const char* kMethods[] = {"grouped", "sequential", "pipelined"};
+constexpr const char* kMethods[] = {"grouped", "sequential"};
 
 int best_capability() {
 #if defined(__x86_64__)
@@ -50,12 +50,11 @@ struct Settings {
 #endif
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
     processor.l1_bytes = system_value(_SC_LEVEL1_DCACHE_SIZE, processor.l1_bytes);
-    processor.l2_bytes = system_value(_SC_LEVEL2_CACHE_SIZE, processor.l2_bytes);
 #endif
     processor.cores = system_value(_SC_NPROCESSORS_CONF, 1);
     read("PPCR_CPU_CAPABILITY", kCapabilities, capability + 1, capability);
     int method = 0;
-    processor.forced = read("PPCR_CPU_METHOD", kMethods, 3, method);
+    processor.forced = read("PPCR_CPU_METHOD", kMethods, 2, method);
     processor.method = static_cast<Method>(method);
   }
   // Whether a variable of the environment names one of `names`; keeps its index.
