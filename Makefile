@@ -21,9 +21,11 @@ MINIMAL := .venv-minimal
 MINIMAL_TORCH := 2.13.0
 COPY := build/minimal
 ABI := build/abi
+IMPORTED_FROM = import ppcr_ext; assert '$(1)' in ppcr_ext.__file__, ppcr_ext.__file__
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-input
 
-NATIVE := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml $(wildcard ppcr_ext/_build/*.py)
+RECIPES := setup.py pyproject.toml $(wildcard ppcr_ext/_build/*.py)
+NATIVE := $(shell find csrc -type f 2>/dev/null) $(RECIPES)
 PACKAGE := $(NATIVE) $(shell find ppcr_ext -name '*.py' 2>/dev/null) MANIFEST.in README.md LICENSE
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -41,7 +43,8 @@ help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 	@echo "for maintainers"
 	@sed -nE 's/^([a-z-]+):.*#@ /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
-	@echo "variables: PYTHON=python3.12  TORCH=2.13.0  BENCH_ARGS='shapes --rounds 50'  PYTEST_ARGS='-k gate'"
+	@echo "variables: PYTHON=python3.12  TORCH=2.13.0  BENCH_ARGS='shapes --rounds 50'" \
+	    "PYTEST_ARGS='-k gate'"
 
 setup: $(BUILT)  ## .venv with the pinned packages, and ppcr_ext installed in place
 
@@ -55,7 +58,8 @@ $(INSTALLED): requirements/dev.txt
 	    { echo "$(VENV) has no pip: install one there, or remove $(VENV)" \
 	    "and let make set it up" >&2; exit 1; }
 	rm -f $(VENV)/.installed-*
-	$(BIN)/python $(PIP_INSTALL) $(if $(TORCH),torch==$(TORCH) torchvision -r requirements/dev.in,--require-hashes -r requirements/dev.txt)
+	$(BIN)/python $(PIP_INSTALL) $(if $(TORCH),torch==$(TORCH) torchvision -r requirements/dev.in,\
+	    --require-hashes -r requirements/dev.txt)
 	touch $@
 
 $(BUILT): $(INSTALLED) $(NATIVE)
@@ -71,7 +75,7 @@ bench-full: $(BUILT)  ## operators, scaling and whole networks; BENCH_ARGS=--qui
 	$(BIN)/python -m benchmarks scaling $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks end-to-end $(BENCH_ARGS)
 
-results: $(BUILT)  #@ take what was measured from results/ into benchmarks/results/ and write its tables into the README
+results: $(BUILT)  #@ take results/ into benchmarks/results/, and its tables into the README
 	$(BIN)/python -m benchmarks.render --take results
 
 test: $(BUILT)  ## all tests but the slow ones
@@ -83,30 +87,31 @@ test-slow: $(BUILT)  #@ what takes minutes: exhaustive sweeps
 test-property: $(BUILT)  #@ thousands of random inputs, drawn anew, against float64
 	PPCR_HYPOTHESIS=nightly $(BIN)/python -m pytest tests/test_properties.py $(PYTEST_ARGS)
 
-sanitize: $(BUILT)  #@ CPU kernels, and CUDA kernels on the CPU, under AddressSanitizer, UBSan and ThreadSanitizer
+sanitize: $(BUILT)  #@ the kernels, on the CPU, under AddressSanitizer, UBSan and ThreadSanitizer
 	$(BIN)/python tools/sanitize.py
 
-mutate: $(BUILT)  #@ plants faults in the kernels one at a time: do the tests see them? MUTANTS=sample for a few
+mutate: $(BUILT)  #@ do the tests see planted faults in the kernels? MUTANTS=sample for a few
 	$(BIN)/python tools/mutate.py $(MUTANTS)
 
-package: $(PACKAGED)  #@ sdist and wheel in dist/: contents, metadata, types, and installed as a user would
+package: $(PACKAGED)  #@ sdist and wheel in dist/: contents, metadata, types, installations
 
 $(PACKAGED): $(BUILT) $(MINIMAL)/.installed $(PACKAGE) tools/check_package.py
 	$(BIN)/python tools/check_package.py $(MINIMAL)/bin/python
 	touch $@
 
-# The package is installed, from a copy, into a venv of its own: two versions of PyTorch never share a build folder,
-# and the tests run where the source tree cannot be imported by accident.
+# The package is installed, from a copy, into a venv of its own: two versions of PyTorch never share
+# a build folder, and the tests run where the source tree cannot be imported by accident.
 test-minimal: $(MINIMAL)/.package  #@ the core tests with a CPU-only PyTorch, without Triton
-	cd tests && ../$(MINIMAL)/bin/python -c "import ppcr_ext; assert '$(MINIMAL)' in ppcr_ext.__file__, ppcr_ext.__file__"
-	cd tests && ../$(MINIMAL)/bin/python -m pytest --import-mode=importlib -m "not full and not gpu and not slow" $(PYTEST_ARGS)
+	cd tests && ../$(MINIMAL)/bin/python -c "$(call IMPORTED_FROM,$(MINIMAL))"
+	cd tests && ../$(MINIMAL)/bin/python -m pytest --import-mode=importlib \
+	    -m "not full and not gpu and not slow" $(PYTEST_ARGS)
 
 test-abi: $(PACKAGED)  #@ the wheel of the pinned PyTorch, with another, CPU-only
 	rm -rf $(ABI)
 	$(MINIMAL)/bin/python $(PIP_INSTALL) --no-deps --no-index --target $(ABI) dist/*.whl
-	cd tests && PYTHONPATH=../$(ABI) ../$(MINIMAL)/bin/python -c "import ppcr_ext; assert '$(ABI)' in ppcr_ext.__file__, ppcr_ext.__file__"
-	cd tests && PYTHONPATH=../$(ABI) ../$(MINIMAL)/bin/python -m pytest --import-mode=importlib -m "not full" \
-	    test_definition.py test_pytorch.py test_edges.py $(PYTEST_ARGS)
+	cd tests && PYTHONPATH=../$(ABI) ../$(MINIMAL)/bin/python -c "$(call IMPORTED_FROM,$(ABI))"
+	cd tests && PYTHONPATH=../$(ABI) ../$(MINIMAL)/bin/python -m pytest --import-mode=importlib \
+	    -m "not full" test_definition.py test_pytorch.py test_edges.py $(PYTEST_ARGS)
 
 test-versions: $(PACKAGED)  #@ every promised PyTorch, 5 GB each; VERSIONS='--cells oldest'
 	$(BIN)/python tools/test_versions.py $(VERSIONS)
@@ -114,7 +119,8 @@ test-versions: $(PACKAGED)  #@ every promised PyTorch, 5 GB each; VERSIONS='--ce
 $(MINIMAL)/.installed: requirements/minimal.txt
 	test -x $(MINIMAL)/bin/python || $(PYTHON) -m venv $(MINIMAL)
 	$(MINIMAL)/bin/python $(PIP_INSTALL) --require-hashes -r $<
-	$(MINIMAL)/bin/python $(PIP_INSTALL) $(if $(TORCH_CPU_INDEX),--extra-index-url $(TORCH_CPU_INDEX)) torch==$(MINIMAL_TORCH)
+	$(MINIMAL)/bin/python $(PIP_INSTALL) torch==$(MINIMAL_TORCH) \
+	    $(if $(TORCH_CPU_INDEX),--extra-index-url $(TORCH_CPU_INDEX))
 	touch $@
 
 $(MINIMAL)/.package: $(MINIMAL)/.installed $(PACKAGE)
@@ -127,16 +133,18 @@ $(MINIMAL)/.package: $(MINIMAL)/.installed $(PACKAGE)
 cuda: $(BUILT)  ## the CUDA library, built with nvcc; CUDA_ARGS='--arch 9.0' for one architecture
 	$(BIN)/python tools/cuda_build.py $(CUDA_ARGS)
 
-cuda-report: $(BUILT)  #@ results/cuda_kernels.csv, triton_kernels.csv: registers, spills, access widths of every kernel
+cuda-report: $(BUILT)  #@ results/: estimated speed of every plan, registers and access widths of every kernel
+	$(BIN)/python tools/cuda_estimates.py
 	$(BIN)/python tools/cuda_report.py
 	$(BIN)/python tools/triton_report.py
 
 gpu:  ## on a machine with a GPU: build, GPU tests, sanitizers, benchmark; files go to results/gpu
 	$(PYTHON) tools/gpu.py --out results/gpu
 
-LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" --quiet
+LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
+    --custom-compile-command "make lock" --quiet
 
-lock:  #@ requirements/*.txt from requirements/*.in, with hashes; LOCK_ARGS=--upgrade for newer versions
+lock:  #@ requirements/*.txt from *.in, with hashes; LOCK_ARGS=--upgrade for newer versions
 	$(LOCK) $(LOCK_ARGS) requirements/torch.in requirements/dev.in -o requirements/dev.txt
 	$(LOCK) $(LOCK_ARGS) requirements/minimal.in -o requirements/minimal.txt
 

@@ -1,4 +1,5 @@
-"""Builds the compiled parts of ppcr_ext, as far as this machine can, and says in a line what was built and why the rest was not.
+"""Builds the compiled parts of ppcr_ext, as far as this machine can, and says what was built and
+why the rest was not.
 
 Environment: PPCR_BUILD_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG=1, CXX.
 Everything else about the package stands in pyproject.toml.
@@ -26,12 +27,14 @@ try:
 
     NO_TORCH = None
 except ImportError as error:
-    NO_TORCH = f"PyTorch cannot be imported at build time ({error}); install it first and use --no-build-isolation"
+    remedy = "install it first and use --no-build-isolation"
+    NO_TORCH = f"PyTorch cannot be imported at build time ({error}); {remedy}"
 
 ROOT = Path(__file__).resolve().parent
 
 
-# The recipes are modules of the package; under another name, without its __init__.py, which would import torch and load a library.
+# The recipes are modules of the package. They are imported under another name, without its
+# __init__.py, which would import torch and load a library.
 recipes = types.ModuleType("ppcr_ext_recipes")
 recipes.__path__ = [str(ROOT / "ppcr_ext" / "_build")]
 sys.modules[recipes.__name__] = recipes

@@ -17,6 +17,7 @@ namespace ppcr {
 // FirstIsMean: the first context is taken for the mean of all, which is exact but for rounding.
 template <class S, bool FirstIsMean = false>
 struct StandardBins {
+  static constexpr bool kStandard = true;
   static constexpr int kContexts = 7, kSegments = 4;
   static constexpr bool kFirstIsMean = FirstIsMean;
   S inverse[3];  // 1 / |bin| of each level
@@ -32,6 +33,7 @@ struct StandardBins {
 // Any other levels, equal or overlapping bins.
 template <class S>
 struct AnyBins {
+  static constexpr bool kStandard = false;
   static constexpr int kContexts = kMaxContexts, kSegments = kMaxSegments;
   static constexpr bool kFirstIsMean = false;
   int l_count, k_count;

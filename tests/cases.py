@@ -1,4 +1,4 @@
-"""Cases of the operators: inputs of ppcr_ext.testing that run on a backend and are checked there."""
+"""Cases of the operators: inputs of ppcr_ext.testing that run and are checked on a backend."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class Case(testing.Inputs):
         return [*tensors, self.residual] if self.has_residual else tensors
 
     def run(self, backend: str | None) -> tuple[Tensor, ...]:
-        """Output and gradients of (x, weight[, bias][, residual])."""
+        """Output and gradients of (x, weight[, bias][, residual]), which require gradients then."""
+        for t in self.inputs:
+            t.requires_grad_()
         return tuple(self.results(backend).values())
 
     def results(self, backend: str | None) -> dict[str, Tensor]:

@@ -43,13 +43,14 @@ def _one_thread():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Says what the random inputs came to, and what the runs of the Triton and CUDA kernels on the CPU executed."""
+    """Says how close the random inputs came to the bound, and which kernels the CPU executed."""
     properties = sys.modules.get("test_properties")
     if properties is not None and properties.statistics["examples"]:
         s = properties.statistics
         terminalreporter.write_line(
-            f"properties: {s['examples']} examples, {s['comparisons']} comparisons; worst error {s['worst']:.2f} of {properties.CONSTANT} "
-            f"allowed times the amplified unit roundoff ({s['of']})"
+            f"properties: {s['examples']} examples, {s['comparisons']} comparisons; worst error "
+            f"{s['worst']:.2f} of {properties.CONSTANT} allowed times the amplified unit roundoff "
+            f"({s['of']})"
         )
     triton = sys.modules.get("test_triton")
     if triton is not None and triton.counts:
@@ -64,5 +65,6 @@ def pytest_terminal_summary(terminalreporter):
     launches = statistics["launches"]
     terminalreporter.write_line(
         f"CUDA on CPU: {sum(launches.values())} launches of {len(launches)} kernel variants, "
-        f"{statistics['threads'] / 1e6:.1f} M CUDA threads, {statistics['switches'] / 1e6:.0f} M switches"
+        f"{statistics['threads'] / 1e6:.1f} M CUDA threads, "
+        f"{statistics['switches'] / 1e6:.0f} M switches"
     )

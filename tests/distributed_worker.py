@@ -36,7 +36,8 @@ def network():
     """Plain and fused layers; no batch norm, whose statistics are each process's own."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), PPCR(8), Block(8), Block(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+        nn.Conv2d(3, 8, 3), PPCR(8), Block(8), Block(8),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
     ).double()  # fmt: skip
     for module in model.modules():
         if isinstance(module, PPCR):
@@ -45,7 +46,10 @@ def network():
 
 
 def train(model, rank, world, full):
-    """Two steps on a rank's share of eight samples; full() makes a whole tensor of a parameter's or gradient's shards."""
+    """Two steps on a rank's share of eight samples.
+
+    full() makes a whole tensor of the shards of a parameter or gradient.
+    """
     generator = torch.Generator().manual_seed(1)
     x, target = (
         torch.randn(8, 3, 7, 7, generator=generator, dtype=torch.float64),

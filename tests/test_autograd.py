@@ -1,4 +1,5 @@
-"""Derivatives: of first and second order, in both modes, through torch.func, deterministic, and with nothing kept but x."""
+"""Derivatives of first and second order, in both modes and through torch.func. They are
+deterministic, and nothing but x is kept for them."""
 
 import itertools
 from collections import UserList
@@ -165,7 +166,8 @@ def test_functional_call_of_the_module():
 
 @pytest.mark.parametrize("name", ["forward", "add_relu"])
 def test_gradient_penalty_trains(name):
-    """The norm of the input's gradient in the loss, a double backward in each of three training steps of a small network."""
+    """The loss holds the norm of the input's gradient: a double backward in each of three training
+    steps of a small network."""
     x = torch.randn(
         4,
         3,
@@ -258,7 +260,7 @@ def test_bit_identical_for_any_number_of_threads(shape, dtype, layout):
 
 
 def test_expanded_and_differently_laid_out_gradients():
-    """dx takes x's layout whatever the gradient's; y.sum().backward() hands in a gradient of stride 0."""
+    """dx takes x's layout, whatever the gradient's is: y.sum().backward() hands in strides of 0."""
     case = make_case("ppcr_add_relu", (2, 8, 5, 3), (1, 2, 4), torch.float64, "channels_last")
     reference_case = make_case(
         "ppcr_add_relu", (2, 8, 5, 3), (1, 2, 4), torch.float64, "channels_last"

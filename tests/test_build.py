@@ -1,4 +1,4 @@
-"""Building and installing: JIT, without a compiler, with what the environment asks for, and what the wheel holds."""
+"""Building and installing: JIT, without a compiler, as the environment asks; and the wheel."""
 
 import json
 import os
@@ -17,7 +17,10 @@ from ppcr_ext import _native
 from ppcr_ext._build import cpu as recipe
 
 ROOT = Path(__file__).resolve().parent.parent
-SMOKE = "import torch, ppcr_ext; print(ppcr_ext.available_backends(), ppcr_ext.ppcr(torch.ones(1, 4), torch.zeros(7)).tolist())"
+SMOKE = (
+    "import torch, ppcr_ext; "
+    "print(ppcr_ext.available_backends(), ppcr_ext.ppcr(torch.ones(1, 4), torch.zeros(7)).tolist())"
+)
 
 
 def call(*command, cwd, code=0, **environment):
@@ -61,7 +64,8 @@ def test_jit_build(checkout, tmp_path):
 
 
 def test_jit_build_without_a_compiler_says_so(checkout, tmp_path):
-    program = "import ppcr_ext\ntry: ppcr_ext.build()\nexcept RuntimeError as error: print('said:', error)"
+    program = "import ppcr_ext\ntry: ppcr_ext.build()\n"
+    program += "except RuntimeError as error: print('said:', error)"
     output = call("-c", program, cwd=checkout, **without_compiler(tmp_path))
     assert "said: ppcr_ext cannot be compiled here: no C++ compiler: 'c++' is not on PATH" in output
 

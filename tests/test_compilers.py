@@ -1,4 +1,5 @@
-"""Whole networks through PyTorch's compilers and exporters: Inductor, AOTInductor, ONNX; transforms inside compiled functions."""
+"""Whole networks through PyTorch's compilers and exporters: Inductor, AOTInductor, ONNX, and
+transforms inside compiled functions."""
 
 import subprocess
 import sys
@@ -14,7 +15,7 @@ N, H = torch.export.Dim("n", min=2, max=64), torch.export.Dim("h", min=4, max=25
 
 
 class Network(torch.nn.Module):
-    """All three operators: a layer of its own, a fused residual end, and a gate that weighs the pooling."""
+    """All three operators: a layer, a fused residual end, and a gate that weighs the pooling."""
 
     def __init__(self):
         super().__init__()
@@ -34,7 +35,7 @@ class Network(torch.nn.Module):
 
 
 class Small(torch.nn.Module):
-    """A residual end with little around it: a C++ compiler takes seconds for each kernel of Inductor's.
+    """A residual end with little around it: each of Inductor's kernels is compiled for seconds.
 
     No convolution: those of the CPU are compiled anew for other sizes, with PPCR or without.
     """
@@ -62,7 +63,8 @@ def batch(n=2, h=8, w=6):
 @pytest.mark.full
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_inductor_forward_and_backward(dynamic):
-    """One graph without breaks; with dynamic shapes the second size compiles nothing, with static ones the first size again."""
+    """There is one graph without breaks. With dynamic shapes the second size compiles nothing, with
+    static ones neither does the first size when it comes again."""
     torch.manual_seed(0)
     torch.compiler.reset()
     network = Small()

@@ -38,9 +38,8 @@ def library() -> Path:
     path = WORK / "report.so"
     started = time.monotonic()
     cuda_build.build(path, cuda_report.ARCHITECTURE, WORK)
-    print(
-        f"\nbuilt {path.name} for sm_90 in {time.monotonic() - started:.0f} s, {path.stat().st_size / 2**20:.1f} MB"
-    )
+    took, size = time.monotonic() - started, path.stat().st_size / 2**20
+    print(f"\nbuilt {path.name} for sm_90 in {took:.0f} s, {size:.1f} MB")
     return path
 
 
@@ -59,7 +58,8 @@ one, three, four = "Tensor", "(Tensor, Tensor, Tensor)", "(Tensor, Tensor, Tenso
 operators = {
     "ppcr": ("Tensor x", one), "ppcr_backward": ("Tensor grad, Tensor x", three),
     "ppcr_gate": ("Tensor x", one), "ppcr_gate_backward": ("Tensor grad, Tensor x", three),
-    "ppcr_add_relu": ("Tensor x, Tensor residual", one), "ppcr_add_relu_backward": ("Tensor grad, Tensor x, Tensor y", four),
+    "ppcr_add_relu": ("Tensor x, Tensor residual", one),
+    "ppcr_add_relu_backward": ("Tensor grad, Tensor x, Tensor y", four),
 }
 for name, (tensors, result) in operators.items():
     schemas.define(f"{name}({tensors}, {parameters}) -> {result}")
@@ -174,7 +174,8 @@ def fake_nvcc(folder: Path, release: str, architectures: str) -> Path:
     nvcc.parent.mkdir(parents=True, exist_ok=True)
     listed = "\n".join(f"compute_{number}" for number in architectures.split())
     nvcc.write_text(
-        f'#!/bin/sh\nif [ "$1" = --version ]; then echo "Cuda compilation tools, release {release}, V{release}.88"; '
+        f'#!/bin/sh\nif [ "$1" = --version ]; '
+        f'then echo "Cuda compilation tools, release {release}, V{release}.88"; '
         f'else echo "{listed}"; fi\n'
     )
     nvcc.chmod(0o755)
@@ -195,7 +196,8 @@ def test_pytorch_without_cuda():
 def test_missing_nvcc(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     assert recipe.why_not("13.0") == (
-        "nvcc was not found in CUDA_HOME; install the CUDA 13 toolkit, or set CUDA_HOME to its folder"
+        "nvcc was not found in CUDA_HOME; "
+        "install the CUDA 13 toolkit, or set CUDA_HOME to its folder"
     )
 
 

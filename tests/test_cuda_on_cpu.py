@@ -1,4 +1,7 @@
-"""Every CUDA kernel, executed on the CPU (a fiber per CUDA thread) and compared with float64: numbers, and bits under two schedules."""
+"""Every CUDA kernel, executed on the CPU, a fiber per CUDA thread.
+
+Numbers are compared with float64, and bits between two schedules.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ from cuda_on_cpu.cases import (
     Tensors,
     as_numpy,
     check,
+    forced_plan,
     kernels,
     same_bits,
 )
@@ -41,16 +45,6 @@ every_operator = pytest.mark.parametrize("operator", OPERATORS)
 both_layouts = pytest.mark.parametrize("channels_last", [False, True], ids=LAYOUTS)
 
 
-def forced_plan(fields: dict) -> str:
-    """PPCR_PLAN text of the plan that these sizes get."""
-    plan = kernels().plan(fields)
-    if plan["method"] != "contiguous_pipelined":
-        return ""
-    return ",".join(
-        f"{name}={plan[name]}" for name in ("q", "groups", "cluster", "vector", "steps")
-    )
-
-
 def sparse(count: int) -> torch.Tensor:
     """float16 zeros of which only the pages that are written take memory."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
@@ -63,7 +57,10 @@ def sparse(count: int) -> torch.Tensor:
     ("images", "pixels"), [(5, 2**23 + 64), (1, 2**25 + 64)], ids=["many_images", "one_image"]
 )
 def test_more_than_2_to_the_31_elements(images, pixels, levels, channels_last):
-    """The first and the last blocks of tensors whose offsets leave 32 bits: from image to image, and within one image."""
+    """The first and the last blocks of tensors whose offsets leave 32 bits.
+
+    They do so from image to image, or within one image.
+    """
     channels, last = 64, 64
     # A cluster for every tile, of which the first and the last run.
     forced = "" if channels_last else f"clusters={2**30}"
@@ -162,7 +159,7 @@ def test_standard_levels(channels, pixels, dtype, channels_last, operator):
     ids=lambda value: str(value).replace(" ", ""),
 )
 def test_any_levels(levels, channels, pixels, dtype, channels_last, operator):
-    """Unequal segments, bins that overlap, up to 64 contexts; more segments than a block has groups."""
+    """Unequal segments, overlapping bins, 64 contexts; more segments than a block has groups."""
     check(Case(dtype, 2, channels, pixels, channels_last, operator, levels))
 
 
@@ -190,7 +187,8 @@ def test_forced_plans(forced, dtype, operator):
     check(Case(dtype, 1, 64, 256, False, operator, forced=forced))
 
 
-# Several tiles a cluster, more for some clusters than for others: what is copied ahead, and both turns of the barriers.
+# Several tiles per cluster, more for some clusters than for others: for what is copied ahead, and
+# for both barriers.
 SEVERAL_TILES = {
     "whole images": (7, 49, "q=49,groups=4,cluster=1,clusters=3"),
     "whole images, cluster 4": (7, 49, "q=49,groups=1,cluster=4,clusters=2"),
@@ -248,7 +246,7 @@ def test_vectors_of_eight_bytes(dtype, operator):
 @pytest.mark.parametrize("operator", [PPCR, ADD_RELU])
 @every_dtype
 def test_lane_variants(dtype, operator):
-    """Every compiled way of the channels_last kernel to share a pixel among lanes, with a tail of lanes and of pixels."""
+    """Every compiled way to share a pixel among lanes, with a tail of lanes and of pixels."""
     vector = 16 // DTYPES[dtype].itemsize
     for index, (lanes, steps, pixels) in enumerate(kernels().lane_variants):
         if steps == 16 and dtype == "float64":
@@ -276,7 +274,7 @@ def test_lane_variants(dtype, operator):
     ("channels", "pixels", "forced"),
     [(12, 700, ""), (100, 60, "q=16"), (2047, 9, "q=4"), (36, 40, "q=16,vector=1")],
 )
-def test_pixel_tiles(channels, pixels, forced, levels, dtype, operator):
+def test_channels_last_in_shared_memory(channels, pixels, forced, levels, dtype, operator):
     """Several tiles in shared memory with a tail, of channels that are not whole vectors."""
     plan = check(Case(dtype, 1, channels, pixels, True, operator, levels, forced))
     if plan["method"] != "channels_last_registers":

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("pybind11")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+cuda_estimates = pytest.importorskip("cuda_estimates", reason="tools/ is part of a checkout")
 
 from cuda_on_cpu.cases import ADD_RELU, AMPERE, GATE, HOPPER, PPCR, SMALL, kernels
 
@@ -27,13 +32,24 @@ UNITS = {(PPCR, False): 2, (PPCR, True): 3, (ADD_RELU, False): 3, (ADD_RELU, Tru
 @pytest.mark.parametrize("element_size", [4, 2], ids=["32bit", "16bit"])
 @pytest.mark.parametrize("shape", RESNET, ids=lambda shape: f"{shape[0]}x{shape[1]}")
 def test_traffic_of_resnet_shapes_on_hopper(shape, element_size, channels_last, images):
-    """2 and 3 (add_relu: 3 and 5) passes over the tensor, nothing read twice, and under 1 % for the parameters' gradients."""
+    """2 and 3 (add_relu: 3 and 5) passes over the tensor, and nothing is read twice.
+
+    The parameters' gradients take under 1 %.
+    """
     channels, side = shape
     for (operator, backward), units in UNITS.items():
         plan = kernels().plan(
-            dict(images=images, channels=channels, image_pixels=side * side, element_size=element_size,
-                 channels_last=channels_last, operator=operator, backward=backward, **HOPPER)
-        )  # fmt: skip
+            dict(
+                images=images,
+                channels=channels,
+                image_pixels=side * side,
+                element_size=element_size,
+                channels_last=channels_last,
+                operator=operator,
+                backward=backward,
+                **HOPPER,
+            )
+        )
         assert plan["read_bytes"] + plan["written_bytes"] == units * plan["tensor_bytes"], plan
         assert plan["parameter_bytes"] < 0.01 * plan["tensor_bytes"], plan
         if channels_last and channels * element_size >= 64:
@@ -46,14 +62,26 @@ def test_traffic_of_resnet_shapes_on_hopper(shape, element_size, channels_last, 
 @pytest.mark.parametrize("levels", [(1, 2, 4), (1, 3, 5), (1, 2, 4, 8)], ids=str)
 @pytest.mark.parametrize("element_size", [4, 2], ids=["32bit", "16bit"])
 def test_traffic_of_any_channels_and_levels(element_size, levels):
-    """channels_last reads nothing twice either where vectors do not fit the segments, up to the channels that shared memory holds."""
+    """channels_last reads nothing twice either where vectors do not fit the segments.
+
+    That holds up to the channels that shared memory has room for.
+    """
     for channels, (operator, backward) in itertools.product(
         (24, 40, 67, 112, 320, 1000, 1536, 4095), UNITS
     ):
         plan = kernels().plan(
-            dict(images=64, channels=channels, image_pixels=196, element_size=element_size, channels_last=True, levels=list(levels),
-                 operator=operator, backward=backward, **HOPPER)
-        )  # fmt: skip
+            dict(
+                images=64,
+                channels=channels,
+                image_pixels=196,
+                element_size=element_size,
+                channels_last=True,
+                levels=list(levels),
+                operator=operator,
+                backward=backward,
+                **HOPPER,
+            )
+        )
         assert (
             plan["read_bytes"] + plan["written_bytes"]
             == UNITS[operator, backward] * plan["tensor_bytes"]
@@ -123,9 +151,18 @@ def test_every_size_has_a_plan(device):
         if sum(levels) < 2:
             levels = [1, 1]
         operator, backward = choose.choice([PPCR, ADD_RELU, GATE]), choose.random() < 0.5
-        fields = dict(images=images, channels=channels, image_pixels=pixels, channels_last=channels_last, operator=operator,
-                      backward=backward, levels=levels, element_size=choose.choice([2, 4, 8]),
-                      alignment=choose.choice([16, 8]), **device)  # fmt: skip
+        fields = dict(
+            images=images,
+            channels=channels,
+            image_pixels=pixels,
+            channels_last=channels_last,
+            operator=operator,
+            backward=backward,
+            levels=levels,
+            element_size=choose.choice([2, 4, 8]),
+            alignment=choose.choice([16, 8]),
+            **device,
+        )
         plan = kernels().plan(fields)
         assert 0 < plan["blocks"] < 2**31, (fields, plan)
         assert plan["shared_bytes"] <= device["shared_bytes"]
@@ -174,3 +211,27 @@ def test_python_knows_the_most_contexts():
 def test_too_many_channels():
     with pytest.raises(ValueError, match="at most 2147483647 channels"):
         kernels().plan(dict(images=1, channels=2**31, image_pixels=1, channels_last=True, **HOPPER))
+
+
+def test_estimates_against_what_was_measured():
+    """The estimated shares of tools/cuda_estimates.py on an H200, cell by cell and on average."""
+    results = json.loads((ROOT / "benchmarks/results/h200/plans.json").read_text())
+    measured = {
+        (
+            row["dtype"],
+            "{0}x{1}x{1}".format(*row["stage"]),
+            *(row[name] for name in ("layout", "operation", "direction")),
+        ): row["share"]
+        for row in results["runs"][-1]["rows"]
+    }
+    names = ("dtype", "stage", "layout", "operation", "direction")
+    estimated = {
+        tuple(row[name] for name in names): row["share"]
+        for row in cuda_estimates.rows()
+        if row["device"] == "H200"
+    }
+    assert len(estimated) == 4 * 6 * 2 * 3 * 2
+    off = {cell: estimated[cell] - share for cell, share in measured.items()}
+    assert len(off) == 92
+    assert max(map(abs, off.values())) <= 0.13, max(off, key=lambda cell: abs(off[cell]))
+    assert sum(map(abs, off.values())) / len(off) <= 0.03

@@ -23,8 +23,10 @@ def gate(pixel, weight, bias=None, *, levels, backend, eps=1e-5):
 @pytest.mark.parametrize("backend", BACKENDS)
 class TestOnPaper:
     def test_four_channels(self, backend):
-        # Channels 1 2 3 6. Level 1: mean 3. Level 2: (1+2)/2 = 1.5 and (3+6)/2 = 4.5. Level 4: 1 2 3 6.
-        # Contexts 3 1.5 4.5 1 2 3 6: mean 21/7 = 3, deviations 0 -1.5 1.5 -2 -1 0 3, variance 18.5/7.
+        # Channels 1 2 3 6. Level 1: mean 3. Level 2: (1+2)/2 = 1.5 and (3+6)/2 = 4.5. Level 4: the
+        # channels themselves.
+        # Contexts 3 1.5 4.5 1 2 3 6: mean 21/7 = 3, deviations 0 -1.5 1.5 -2 -1 0 3, variance
+        # 18.5/7.
         deviations = [0, -1.5, 1.5, -2, -1, 0, 3]
         weight = [0.3, -0.2, 0.5, 0.1, -0.4, 0.7, 0.2]
         # sum of weight * deviation: 0 + 0.3 + 0.75 - 0.2 + 0.4 + 0 + 0.6 = 1.85
@@ -39,8 +41,8 @@ class TestOnPaper:
         torch.testing.assert_close(y, x * g, rtol=1e-14, atol=0)
 
     def test_overlapping_bins(self, backend):
-        # Five channels in two bins: channels 0 1 2 and 2 3 4 (channel 2 in both). Values 1 2 6 0 3: means 3 and 3, and in three
-        # bins 0 1, 1 2 3, 3 4: means 1.5, 8/3, 1.5.
+        # Five channels in two bins: channels 0 1 2 and 2 3 4 (channel 2 in both). Values 1 2 6 0 3:
+        # means 3 and 3. In three bins 0 1, 1 2 3, 3 4: means 1.5, 8/3, 1.5.
         assert reference.bins(5, 2) == [(0, 3), (2, 5)]
         assert reference.bins(5, 3) == [(0, 2), (1, 4), (3, 5)]
         contexts = [3, 3, 1.5, 8 / 3, 1.5]
@@ -60,12 +62,13 @@ class TestOnPaper:
         assert got == pytest.approx(1 / (1 + math.exp(-(1.5 * a + 0.1))), rel=1e-14)
 
     def test_zero_variance(self, backend):
-        # All contexts agree: every normalized context is 0, the gate is sigmoid(bias), whatever the weights.
+        # All contexts agree: every normalized context is 0, and the gate is sigmoid(bias).
         got = gate([7.0] * 4, [1.0, 2, 3, 4, 5, 6, 7], [0.3], levels=(1, 2, 4), backend=backend)
         assert got == pytest.approx(1 / (1 + math.exp(-0.3)), rel=1e-15)
 
     def test_gradient_by_hand(self, backend):
-        # Two channels, one bin each, weight (w, -w): n = (-a, a), z = -2 w a, with u = (x1 - x0)/2 and a = u / sqrt(u^2 + eps).
+        # Two channels, one bin each, weight (w, -w): n = (-a, a) and z = -2 w a, with
+        # u = (x1 - x0)/2 and a = u / sqrt(u^2 + eps).
         # dz/dx1 = -2 w da/du / 2 = -w eps / (u^2 + eps)^1.5, and dz/dx0 its negative.
         x0, x1, w, eps = 1.0, 1.5, 0.75, 0.5
         u = (x1 - x0) / 2
@@ -104,7 +107,8 @@ def test_bins_follow_adaptive_average_pooling():
 
 
 def test_affine_normalization_folds_into_weight_and_bias():
-    """gamma and beta after the normalization are weight * gamma and bias + sum weight * beta: no parameters of their own."""
+    """gamma and beta after the normalization are weight * gamma and bias + sum weight * beta: they
+    need no parameters of their own."""
     torch.manual_seed(0)
     x = torch.randn(3, 8, 5, dtype=torch.float64)
     weight, gamma, beta = torch.randn(3, 7, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What can run on which CUDA device, asked of stand-ins for the devices and for NVIDIA's library."""
+"""What can run on which CUDA device, with stand-ins for the devices and NVIDIA's library."""
 
 import types
 

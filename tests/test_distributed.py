@@ -20,8 +20,12 @@ def found(tmp_path_factory):
     )  # where the tests run from the checkout, its package is the one under test
     path = [str(root)] if Path(sys.modules["ppcr_ext"].__file__) == built else []
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", distributed_worker.__file__, str(out)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")])},
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         distributed_worker.__file__, str(out)],
+        env=os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")]),
+        },
         check=True,
         timeout=120,
     )  # fmt: skip
@@ -30,7 +34,8 @@ def found(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_gradients_and_parameters_are_those_of_one_process(found, kind):
-    """Gradients of two steps with momentum, and the parameters after them; each process has seen half of the samples."""
+    """Gradients of two steps with momentum, and the parameters after them, where each process has
+    seen half of the samples."""
     expected = distributed_worker.train(distributed_worker.network(), 0, 1, lambda t: t)
     assert [len(part) for part in expected] == [14, 14, 14]
     assert all(

@@ -11,7 +11,7 @@ pytest.importorskip("timm")
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/networks.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/usage.md", "docs/networks.md"])
 def test_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.compiler.reset()
@@ -30,7 +30,7 @@ def test_code_runs(page, tmp_path, monkeypatch):
 
 def test_what_is_named_exists():
     """Files that the pages name are in the repository."""
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
         for name in re.findall(
             r"`((?:examples|docs|benchmarks|csrc|tests|ppcr_ext|tools)/[\w./]+\.\w+)`",
             page.read_text(),

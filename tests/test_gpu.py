@@ -1,4 +1,5 @@
-"""On a CUDA device: numbers against a float64 evaluation on the CPU, and what PyTorch expects of an operator there (`make gpu`)."""
+"""On a CUDA device: numbers against a float64 evaluation on the CPU, and what PyTorch expects of an
+operator there (`make gpu`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Triton kernels on a CUDA device: numbers, agreement with the CUDA library, graphs, streams, devices (`make gpu`).
+"""The Triton kernels on a CUDA device: numbers, and agreement with the CUDA library (`make gpu`).
 
 Fewer combinations than test_gpu.py: Triton compiles each for a second.
 """

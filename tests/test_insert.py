@@ -12,7 +12,7 @@ from ppcr_ext import PPCR, insert_ppcr
 
 
 class Network(nn.Module):
-    """A convolution, a body of two, and a head; the body holds a batch norm and a transposed convolution."""
+    """A convolution, a body of a batch norm and a transposed convolution, and a head."""
 
     def __init__(self):
         super().__init__()
@@ -147,7 +147,8 @@ def test_what_is_no_module():
 
 
 def test_torchvision_and_timm_are_not_imported():
-    code = "import sys, ppcr_ext, ppcr_ext.networks; assert not {'torchvision', 'timm'} & set(sys.modules)"
+    code = "import sys, ppcr_ext, ppcr_ext.networks; "
+    code += "assert not {'torchvision', 'timm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'PPCRBlock'"):
         _ = ppcr_ext.networks.PPCRBlock

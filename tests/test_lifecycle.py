@@ -1,4 +1,5 @@
-"""Threads, forks, the interpreter's end, leaks, memory: how the library behaves in a program that lives long."""
+"""Threads, forks, the interpreter's end, leaks and memory: the library in a program that runs
+long."""
 
 import gc
 import subprocess
@@ -14,9 +15,9 @@ import ppcr_ext
 from ppcr_ext.testing import to_layout
 
 ROOT = Path(ppcr_ext.__file__).parents[1]
-OVERHEAD = (
-    256 << 10
-)  # bytes beside outputs: a share of dweight and dbias per chunk (at most 256 of 65 doubles), and the allocator's own
+# Bytes beside outputs: shares of dweight and dbias for every chunk (at most 256 of 65 doubles), and
+# what the allocator needs.
+OVERHEAD = 256 << 10
 
 
 def step(x, w, b, grad):
@@ -94,7 +95,8 @@ class Pixels(Dataset):
 if __name__ == "__main__":
     layer = ppcr_ext.PPCR(8)
     layer(torch.randn(64, 8, 64, 64)).sum().backward()  # threads run before the fork
-    loader = DataLoader(Pixels(), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
+    options = {"num_workers": 2, "multiprocessing_context": "fork", "timeout": 60}
+    loader = DataLoader(Pixels(), batch_size=2, **options)
     means = sorted(float(batch.mean()) for batch in loader)
     assert means == [0.25, 1.25, 2.25, 3.25], means
     layer(torch.randn(64, 8, 64, 64)).sum().backward()
@@ -108,7 +110,8 @@ def test_data_loader_workers():
 
 
 def test_interpreter_ends_with_live_graphs():
-    """Daemon threads apart: one that is inside an operator then aborts the process under torch's own operators, too."""
+    """Except for daemon threads: one that is inside an operator then aborts the process under
+    torch's own operators, too."""
     program = """
 import torch, ppcr_ext
 x = torch.randn(2, 8, 9, requires_grad=True)
@@ -154,7 +157,8 @@ import torch, ppcr_ext
 torch.set_num_threads(2)
 
 def peak():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 def measure(name, tensors):
     function = getattr(torch.ops.ppcr_ext, name)
@@ -163,16 +167,20 @@ def measure(name, tensors):
     open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts anew
     before = peak()
     result = call(tensors)
-    outputs = sum(t.numel() * t.element_size() for t in (result if isinstance(result, tuple) else (result,)))
+    results = result if isinstance(result, tuple) else (result,)
+    outputs = sum(t.numel() * t.element_size() for t in results)
     print(name, peak() - before - outputs, outputs)
 
 w, b = torch.randn(7), torch.randn(1)
 gate_grad = torch.ones(8, 1, 128, 128)
 for memory_format in (torch.contiguous_format, torch.channels_last):
-    x, ones = (t.contiguous(memory_format=memory_format) for t in (torch.randn(8, 64, 128, 128), torch.ones(8, 64, 128, 128)))
+    shape = (8, 64, 128, 128)
+    x = torch.randn(shape).contiguous(memory_format=memory_format)
+    ones = torch.ones(shape).contiguous(memory_format=memory_format)
     for name, tensors in {
         "ppcr": [x], "ppcr_gate": [x], "ppcr_add_relu": [x, ones],
-        "ppcr_backward": [ones, x], "ppcr_gate_backward": [gate_grad, x], "ppcr_add_relu_backward": [ones, x, ones],
+        "ppcr_backward": [ones, x], "ppcr_gate_backward": [gate_grad, x],
+        "ppcr_add_relu_backward": [ones, x, ones],
     }.items():
         measure(name, tensors)
 """
@@ -180,8 +188,8 @@ for memory_format in (torch.contiguous_format, torch.channels_last):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux")
 def test_peak_memory_is_the_outputs():
-    """The resident high-water mark of a call: its outputs (33.5 MB, the gate 0.5 MB, backward of add_relu 67 MB), and next to nothing
-    beside them."""
+    """The resident high-water mark of a call is its outputs (33.5 MB, the gate 0.5 MB, backward of
+    add_relu 67 MB), and next to nothing beside them."""
     lines = [line.split() for line in call(PEAK).splitlines()]
     print(*lines, sep="\n")
     assert len(lines) == 12
@@ -207,7 +215,8 @@ def test_one_pixel_one_channel_a_bin_and_many_channels():
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_more_than_2_to_the_31_elements(layout):
-    """float16, 4.3 GB each for x and the output, forward and backward: the last pixels are right, where 32-bit offsets would wrap."""
+    """float16, forward and backward, 4.3 GB each for x and the output: the last pixels are right,
+    where 32-bit offsets would wrap."""
     samples, channels, side = 2, 64, 4100
     count = samples * channels * side * side
     assert count > 2**31

@@ -23,7 +23,8 @@ from ppcr_ext.networks import PPCRBasicBlock, PPCRBottleneck
 
 @pytest.mark.parametrize("network", HOSTS)
 def test_residual_networks(network):
-    """Outputs, gradients and running statistics are those of PPCR behind the last norm of every block, checkpoint keys stay."""
+    """Outputs, gradients and running statistics are those of PPCR behind the last norm of every
+    block, and checkpoint keys stay."""
     torch.manual_seed(0)
     host = HOSTS[network]
     plain = host.build().double()
@@ -103,7 +104,8 @@ class TestLife:
 
     @pytest.mark.parametrize(
         "through",
-        [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), save_and_load, nn.SyncBatchNorm.convert_sync_batchnorm,
+        [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), save_and_load,
+         nn.SyncBatchNorm.convert_sync_batchnorm,
          torch.fx.symbolic_trace, lambda m: torch.compile(m, fullgraph=True, backend="aot_eager")],
         ids=["deepcopy", "pickle", "torch.save", "SyncBatchNorm", "fx", "compile"],
     )  # fmt: skip
@@ -167,7 +169,8 @@ def test_timm_builds_with_it():
     "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str
 )
 def test_all_zero_pixels_of_a_zeroed_last_norm(dtype):
-    """timm starts the last norm of a block at zero: variance 0 everywhere, finite outputs and gradients all the same."""
+    """timm starts the last norm of a block at zero: the variance is 0 everywhere, and outputs and
+    gradients are finite."""
     model = timm.create_model("resnet18", zero_init_last=True)
     insert_ppcr(model)
     draw_weights(model)
@@ -182,12 +185,18 @@ def test_all_zero_pixels_of_a_zeroed_last_norm(dtype):
 @pytest.mark.parametrize(
     ("build", "arguments", "words"),
     [
-        (lambda: timm.create_model("resnet18", act_layer=nn.SiLU), {}, "layer1.0 cannot be fused: its activation is SiLU, not ReLU"),
-        (lambda: timm.create_model("resnet18", drop_path_rate=0.1), {}, "layer1.1 cannot be fused: stochastic depth"),
-        (lambda: timm.create_model("res2net50_26w_4s"), {}, "layer1.0 cannot be fused: there is no fused Bottle2neck"),
-        (lambda: timm.create_model("seresnet50", layers=[1, 1, 1, 1]), {}, "layer1.0 has an attention layer already .SEModule."),
-        (torchvision.models.resnet18, {"stages": (4, 5)}, r"stages has \[5\], but the residual stages of the model are \[1, 2, 3, 4\]"),
-        (torchvision.models.resnet18, {"levels": (1, 65)}, "layer1.0: levels must lie between 1 and the 64 channels"),
+        (lambda: timm.create_model("resnet18", act_layer=nn.SiLU), {},
+         "layer1.0 cannot be fused: its activation is SiLU, not ReLU"),
+        (lambda: timm.create_model("resnet18", drop_path_rate=0.1), {},
+         "layer1.1 cannot be fused: stochastic depth"),
+        (lambda: timm.create_model("res2net50_26w_4s"), {},
+         "layer1.0 cannot be fused: there is no fused Bottle2neck"),
+        (lambda: timm.create_model("seresnet50", layers=[1, 1, 1, 1]), {},
+         "layer1.0 has an attention layer already .SEModule."),
+        (torchvision.models.resnet18, {"stages": (4, 5)},
+         r"stages has \[5\], but the residual stages of the model are \[1, 2, 3, 4\]"),
+        (torchvision.models.resnet18, {"levels": (1, 65)},
+         "layer1.0: levels must lie between 1 and the 64 channels"),
         (lambda: torchvision.models.densenet121(), {}, "DenseNet has no residual block"),
     ],
 )  # fmt: skip
@@ -233,8 +242,11 @@ def named(model, kind, attribute=""):
 
 
 def convnext_channels(model, kind, attribute):
-    return {name: model.get_submodule(name.removesuffix(attribute)).get_parameter(scale).shape[0]
-            for scale in ("gamma" if kind == "ConvNeXtBlock" else "layer_scale",) for name in named(model, kind, attribute)}  # fmt: skip
+    scale = "gamma" if kind == "ConvNeXtBlock" else "layer_scale"
+    blocks = {
+        n: model.get_submodule(n.removesuffix(attribute)) for n in named(model, kind, attribute)
+    }
+    return {name: block.get_parameter(scale).shape[0] for name, block in blocks.items()}
 
 
 OTHERS = {

@@ -1,6 +1,8 @@
-"""Random inputs of every kind against the float64 definition, and relations that need no definition (metamorphic tests).
+"""Random inputs of every kind against the float64 definition, and metamorphic tests, which need no
+definition.
 
-A fixed selection runs with the tests; ``make test-property`` (PPCR_HYPOTHESIS=nightly) draws thousands anew.
+A fixed selection runs with the tests; ``make test-property`` (PPCR_HYPOTHESIS=nightly) draws
+thousands anew.
 """
 
 from __future__ import annotations
@@ -28,16 +30,18 @@ settings.register_profile("nightly", max_examples=3000, deadline=None, print_blo
 settings.load_profile("nightly" if NIGHTLY else "fixed")
 METAMORPHIC = settings(max_examples=500 if NIGHTLY else 50)
 
-# Errors are allowed this many times u (1 + A) (1 + sum |weight|) of the terms that a result is made of, u being the unit roundoff of
-# the accumulation type. A = max_l mean |x over bin l| / sqrt(var + eps) is by how much normalization amplifies the rounding of the
-# contexts: spacing of what is summed, over the spread that divides it. The rounding of the output comes on top, once.
+# Errors are allowed this many times u (1 + A) (1 + sum |weight|) of the terms that a result is made
+# of, with u the unit roundoff of the accumulation type. A = max_l mean |x over bin l| / sqrt(var +
+# eps) is by how much normalization amplifies the rounding of the contexts: the spacing of what is
+# summed, over the spread that divides it. The output is rounded once more.
 CONSTANT = 4
 torch.set_printoptions(threshold=10)  # for the failing example
 statistics = {"examples": 0, "comparisons": 0, "worst": 0.0, "of": ""}
 
 
 def rounded_like(t, dtype):
-    """Half a unit in the last place of ``dtype``: what storing a value may change, subnormals included."""
+    """Half a unit in the last place of ``dtype``, which storing a value may change; of subnormals,
+    too."""
     info = torch.finfo(dtype)
     return t.abs() * (info.eps / 2) + info.smallest_normal * info.eps
 
@@ -178,8 +182,8 @@ def test_against_float64(problem):
         size = w.abs().view(per_context)
         unit = torch.finfo(reference.accumulation_dtype(x.dtype)).eps / 2
         factor = unit * amplified * (1 + size.sum())
-        # What the results are sums of, per pixel, each with its own factor. 1 - g is formed from g, as in torch, and so no better than
-        # one unit of g.
+        # What the results are sums of, per pixel, each with its own factor. 1 - g is formed from g,
+        # as in torch, and so is no better than one unit of g.
         dg = gy.abs() if name == "ppcr_gate" else (gy * wide).abs().sum(1, keepdim=True)
         dz_errors = dg * gate * (factor * (1 - gate) + unit)
         dt_errors = (
@@ -256,14 +260,16 @@ def test_batch_of_n_is_n_batches_of_one(problem):
 
 
 def close(a, b):
-    """Equal but for rounding, which another place in a vector changes; of float64, so that nothing else is that small."""
+    """Equal but for rounding, which another place in a vector changes. The tensors are float64, so
+    that nothing else is that small."""
     return float((a - b).abs().max()) <= 1e-7 * (1 + float(b.abs().max()))
 
 
 @METAMORPHIC
 @given(problems(dtypes=(torch.float64,)), st.randoms(use_true_random=False))
 def test_permuted_samples_and_pixels(problem, random):
-    """Permuting samples, or pixels, permutes outputs and gradients of x; those of the parameters are the same sums."""
+    """Permuting samples or pixels permutes outputs and gradients of x. The gradients of the
+    parameters are the same sums."""
     name, x, residual, weight, bias, grad, levels, eps, _ = problem
     y, gradients = evaluate(*problem[:-1], ALL)
     for dim in (0, *range(2, x.dim())):

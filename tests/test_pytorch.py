@@ -1,4 +1,4 @@
-"""At home in PyTorch: opcheck, torch.compile, export, autocast, checkpointing, the module's life."""
+"""In PyTorch: opcheck, torch.compile, export, autocast, checkpointing, the module's life."""
 
 import copy
 import io
@@ -142,7 +142,8 @@ class Residual(torch.nn.Module):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 class TestMixedPrecision:
     def test_autocast(self, dtype, device):
-        """The convolution hands on the half type; the layer keeps it, and its parameters and their gradients stay float32."""
+        """The convolution returns the half type and the layer keeps it. Its parameters and their
+        gradients stay float32."""
         torch.manual_seed(0)
         network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), PPCR(8)).to(device)
         torch.nn.init.normal_(network[1].weight)
@@ -249,7 +250,7 @@ def test_activation_checkpointing(use_reentrant):
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_activation_checkpointing_of_what_stands_around_the_layer(name, use_reentrant):
-    """Backward asks for x, which makes autograd run the convolution and the layer again and record both."""
+    """Backward asks for x, so that autograd runs the convolution and the layer again, recorded."""
 
     class Network(torch.nn.Module):
         def __init__(self):

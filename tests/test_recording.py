@@ -113,7 +113,8 @@ def test_removed_on_exit(model):
 
 
 def test_threads_record_each_its_own_calls(model):
-    """Eight threads at once, all on the same network, each with other inputs; a ninth runs it without recording."""
+    """Eight threads record the same network at once, each with other inputs. A ninth runs it and
+    does not record."""
     expected, found, barrier = {}, {}, threading.Barrier(9)
     for index in range(8):
         with record_gates(model) as gates:
@@ -142,7 +143,7 @@ def test_threads_record_each_its_own_calls(model):
 
 @pytest.mark.parametrize("fullgraph", [False, True])
 def test_compiled_networks(model, fullgraph):
-    """They run eagerly while recording, under the names of the wrapper, and are not compiled again."""
+    """They run eagerly while recording, under the wrapper's names, and are not compiled again."""
     torch.compiler.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=fullgraph)
     expected = compiled(X)

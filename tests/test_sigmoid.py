@@ -1,4 +1,5 @@
-"""The SIMD sigmoid and the 16-bit conversions, of every instruction set that this CPU runs, compiled alone and called directly."""
+"""The SIMD sigmoid and the 16-bit conversions of every instruction set that this CPU runs, compiled
+alone and called directly."""
 
 import ctypes
 import math

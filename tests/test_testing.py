@@ -35,7 +35,7 @@ def test_truth_is_the_definition_and_its_derivatives(operator, levels, shape, bi
 
 @pytest.mark.parametrize("operator", testing.OPERATORS)
 def test_scales_are_the_sums_of_absolute_terms(operator):
-    """Each parameter's gradient is a sum over pixels: the sum of the absolute value of every term."""
+    """A parameter's gradient is a sum over pixels; its scale is the sum of the absolute terms."""
     inputs = testing.make_inputs(operator, (2, 8, 3), dtype=torch.float64)
     exact = testing.truth(inputs)
     terms = {"dweight": 0, "dbias": 0}

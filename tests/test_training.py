@@ -30,7 +30,8 @@ def losses(backend, memory_format):
     labels = torch.tensor(digits.target)
     network = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), PPCR(16, backend=backend), nn.ReLU(), Block(16, backend),
-        nn.MaxPool2d(2), Block(16, backend), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+        nn.MaxPool2d(2), Block(16, backend),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
     ).to(memory_format=memory_format)  # fmt: skip
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
     found = []
@@ -51,7 +52,7 @@ def losses(backend, memory_format):
 def test_thirty_steps_on_digits(memory_format):
     fused, fused_weights = losses("native", memory_format)
     plain, plain_weights = losses("reference", memory_format)
-    # Rounding differences grow along the way: a unit roundoff at the start, a thousand of them after 30 steps.
+    # Rounding differences grow from a unit roundoff at the start to a thousand after 30 steps.
     torch.testing.assert_close(fused[0], plain[0], rtol=1e-6, atol=0)
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=0)
     assert plain[-5:].mean() < 0.8 * plain[0]

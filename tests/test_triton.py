@@ -1,4 +1,5 @@
-"""The Triton backend: its kernels in Triton's interpreter, what the compiler makes of them, and when they are chosen."""
+"""The Triton backend: its kernels in Triton's interpreter, what the compiler makes of them, and
+when they are chosen."""
 
 from __future__ import annotations
 
@@ -88,12 +89,14 @@ def test_in_the_interpreter(tmp_path):
     assert counts["levels"] >= len(LEVELS)
 
 
-# ---- choice -------------------------------------------------------------------------------------------------------------------------
+# ---- choice -----------------------------------------------------------------------------------
 
 
 def test_importing_the_package_does_not_import_the_kernels():
-    """They import Triton, which may be missing. (PyTorch itself looks for it when an operator is registered.)"""
-    program = "import sys, ppcr_ext; print([m for m in sys.modules if m in ('ppcr_ext._triton.common', 'ppcr_ext._triton.one_pass')])"
+    """They import Triton, which may be missing. (PyTorch itself looks for it when an operator is
+    registered.)"""
+    kernels = ("ppcr_ext._triton.common", "ppcr_ext._triton.one_pass")
+    program = f"import sys, ppcr_ext; print([m for m in sys.modules if m in {kernels}])"
     output = subprocess.run(
         [sys.executable, "-c", program], cwd=PACKAGE, capture_output=True, text=True, check=True
     ).stdout
@@ -164,8 +167,8 @@ def test_chosen_with_one_warning_where_the_native_library_is_missing(
     ours = [str(w.message) for w in said if "ppcr_ext" in str(w.message)]
     assert len(ours) == 1
     assert (
-        "runs its Triton kernels instead of the compiled ones for cuda tensors: the CUDA library is not built"
-        in ours[0]
+        "runs its Triton kernels instead of the compiled ones for cuda tensors: "
+        "the CUDA library is not built" in ours[0]
     )
     assert "build it with PPCR_BUILD_CUDA=1" in ours[0]
 
@@ -180,7 +183,8 @@ def test_the_warning_of_the_reference_gives_both_reasons(
     )
     with pytest.warns(
         RuntimeWarning,
-        match=r"slow PyTorch reference for cuda tensors: .*PPCR_BUILD_CUDA=1; nor Triton's: .*pip install",
+        match=r"slow PyTorch reference for cuda tensors: .*PPCR_BUILD_CUDA=1; "
+        r"nor Triton's: .*pip install",
     ):
         assert choose(None, types.SimpleNamespace(device=torch.device("cuda")), 7) == "reference"
 
@@ -219,7 +223,7 @@ def test_traced_for_a_cuda_device(name, layout, a_device_without_native_kernels)
     assert (y.device.type, d_weight.dtype, d_bias.shape) == ("cuda", torch.float32, (0,))
 
 
-# ---- launches -----------------------------------------------------------------------------------------------------------------------
+# ---- launches ---------------------------------------------------------------------------------
 
 
 def every_problem():
@@ -237,16 +241,16 @@ def every_problem():
         (7, 30),
     ]
     for channels, pixels in shapes:
-        for pixel_major in (False, True):
+        for channels_last in (False, True):
             for size in (2, 4, 8):
                 for backward in (False, True):
                     for levels in ((1, 2, 4), (1, 3), (2, 2)):
-                        images = 1 if pixel_major else 8
+                        images = 1 if channels_last else 8
                         yield Problem(
                             images,
                             channels,
-                            pixels * (8 if pixel_major else 1),
-                            pixel_major,
+                            pixels * (8 if channels_last else 1),
+                            channels_last,
                             size,
                             levels,
                             0,
@@ -266,7 +270,7 @@ def test_launches_fit():
             launch.pixels * channels * p.element_size <= 128 * 32 * launch.warps
         )  # 128 bytes per thread
         assert p.standard or launch.chunk
-        families.add((p.levels, p.pixel_major, launch.chunk is None))
+        families.add((p.levels, p.channels_last, launch.chunk is None))
     assert {
         ((1, 2, 4), False, True),
         ((1, 2, 4), False, False),
@@ -309,21 +313,25 @@ def test_tuning_finds_the_fastest_and_keeps_the_rule_where_it_is(capsys):
 
 
 def test_the_table_goes_before_the_rule(monkeypatch):
-    for pixel_major in (False, True):
-        problem = Problem(8, 256, 3136, pixel_major, 4, (1, 2, 4))
+    for channels_last in (False, True):
+        problem = Problem(8, 256, 3136, channels_last, 4, (1, 2, 4))
         monkeypatch.setitem(launch_rule.TABLE, launch_rule.key_of(problem), Launch(2, 1))
         assert launch_rule.launch_for(problem) == Launch(2, 1)
         monkeypatch.undo()
         assert launch_rule.launch_for(problem) != Launch(2, 1)
 
 
-# ---- what the compiler makes of them ------------------------------------------------------------------------------------------------
+# ---- what the compiler makes of them ----------------------------------------------------------
 
 COMPILED = """
 import sys; sys.path.insert(0, "tools")
 import triton_report as report
 seen = list(report.variants())
-chosen = [v for i, v in enumerate(seen) if v.levels == (1, 2, 4) and v.dtype is not report.torch.float64 and i % STEP == 0]
+chosen = [
+    v
+    for i, v in enumerate(seen)
+    if v.levels == (1, 2, 4) and v.dtype is not report.torch.float64 and i % STEP == 0
+]
 for v in chosen:
     c = report.compile_variant(v)
     assert c.spills == 0 and c.stack == 0, c

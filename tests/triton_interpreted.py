@@ -1,8 +1,11 @@
-"""The Triton kernels in Triton's interpreter; test_triton.py runs this file, with TRITON_INTERPRET=1, in processes of its own.
+"""The Triton kernels in Triton's interpreter.
 
-The interpreter computes a program with NumPy and reads and writes memory as it stands, so that every buffer lies between pages that
-no one may touch. It does not round to bfloat16 but truncates, so that such results are compared with truncated ones. What it cannot
-show: races, and what the compiler makes of the kernels (test_triton.py looks at that without running it).
+test_triton.py runs this file with TRITON_INTERPRET=1, in processes of its own.
+
+The interpreter computes a program with NumPy and reads and writes real memory, so that every buffer
+lies between guard pages. It truncates to bfloat16 instead of rounding, so that such results are
+compared with truncated ones. It cannot show races, nor what the compiler makes of the kernels
+(test_triton.py looks at that without running it).
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import LEVELS, check_results, make_case
-from guarded import guarded, sparse
+from guard_pages import guarded, sparse
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -50,7 +53,8 @@ def _counts():
 
 @pytest.fixture(scope="session", autouse=True)
 def _patch_once():
-    """The interpreter patches the language again at every call of a device function, which takes most of its time."""
+    """The interpreter patches the language at every call of a device function, which takes most of
+    its time."""
     import triton.language as tl
     from triton.language import core
     from triton.runtime import interpreter
@@ -75,7 +79,7 @@ def _patch_once():
     interpreter._patch_lang_tensor = patch_index
 
 
-# ---- buffers ------------------------------------------------------------------------------------------------------------------------
+# ---- buffers ----------------------------------------------------------------------------------
 
 
 def fenced(t: Tensor, at_end: bool) -> Tensor:
@@ -117,13 +121,12 @@ def results_of(case, at_end):
     mode = operators.MODES[case.operator]
     x, weight, grad = (fenced(t.detach(), at_end) for t in (case.x, case.weight, case.grad))
     bias = None if case.bias is None else fenced(case.bias.detach(), at_end)
-    residual = fenced(case.residual.detach(), at_end) if case.operator == "ppcr_add_relu" else None
+    residual = [fenced(case.residual, at_end)] if case.has_residual else []
     with torch.no_grad(), Fences(at_end) as fences:
-        y = operators.forward(mode, x, residual, weight, bias, case.levels, case.eps)
-        saved = y if case.operator == "ppcr_add_relu" else None
-        dx, *d_residual, d_weight, d_bias = operators.backward(
-            mode, grad, x, saved, weight, bias, case.levels, case.eps
-        )
+        rest = (weight, bias, case.levels, case.eps)
+        y = operators.forward(mode, x, *residual, *rest)
+        saved = [y] if case.has_residual else []
+        dx, *d_residual, d_weight, d_bias = operators.backward(mode, grad, x, *saved, *rest)
     assert fences.count >= 4 + (
         bias is not None
     )  # y, dx, partial sums, dweight: the mode sees what the launchers allocate
@@ -151,11 +154,12 @@ def results_of(case, at_end):
     return {name: t for name, t in found.items() if t is not None}
 
 
-# ---- numbers ------------------------------------------------------------------------------------------------------------------------
+# ---- numbers ----------------------------------------------------------------------------------
 
 
 def as_stored(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """In float64, the value that the interpreter stores for t in a bfloat16 tensor; t itself for the other types."""
+    """In float64, the value that the interpreter stores for t in a bfloat16 tensor. For the other
+    types that is t itself."""
     if dtype != torch.bfloat16:
         return t
     return (t.float().view(torch.int32) & -65536).view(torch.float32).double()
@@ -186,7 +190,8 @@ def test_levels(levels, name, dtype, layout):
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 def test_sizes(shape, name, dtype, layout):
-    """The default levels at odd sizes of every rank; also without a bias, and with parameters of x's dtype."""
+    """The default levels at odd sizes of every rank, also without a bias and with parameters of x's
+    dtype."""
     odd = sum(shape) % 2 == 1
     case = make_case(
         name, shape, (1, 2, 4), dtype, layout, bias=not odd, parameter_dtype=dtype if odd else None
@@ -204,7 +209,8 @@ def test_2048_channels_of_7_by_7(name, dtype, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_equal_segments_both_ways(name, layout, monkeypatch):
-    """The levels (1, 2, 4) through the kernels for any levels, in chunks that do not divide the segments."""
+    """The levels (1, 2, 4) through the kernels for any levels, in chunks that do not divide the
+    segments."""
     case = make_case(name, (2, 56, 9), (1, 2, 4), torch.float32, layout)
     one = check_numbers(case)
     monkeypatch.setattr(launch_rule, "one_pass_rule", lambda problem: None)
@@ -237,7 +243,8 @@ def test_offsets_of_64_bits_inside_a_tile(levels, layout, monkeypatch):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("levels", [(1, 2, 4), (1, 3)], ids=str)
 def test_more_than_2_to_the_31_elements(levels, layout, monkeypatch):
-    """The last program of two images, where offsets of images, of pixels and inside a tile leave 32 bits."""
+    """The last program of two images, where offsets of images, of pixels and inside a tile need
+    more than 32 bits."""
     from triton.runtime import interpreter
 
     shape = images, channels, pixels = 2, 16, 1_100_000_003
@@ -279,7 +286,7 @@ def test_more_than_2_to_the_31_elements(levels, layout, monkeypatch):
         )
 
 
-# ---- edges --------------------------------------------------------------------------------------------------------------------------
+# ---- edges ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -337,7 +344,8 @@ def test_most_segments_and_many_levels(layout):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_layouts_are_brought_to_that_of_x(name):
-    """Other strides of x cost a copy, those of the gradient and the residual too; x's own layout decides that of the results."""
+    """Other strides of x cost a copy, those of the gradient and the residual too. The results have
+    x's own layout."""
     case = make_case(name, (2, 8, 3, 5), (1, 2, 4), torch.float64)
     expected = case.run("triton")
     x, residual, grad = (t.detach() for t in (case.x, case.residual, case.grad))

@@ -1,4 +1,5 @@
-"""The Triton operators at home in PyTorch, in Triton's interpreter; test_triton.py runs this file as it runs triton_interpreted.py."""
+"""The Triton operators in PyTorch, in Triton's interpreter. test_triton.py runs this file as it
+runs triton_interpreted.py."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def test_opcheck(name, layout):
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_compile(name, dynamic):
-    """One graph, forward and backward, the same bits and strides as eager, and the operator is in it."""
+    """One graph, forward and backward, with the operator in it; the bits and strides of eager."""
     torch.compiler.reset()
     graphs = []
 

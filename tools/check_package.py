@@ -1,7 +1,8 @@
-"""Builds the package as it is published and checks what a user gets: ``python tools/check_package.py [another python ...]``.
+"""Checks the package as it is published: ``python tools/check_package.py [another python ...]``.
 
-The sdist, and from it the wheel, go to dist/. Then: metadata (twine), the files in both, one version everywhere, types for a consumer
-(mypy --strict); the wheel installed and run with this Python and with every other one named (each with a PyTorch of its own); the sdist
+The sdist, and from it the wheel, go to dist/. Checked are the metadata (twine), the files in both,
+one version everywhere, and types for a consumer (mypy --strict). The wheel is installed and run
+with this Python and with every other one named (each has a PyTorch of its own), and the sdist is
 installed where no compiler exists. Exit status 1 with a sentence where something is wrong.
 """
 
@@ -27,7 +28,8 @@ layer = ppcr_ext.PPCR(8)
 x = torch.randn(2, 8, 5, 7, requires_grad=True)
 layer(x).sum().backward()
 assert torch.allclose(layer(x), x / 2) and layer.weight.grad.shape == (7,)
-print(f"ppcr_ext {ppcr_ext.__version__} runs its {wanted} backend with PyTorch {torch.__version__}: {ppcr_ext.__file__}")
+where = f"with PyTorch {torch.__version__}: {ppcr_ext.__file__}"
+print(f"ppcr_ext {ppcr_ext.__version__} runs its {wanted} backend {where}")
 """
 
 CONSUMER = """
@@ -46,39 +48,33 @@ version: str = ppcr_ext.__version__
 WRONG_CONSUMER = "import ppcr_ext\nppcr_ext.PPCR('eight')\n"
 
 
+def run(*command: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    settings = os.environ | {"PPCR_BUILD_CUDA": "0"} | environment
+    kept = {name: value for name, value in settings.items() if value is not None}
+    return subprocess.run(list(command), cwd=WORK, env=kept, capture_output=True, text=True)
+
+
 def call(*command: str, **environment: str | None) -> str:
-    settings = {
-        k: v
-        for k, v in (os.environ | {"PPCR_BUILD_CUDA": "0"} | environment).items()
-        if v is not None
-    }
-    done = subprocess.run(list(command), cwd=WORK, env=settings, capture_output=True, text=True)
+    """What a command said. Ends the program where it failed."""
+    done = run(*command, **environment)
     if done.returncode != 0:
-        raise SystemExit(
-            f"{' '.join(command)}\nfailed:\n{done.stdout[-6000:]}{done.stderr[-6000:]}"
-        )
+        said = done.stdout[-6000:] + done.stderr[-6000:]
+        raise SystemExit(f"{' '.join(command)}\nfailed:\n{said}")
     return done.stdout + done.stderr
 
 
 def expect(what: str, found: object, wanted: object) -> None:
-    if found == wanted:
-        return
-    if isinstance(found, set) and isinstance(wanted, set):
-        raise SystemExit(
-            f"{what}: lacks {sorted(wanted - found)}, holds besides {sorted(found - wanted)}"
-        )
-    raise SystemExit(f"{what}: {found!r} instead of {wanted!r}")
+    if isinstance(found, set) and isinstance(wanted, set) and found != wanted:
+        lacks, besides = sorted(wanted - found), sorted(found - wanted)
+        raise SystemExit(f"{what}: lacks {lacks}, holds besides {besides}")
+    if found != wanted:
+        raise SystemExit(f"{what}: {found!r} instead of {wanted!r}")
 
 
 def tracked(*folders: str) -> set[str]:
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *folders],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    return {line for line in listed.splitlines() if (ROOT / line).exists()}
+    listing = ["ls-files", "--cached", "--others", "--exclude-standard", *folders]
+    names = call("git", "-C", str(ROOT), *listing).splitlines()
+    return {name for name in names if (ROOT / name).exists()}
 
 
 def build() -> tuple[Path, Path]:
@@ -90,76 +86,66 @@ def build() -> tuple[Path, Path]:
 
 
 def check_contents(sdist: Path, wheel: Path) -> None:
-    sources = {f"ppcr_ext/{name}" for name in tracked("csrc")}
     with zipfile.ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if ".dist-info/" not in name}
-        metadata = next(
-            archive.read(name).decode()
-            for name in archive.namelist()
-            if name.endswith(".dist-info/METADATA")
-        )
-    expect(
-        "the wheel",
-        names,
-        sources | tracked("ppcr_ext") | {"ppcr_ext/_build.json", "ppcr_ext/_cpu.abi3.so"},
-    )
+        names = set(archive.namelist())
+        (metadata_name,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        metadata = archive.read(metadata_name).decode()
+    sources = {f"ppcr_ext/{name}" for name in tracked("csrc")} | tracked("ppcr_ext")
+    built = {"ppcr_ext/_build.json", "ppcr_ext/_cpu.abi3.so"}
+    expect("the wheel", {name for name in names if ".dist-info/" not in name}, sources | built)
+
     with tarfile.open(sdist) as archive:
-        names = {
-            name.partition("/")[2]
-            for name in archive.getnames()
-            if not archive.getmember(name).isdir()
-        }
-    generated = {
-        name
-        for name in names
-        if name == "PKG-INFO" or name == "setup.cfg" or name.startswith("ppcr_ext.egg-info/")
-    }
-    # everything that the commands of its README need
-    wanted = {name for name in tracked() if not name.startswith((".ci/", ".git"))}
-    expect("the sdist", names - generated, wanted)
+        files = {m.name.partition("/")[2] for m in archive.getmembers() if not m.isdir()}
+    generated = re.compile(r"PKG-INFO|setup\.cfg|ppcr_ext\.egg-info/.*")
+    found = {name for name in files if not generated.fullmatch(name)}
+    # Everything that the commands of its README need.
+    expect("the sdist", found, {n for n in tracked() if not n.startswith((".ci/", ".git"))})
 
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert version is not None
     expect("Version of the wheel", re.findall(r"^Version: (.+)$", metadata, re.M), [version[1]])
-    expect(
-        "name of the wheel", wheel.name.split("-")[:4], ["ppcr_ext", version[1], "cp310", "abi3"]
-    )
+    tags = ["ppcr_ext", version[1], "cp310", "abi3"]
+    expect("name of the wheel", wheel.name.split("-")[:4], tags)
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     if version[1] not in headings and headings[:1] != ["Unreleased"]:
         raise SystemExit(f"CHANGELOG.md has no section on {version[1]}")
 
 
 def check_types(site: Path) -> None:
-    for name, text, passes in (
-        ("consumer.py", CONSUMER, True),
-        ("wrong.py", WRONG_CONSUMER, False),
-    ):
+    """As for what is installed, only the consumer's own lines are judged: hence silent."""
+    options = ["--strict", "--follow-imports=silent", "--config-file=", "--cache-dir", "mypy"]
+    for name, text, passes in (("right.py", CONSUMER, True), ("wrong.py", WRONG_CONSUMER, False)):
         (WORK / name).write_text(text)
-        # silent: as for what is installed, only the consumer's own lines are judged
-        options = [
-            "--strict",
-            "--follow-imports=silent",
-            "--config-file=",
-            "--cache-dir",
-            str(WORK / "mypy"),
-        ]
-        command = [sys.executable, "-m", "mypy", *options, name]
-        done = subprocess.run(
-            command,
-            cwd=WORK,
-            env=os.environ | {"MYPYPATH": str(site)},
-            capture_output=True,
-            text=True,
-        )
-        expect(
-            f"mypy --strict of {name} ({done.stdout.strip()[-500:]})", done.returncode == 0, passes
-        )
+        done = run(sys.executable, "-m", "mypy", *options, name, MYPYPATH=str(site))
+        said = done.stdout.strip()[-500:]
+        expect(f"mypy --strict of {name} ({said})", done.returncode == 0, passes)
 
 
 def install(python: str, what: Path, site: Path, **environment: str | None) -> str:
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-deps"]
     offline = ["--no-index", "--no-cache-dir", "--no-build-isolation"]
     return call(*pip, *offline, "--target", str(site), str(what), **environment)
+
+
+def check_without_compiler(sdist: Path) -> None:
+    (WORK / "bin").mkdir()
+    settings = {"PATH": str(WORK / "bin"), "CXX": None, "TORCH_EXTENSIONS_DIR": str(WORK / "cache")}
+    site = WORK / "pure"
+    said = install(sys.executable, sdist, site, **settings)
+    if "ppcr_ext: CPU kernels: not built: no C++ compiler" not in said:
+        raise SystemExit(
+            f"the sdist, installed without a compiler, did not say so:\n{said[-3000:]}"
+        )
+    said = call(sys.executable, "-c", SMOKE, "reference", PYTHONPATH=str(site), **settings)
+    reason = "the extension is not built"
+    if f"slow PyTorch reference for cpu tensors: {reason} (no C++ compiler" not in said:
+        raise SystemExit(f"the pure-Python package did not say why it is slow:\n{said}")
+    if said.count(reason) != 1:
+        raise SystemExit(f"the pure-Python package says more than once why it is slow:\n{said}")
+    (wheel,) = site.glob("*.dist-info/WHEEL")
+    tags = re.findall("^Tag: (.+)$", wheel.read_text(), re.M)
+    expect("tag of the pure wheel", tags, ["py3-none-any"])
+    print(said.splitlines()[0])
 
 
 def main() -> None:
@@ -175,34 +161,7 @@ def main() -> None:
         print(call(python, "-c", SMOKE, "native", PYTHONPATH=str(site)).strip())
     check_types(WORK / "wheel0")
     check_without_compiler(sdist)
-    print(
-        f"{sdist.name}, {wheel.name}: contents, metadata, types and installations are as they should be"
-    )
-
-
-def check_without_compiler(sdist: Path) -> None:
-    empty = WORK / "bin"
-    empty.mkdir()
-    no_compiler = {"PATH": str(empty), "CXX": None, "TORCH_EXTENSIONS_DIR": str(WORK / "cache")}
-    said = install(sys.executable, sdist, WORK / "pure", **no_compiler)
-    if "ppcr_ext: CPU kernels: not built: no C++ compiler" not in said:
-        raise SystemExit(
-            f"the sdist, installed without a compiler, did not say so:\n{said[-3000:]}"
-        )
-    said = call(
-        sys.executable, "-c", SMOKE, "reference", PYTHONPATH=str(WORK / "pure"), **no_compiler
-    )
-    if (
-        "runs its slow PyTorch reference for cpu tensors: the extension is not built (no C++ compiler"
-        not in said
-    ):
-        raise SystemExit(f"the pure-Python package did not say why it is slow:\n{said}")
-    if said.count("the extension is not built") != 1:
-        raise SystemExit(f"the pure-Python package says more than once why it is slow:\n{said}")
-    (wheel,) = (WORK / "pure").glob("*.dist-info/WHEEL")
-    tags = re.findall("^Tag: (.+)$", wheel.read_text(), re.M)
-    expect("tag of the pure wheel", tags, ["py3-none-any"])
-    print(said.splitlines()[0])
+    print(f"{sdist.name}, {wheel.name}: contents, metadata, types and installations are right")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Builds the CUDA library into the package: ``python tools/cuda_build.py [--arch 9.0] [--output PATH]``.
+"""Builds the CUDA library into the package, in a checkout; an installation does it in setup.py.
 
-For use in a checkout and in CI; an installation builds it through setup.py.
+``python tools/cuda_build.py [--arch 9.0] [--output PATH]``
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WORK = ROOT / "build" / "cuda"
 
 
 def recipe() -> ModuleType:
-    """ppcr_ext/_build/cuda.py without the package around it, which would load a library that is about to be replaced."""
+    """ppcr_ext/_build/cuda.py without the package, which would load the library to be replaced."""
     package = ModuleType("ppcr_ext_recipes")
     package.__path__ = [str(ROOT / "ppcr_ext" / "_build")]
     sys.modules[package.__name__] = package

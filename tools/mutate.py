@@ -1,8 +1,8 @@
-"""Plants the faults of tests/mutants one at a time in a copy of the sources and runs the tests there.
+"""Plants the faults of tests/mutants one at a time in a copy of the sources and tests the copy.
 
-``python tools/mutate.py [sample | shared | cpu | cuda | triton | host | text of a name ...]`` prints
-every mutant with the test that fails, the score, and the survivors with the reason why none can.
-Exit status 1 where a mutant passes unseen, or is seen although its reason says that none can.
+``python tools/mutate.py [sample | a file of tests/mutants | text of a name ...]`` prints every
+mutant with the test that fails, the score, and the survivors with the reason why none can. Exit
+status 1 where a mutant passes unseen, or is seen although its reason says that none can.
 
 Of the CPU library only what a mutant changes is compiled, for one instruction set; of the CUDA
 kernels one dtype. A mutant that a first choice of quick tests does not see gets more of them.
@@ -32,7 +32,8 @@ from mutants import Mutant
 from mutants import triton as triton_mutants
 
 WORK = ROOT / "build" / "mutants"
-PROCESSES = multiprocessing.get_context("forkserver")
+FRESH = multiprocessing.get_context("spawn")
+PROCESSES = multiprocessing.get_context("forkserver")  # torch has been imported already
 PRELOADED = ["torch", "torch.utils.cpp_extension", "torch._dynamo", "pytest", "numpy", "hypothesis"]
 GROUPS = {
     path.stem: importlib.import_module(f"mutants.{path.stem}").MUTANTS
@@ -107,7 +108,9 @@ def first_failure(folder: Path, *arguments: str, **environment: str) -> str | No
     files = [f"tests/{a}" if a.endswith(".py") else a for a in arguments]
     settings = {"MAX_JOBS": "1", "PPCR_CPU_CAPABILITY": "avx2"} | environment
     output = folder / "output.txt"
-    process = PROCESSES.Process(target=run_tests, args=(folder, files, settings, output))
+    # Triton looks at TRITON_INTERPRET when it is imported, as it is with what is preloaded.
+    processes = FRESH if "TRITON_INTERPRET" in environment else PROCESSES
+    process = processes.Process(target=run_tests, args=(folder, files, settings, output))
     process.start()
     process.join(1200)
     if process.exitcode is None:
@@ -125,7 +128,7 @@ def first_failure(folder: Path, *arguments: str, **environment: str) -> str | No
 
 
 def run_tests(folder: Path, arguments: list[str], settings: dict[str, str], output: Path) -> None:
-    """In a process of its own, into which torch has been imported already."""
+    """In a process of its own."""
     os.environ.update(settings)
     os.chdir(folder)
     sound = {str(ROOT / part) for part in ("tools", "tests", "ppcr_ext", "")}
@@ -210,7 +213,6 @@ def main() -> None:
     folders: queue.Queue[Path] = queue.Queue()
     for index in range(sanitize.JOBS):
         folders.put(WORK / f"copy{index}")
-    sound_objects()
     PROCESSES.set_forkserver_preload(PRELOADED)
 
     def run(group: str, mutant: Mutant) -> tuple[str | None, float]:

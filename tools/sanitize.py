@@ -1,9 +1,9 @@
 """Runs the CPU kernels, and the CUDA kernels on the CPU, under three sanitizers.
 
-``python tools/sanitize.py [program ...]`` builds four programs from tests/sanitize (with g++ and
-without the torch library) for AddressSanitizer + UndefinedBehaviorSanitizer and for ThreadSanitizer.
-Each runs over edge shapes, then with faults planted, which it must report: a sanitizer that is blind
-would be clean, too. Exit status 1 where anything is not as it should be.
+``python tools/sanitize.py [program ...]`` builds four programs from tests/sanitize, with g++ and
+without the torch library, for AddressSanitizer + UndefinedBehaviorSanitizer and ThreadSanitizer.
+Each runs over edge shapes, then with faults planted, which it must report: a sanitizer that is
+blind would be clean, too. Exit status 1 where anything is not as it should be.
 """
 
 from __future__ import annotations

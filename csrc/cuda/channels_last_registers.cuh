@@ -31,9 +31,8 @@ struct LaneGeometry {
   static constexpr int kWarpPixels = kGroups * PIXELS;
   static constexpr int kSegmentLanes = LANES / kSegments;
   static constexpr int kStride =
-      kSegmentLanes * V;  // channels from one vector of a lane to its next
-  static constexpr int kRow =
-      kSegments + 1;  // words per pixel in shared memory: odd, against bank conflicts
+      kSegmentLanes * V;                      // channels from one vector of a lane to its next
+  static constexpr int kRow = kSegments + 1;  // words per pixel: odd, against bank conflicts
   static_assert(kWarpPixels <= kWarp, "one lane per pixel computes the gate");
 };
 
@@ -132,8 +131,8 @@ __global__ void __launch_bounds__(kThreads,
   };
   PPCR_UNROLL
   for (int first = 0; first < PIXELS * STEPS; first += kBatch) {
-    Word<T, V> residual[kBatch] =
-        {};  // all loads of a batch before its first store, which they could not pass
+    // All loads of a batch come before its first store, which they could not pass.
+    Word<T, V> residual[kBatch] = {};
     if constexpr (OP == Operation::kAddRelu) {
       PPCR_UNROLL
       for (int b = 0; b < kBatch; ++b)
@@ -212,8 +211,8 @@ __global__ void __launch_bounds__(kThreads,
   }
   __syncthreads();  // the rows are the warp's own, the parameters the block's
 
-  A shares[kContexts + 1] = {};  // of this lane's pixel in dweight and dbias; 0 beyond the last
-                                 // pixel, where the dot product is 0
+  // Of this lane's pixel in dweight and dbias; 0 beyond the last pixel, where the dot product is 0.
+  A shares[kContexts + 1] = {};
   if (lane < G::kWarpPixels) {
     A* const row = rows + lane * G::kRow;
     Pixel<A, Bins> pixel;

@@ -63,6 +63,11 @@ PPCR_DEVICE int write_back(const T* x, T* out, int from, int count) {
   return end;
 }
 
+template <Pass PASS, class T>
+PPCR_DEVICE T* result_of(const Tensors<T>& tensors) {
+  return is_backward(PASS) ? tensors.dx : tensors.y;
+}
+
 // Calls visit(exists, pixel, segment, first channel, channel stride, end) with a group of lanes for
 // each segment of each pixel, and with whole warps, so that it may shuffle.
 template <class Bins, class Visit>
@@ -107,7 +112,6 @@ PPCR_DEVICE void channels_last_shared(const SharedTileArguments<T, Bins>& argume
   A* const gates = reinterpret_cast<A*>(raw + memory.gates);    // [pixels]
   A* const shares = reinterpret_cast<A*>(raw + memory.shares);  // [contexts + 1][warps]
   int* const edges = reinterpret_cast<int*>(raw + memory.edges);
-  T* const result = kBackward ? tensors.dx : tensors.y;
   const int row = tile_row(bins.segments());
 
   const int64_t first = int64_t(blockIdx.x) * tile.q, base = first * tile.channels;
@@ -160,8 +164,7 @@ PPCR_DEVICE void channels_last_shared(const SharedTileArguments<T, Bins>& argume
                });
   __syncthreads();
 
-  const int own =
-      int(threadIdx.x);  // a thread per pixel: the planner takes no more pixels than threads
+  const int own = int(threadIdx.x);  // its pixel: the planner chooses no more pixels than threads
   if constexpr (!kBackward) {
     if (own < pixels) {
       Pixel<A, Bins> pixel;
@@ -230,13 +233,14 @@ PPCR_DEVICE void channels_last_shared(const SharedTileArguments<T, Bins>& argume
                    if constexpr (STAGED)
                      narrow(value, x[at]);
                    else
-                     narrow(value, result[base + at]);
+                     narrow(value, result_of<PASS>(tensors)[base + at]);
                  }
                });
   if constexpr (STAGED) {
     __syncthreads();
-    const int done = tile.vector > 1 ? write_back<T, kVector>(x, result + base, 0, count) : 0;
-    write_back<T, 1>(x, result + base, done, count);
+    const int done =
+        tile.vector > 1 ? write_back<T, kVector>(x, result_of<PASS>(tensors) + base, 0, count) : 0;
+    write_back<T, 1>(x, result_of<PASS>(tensors) + base, done, count);
   }
 }
 

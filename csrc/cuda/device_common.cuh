@@ -1,6 +1,8 @@
 // What all kernels share: vectors of elements, the parameters in shared memory, the arithmetic of a
 // GPU for ppcr_pixel.h.
 #pragma once
+#include <type_traits>
+
 #include "operands.h"
 #include "platform.cuh"
 #include "tile.h"
@@ -9,27 +11,14 @@ namespace ppcr::cuda {
 
 // ---- vectors of elements
 
+// Bytes as they lie in memory: one load or store instruction.
 template <int BYTES>
-struct WordOf;
-template <>
-struct WordOf<16> {
-  using type = uint4;
-};
-template <>
-struct WordOf<8> {
-  using type = uint2;
-};
-template <>
-struct WordOf<4> {
-  using type = unsigned;
-};
-template <>
-struct WordOf<2> {
-  using type = unsigned short;
-};
-// V elements of T as they lie in memory: one load or store instruction.
+using WordOf = std::conditional_t<
+    BYTES == 16, uint4,
+    std::conditional_t<BYTES == 8, uint2,
+                       std::conditional_t<BYTES == 4, unsigned, unsigned short>>>;
 template <class T, int V>
-using Word = typename WordOf<int(sizeof(T)) * V>::type;
+using Word = WordOf<int(sizeof(T)) * V>;
 
 template <class T, int V>
 PPCR_DEVICE Word<T, V> load(const T* from) {

@@ -58,64 +58,55 @@ class Dispatch {
     if (!launched_)
       throw std::runtime_error(
           "ppcr_ext: the planner chose a kernel that is not compiled; please report it");
-    if (is_backward(workload_.pass)) finish();
+    if (workload_.backward()) finish();
   }
 
  private:
+  using A = Acc<T>;
   static constexpr int kVector = 16 / int(sizeof(T));
 
   template <Operation OP>
   void launch_operation() {
-    switch (plan_.method) {
-      case Method::kContiguousPipelined:
-        if (workload_.pooling->standard)
-          choose_contiguous_vector<OP, StandardBins<Acc<T>>>(
-              equal_units(*workload_.pooling, plan_.unit_count));
-        else
-          choose_contiguous_vector<OP, AnyBins<Acc<T>>>(
-              table_units(*workload_.pooling, plan_.unit_count));
-        break;
-      case Method::kChannelsLastRegisters:
-        if constexpr (OP != Operation::kGate) start_channels_last_registers<OP>();
-        break;
-      case Method::kChannelsLastShared:
-        if (!plan_.staged)
-          start_channels_last_shared<OP, AnyBins<Acc<T>>, false>();
-        else if (workload_.pooling->standard)
-          start_channels_last_shared<OP, StandardBins<Acc<T>>, true>();
-        else
-          start_channels_last_shared<OP, AnyBins<Acc<T>>, true>();
-        break;
-    }
+    const bool standard = workload_.pooling->standard;
+    if (plan_.method == Method::kContiguousPipelined && standard)
+      choose_contiguous_vector<OP, StandardBins<A>>();
+    else if (plan_.method == Method::kContiguousPipelined)
+      choose_contiguous_vector<OP, AnyBins<A>>();
+    else if (plan_.method == Method::kChannelsLastRegisters)
+      start_channels_last_registers<OP>();
+    else if (!plan_.staged)
+      start_channels_last_shared<OP, AnyBins<A>, false>();
+    else if (standard)
+      start_channels_last_shared<OP, StandardBins<A>, true>();
+    else
+      start_channels_last_shared<OP, AnyBins<A>, true>();
   }
 
-  template <Operation OP, class Bins, class Units>
-  void choose_contiguous_vector(const Units& units) {
-    if (plan_.vector == kVector) choose_contiguous_steps<OP, Bins, kVector>(units);
+  template <Operation OP, class Bins>
+  void choose_contiguous_vector() {
+    if (plan_.vector == kVector) choose_contiguous_steps<OP, Bins, kVector>();
     if constexpr (sizeof(T) == 2) {
-      if (plan_.vector == 4) choose_contiguous_steps<OP, Bins, 4>(units);
+      if (plan_.vector == 4) choose_contiguous_steps<OP, Bins, 4>();
     }
-    if (plan_.vector == 1) choose_contiguous_steps<OP, Bins, 1>(units);
+    if (plan_.vector == 1) choose_contiguous_steps<OP, Bins, 1>();
   }
 
-  template <Operation OP, class Bins, int V, class Units>
-  void choose_contiguous_steps(const Units& units) {
-    constexpr bool kStandard = Units::kOneRound;
-    if constexpr (V == 1 && sizeof(T) < 8 && OP != Operation::kGate) {
-      if (plan_.steps == 16) start_contiguous<OP, Bins, V, 16>(units);
-    } else {
-      if (plan_.steps == 8) start_contiguous<OP, Bins, V, 8>(units);
-    }
-    if constexpr (V > 1 && sizeof(T) < 8 && kStandard && OP != Operation::kGate) {
-      if (plan_.steps == 13) start_contiguous<OP, Bins, V, 13>(units);
+  template <Operation OP, class Bins, int V>
+  void choose_contiguous_steps() {
+    constexpr bool kMore = sizeof(T) < 8 && OP != Operation::kGate;
+    constexpr int kFewest = V == 1 && kMore ? 16 : 8;
+    if (plan_.steps == kFewest) start_contiguous<OP, Bins, V, kFewest>();
+    if constexpr (V > 1 && kMore && Bins::kStandard) {
+      if (plan_.steps == 13) start_contiguous<OP, Bins, V, 13>();
     }
   }
 
-  template <Operation OP, class Bins, int V, int STEPS, class Units>
-  void start_contiguous(const Units& units) {
-    const ContiguousArguments<T, Bins> arguments{typed<T>(operands_), plan_.tile, units,
-                                                 Bins(*workload_.pooling)};
-    if (is_backward(workload_.pass))
+  template <Operation OP, class Bins, int V, int STEPS>
+  void start_contiguous() {
+    const ContiguousArguments<T, Bins> arguments{
+        typed<T>(operands_), plan_.tile, units_of<Bins>(*workload_.pooling, plan_.unit_count),
+        Bins(*workload_.pooling)};
+    if (workload_.backward())
       start("contiguous_pipelined_backward", contiguous_pipelined_backward<T, V, STEPS, Bins, OP>,
             arguments);
     else
@@ -125,23 +116,22 @@ class Dispatch {
 
   template <Operation OP, int INDEX = 0>
   void start_channels_last_registers() {
-    if constexpr (INDEX < kLaneVariantCount) {
+    if constexpr (INDEX < kLaneVariantCount && OP != Operation::kGate) {
       constexpr LaneVariant kVariant = kLaneVariants[INDEX];
+      constexpr int kSteps = kVariant.steps, kPixels = kVariant.pixels, kLanes = kVariant.lanes;
       if (plan_.variant != INDEX) return start_channels_last_registers<OP, INDEX + 1>();
       if constexpr (has_lane_variant(kVariant, int(sizeof(T)))) {
-        const Lanes lanes{workload_.images * workload_.image_pixels, workload_.channels,
-                          static_cast<int>(workload_.pooling->edge[1])};
-        const LaneArguments<T> arguments{typed<T>(operands_), lanes,
-                                         StandardBins<Acc<T>>(*workload_.pooling)};
-        if (is_backward(workload_.pass))
+        const Pooling& pooling = *workload_.pooling;
+        const Lanes lanes{workload_.pixels(), workload_.channels,
+                          static_cast<int>(pooling.edge[1])};
+        const LaneArguments<T> arguments{typed<T>(operands_), lanes, StandardBins<A>(pooling)};
+        if (workload_.backward())
           start("channels_last_registers_backward",
-                channels_last_registers_backward<T, kVector, kVariant.steps, kVariant.pixels,
-                                                 kVariant.lanes, OP>,
+                channels_last_registers_backward<T, kVector, kSteps, kPixels, kLanes, OP>,
                 arguments);
         else
           start("channels_last_registers_forward",
-                channels_last_registers_forward<T, kVector, kVariant.steps, kVariant.pixels,
-                                                kVariant.lanes, OP>,
+                channels_last_registers_forward<T, kVector, kSteps, kPixels, kLanes, OP>,
                 arguments);
       }
     }
@@ -151,7 +141,7 @@ class Dispatch {
   void start_channels_last_shared() {
     const SharedTileArguments<T, Bins> arguments{typed<T>(operands_), plan_.shared_tile,
                                                  Bins(*workload_.pooling)};
-    if (is_backward(workload_.pass))
+    if (workload_.backward())
       start("channels_last_shared_backward", channels_last_shared_backward<T, Bins, OP, STAGED>,
             arguments);
     else
@@ -161,7 +151,7 @@ class Dispatch {
 
   void finish() {
     FinishArguments<T> arguments;
-    arguments.partials = static_cast<const Acc<T>*>(operands_.partials);
+    arguments.partials = static_cast<const A*>(operands_.partials);
     arguments.count = plan_.partial_count;
     arguments.contexts = workload_.pooling->contexts;
     arguments.dweight = operands_.dweight;

@@ -67,9 +67,10 @@ inline bool cut_contiguous(const Workload& workload, const DeviceLimits& device,
   const bool whole = q == workload.image_pixels;
   int64_t rows = std::min(int64_t(tile.group) * vector / q, unit_channels);
   if (rows < 1 || q < vector) return false;
-  tile.straddles = q % vector != 0;
-  if (!whole && (tile.straddles || workload.image_pixels % vector != 0)) return false;
-  if (tile.straddles) {
+  const bool straddles = q % vector != 0;
+  if (!whole && (straddles || workload.image_pixels % vector != 0)) return false;
+  tile.wraps_wide = q * workload.accumulator() % 16 == 0;
+  if (straddles) {
     const int whole_vectors = vector / std::gcd(q, vector);  // rows must be a multiple of this
     rows -= rows % whole_vectors;
     if (rows < 1) return false;

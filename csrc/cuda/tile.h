@@ -1,6 +1,8 @@
 // How the kernels cut a tensor: plain structs that the planner fills and the kernels read. No CUDA,
 // no torch.
 #pragma once
+#include <type_traits>
+
 #include "../ppcr_pixel.h"
 
 namespace ppcr::cuda {
@@ -53,7 +55,7 @@ struct Tile {
   int steps;               // of the longest unit
   int group_log2, groups_log2, cluster_log2;
   int column_lanes_log2;                  // lanes that share a column where a block sums its rows
-  bool straddles;                         // q is not a multiple of V
+  bool wraps_wide;                        // a row of q values is whole 16-byte words
   Divider by_q, by_step, by_image_tiles;  // by_step: rows * q
 };
 
@@ -82,13 +84,7 @@ struct TableUnits {
 };
 
 template <class Bins>
-struct UnitsOf {
-  using type = TableUnits;
-};
-template <class S>
-struct UnitsOf<StandardBins<S>> {
-  using type = EqualUnits;
-};
+using UnitsOf = std::conditional_t<Bins::kStandard, EqualUnits, TableUnits>;
 
 // Blocks per multiprocessor to compile for: what the cached words leave of 65536 registers.
 constexpr int contiguous_blocks(int vector, int cached_bytes, Operation operation, Pass pass) {

@@ -56,6 +56,14 @@ inline TableUnits table_units(const Pooling& pooling, int wanted) {
   return units;
 }
 
+template <class Bins>
+UnitsOf<Bins> units_of(const Pooling& pooling, int unit_count) {
+  if constexpr (Bins::kStandard)
+    return equal_units(pooling, unit_count);
+  else
+    return table_units(pooling, unit_count);
+}
+
 inline int64_t longest_unit(const Pooling& pooling, int wanted) {
   int per_segment[kMaxSegments];
   units_of_segments(pooling, wanted, per_segment);

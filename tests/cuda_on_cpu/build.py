@@ -1,4 +1,7 @@
-"""Compiles the CUDA kernels for the CPU into a Python module; no CUDA toolkit is needed, only g++, pybind11 and torch's headers."""
+"""Compiles the CUDA kernels for the CPU into a Python module.
+
+That takes g++, pybind11 and torch's headers, and no CUDA toolkit.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ SOURCES = (
     "run_double.cpp",
     "binding.cpp",
 )  # the longest first
-# Dtypes that need not be compiled, such as "half,double": for the many short runs of tools/mutate.py.
+# Dtypes that need not be compiled, such as "half,double", for the many runs of tools/mutate.py.
 LEFT_OUT = tuple(filter(None, os.environ.get("CUDA_ON_CPU_LEFT_OUT", "").split(",")))
 FLAGS = (
     "-std=c++17",
@@ -32,6 +35,8 @@ FLAGS = (
     "-Wextra",
     "-fvisibility=hidden",
 )
+# A call at every access to memory, the harness told nothing of it, 16-byte structs kept whole.
+INSTRUMENTED = ("-fsanitize=thread", "-U__SANITIZE_THREAD__", "-fno-tree-sra", "-w")
 
 
 def _include_flags() -> list[str]:
@@ -47,7 +52,7 @@ def _include_flags() -> list[str]:
 
 
 def _fingerprint(flags: list[str]) -> str:
-    digest = hashlib.sha256(" ".join([*flags, *LEFT_OUT]).encode() + sys.version.encode())
+    digest = hashlib.sha256(" ".join(flags).encode() + sys.version.encode())
     for folder, pattern in (
         (HERE, "*.[ch]*"),
         (ROOT / "csrc", "*.h"),
@@ -58,10 +63,20 @@ def _fingerprint(flags: list[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(extra_flags: tuple[str, ...] = ()) -> Path:
-    """Path of the compiled module, e.g. with ``extra_flags=("-fsanitize=undefined",)``. Unchanged sources are not compiled again."""
+def build(
+    extra_flags: tuple[str, ...] = (),
+    left_out: tuple[str, ...] = LEFT_OUT,
+    bank_conflicts: bool = False,
+) -> Path:
+    """Path of the compiled module. Unchanged sources are not compiled again.
+
+    ``extra_flags`` such as ``("-fsanitize=undefined",)`` go to every file. ``bank_conflicts`` makes
+    the kernels call bank_conflicts.cpp at every access to memory.
+    """
     flags = [*FLAGS, *extra_flags, *_include_flags()]
-    folder = ROOT / "build" / "cuda_on_cpu" / _fingerprint(flags)
+    what = [*flags, *left_out, str(bank_conflicts)]
+    folder = ROOT / "build" / "cuda_on_cpu" / _fingerprint(what)
+    sources = [*SOURCES, *(["bank_conflicts.cpp"] if bank_conflicts else [])]
     module = folder / f"ppcr_cuda_on_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
     if module.exists():
         return module
@@ -73,12 +88,12 @@ def build(extra_flags: tuple[str, ...] = ()) -> Path:
 
     def compile_source(source: str) -> Path:
         object_file = folder / f"{source}.o"
-        left_out = (
-            ["-DCUDA_ON_CPU_LEFT_OUT"]
-            if source.removeprefix("run_").removesuffix(".cpp") in LEFT_OUT
-            else []
-        )
-        command = [compiler, *flags, *left_out, "-c", str(HERE / source), "-o", str(object_file)]
+        own = []
+        if source.removeprefix("run_").removesuffix(".cpp") in left_out:
+            own += ["-DCUDA_ON_CPU_LEFT_OUT"]
+        if bank_conflicts and source.startswith("run_"):
+            own += INSTRUMENTED
+        command = [compiler, *flags, *own, "-c", str(HERE / source), "-o", str(object_file)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
@@ -86,9 +101,9 @@ def build(extra_flags: tuple[str, ...] = ()) -> Path:
             print(result.stderr, file=sys.stderr)
         return object_file
 
-    jobs = int(os.environ.get("MAX_JOBS", min(len(SOURCES), os.cpu_count() or 1)))
+    jobs = int(os.environ.get("MAX_JOBS", min(len(sources), os.cpu_count() or 1)))
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        objects = list(pool.map(compile_source, SOURCES))
+        objects = list(pool.map(compile_source, sources))
     partial = module.with_name(f"{module.name}.{os.getpid()}")
     subprocess.run(
         [compiler, "-shared", *extra_flags, *map(str, objects), "-o", str(partial)], check=True

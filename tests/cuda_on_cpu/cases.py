@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from guarded import guarded
+from guard_pages import guarded
 from torch import Tensor
 
 from ppcr_ext import testing
@@ -62,6 +62,16 @@ class Case:
             "own_parameters": self.own_parameters,
             **dict(self.device),
         }
+
+
+def forced_plan(fields: dict) -> str:
+    """PPCR_PLAN text of the plan that these sizes get."""
+    plan = kernels().plan(fields)
+    if plan["method"] != "contiguous_pipelined":
+        return ""
+    return ",".join(
+        f"{name}={plan[name]}" for name in ("q", "groups", "cluster", "vector", "steps")
+    )
 
 
 def as_numpy(tensor: Tensor) -> np.ndarray:

@@ -30,8 +30,7 @@
 
 namespace cuda_on_cpu {
 
-// ----------------------------------------------------------------------------------------------------------------
-// meetings
+// ---- meetings
 inline std::string place_of(const Fiber& fiber) {
   const std::string who = "thread " + std::to_string(fiber.thread) + " of block " +
                           std::to_string(machine.first_block + fiber.rank);
@@ -215,8 +214,7 @@ inline void run_cluster(unsigned first_block) {
                                  " was written " + std::to_string(i) + " bytes beyond its end");
 }
 
-// -------------------------------------------------------------------------------------------------------------------
-// launch
+// ---- launch
 template <class Kernel>
 void launch(const Configuration& configuration, Kernel kernel) {
   if (configuration.threads < 1 || configuration.threads > 1024 ||

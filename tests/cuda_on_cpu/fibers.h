@@ -181,8 +181,7 @@ struct Unseen {
 #endif
 };
 
-// -------------------------------------------------------------------------------------------------------------------
-// fibers
+// ---- fibers
 #if !CUDA_ON_CPU_USES_UCONTEXT
 // Saves what a called function must preserve on this stack, and goes on where the other stack
 // stopped.

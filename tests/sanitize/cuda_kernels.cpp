@@ -1,5 +1,5 @@
 // Runs the CUDA kernels on the CPU, a fiber per CUDA thread, over edge shapes: forward and backward
-// of every mode and layout, under two schedules. Built and run by tools/sanitize.py under
+// of every operation and layout, under two schedules. Built and run by tools/sanitize.py under
 // AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 //   cuda_kernels           the cases; prints how many
 //   cuda_kernels FAULT     a fault that the sanitizer must report: overrun, shared, misaligned,
@@ -95,8 +95,8 @@ void check(const Case& wanted, Operation operation, Pass pass, const std::string
 }
 
 // Contiguous: planes whose rows straddle vectors, tails, clusters, several tiles of a cluster,
-// single elements, channels beyond the registers, unequal bins; channels_last with lanes that share
-// a pixel, with a tail of lanes and of pixels; and the walk that takes any channels.
+// single elements, channels beyond the registers, unequal bins. channels_last: lanes that share a
+// pixel, with a tail of lanes and of pixels, and tiles in shared memory for any channels.
 const Case kCases[] = {
     {{2, 64, 49, {1, 2, 4}}, false, ""},
     {{1, 64, 256, {1, 2, 4}}, false, "q=96,groups=2,cluster=2"},

@@ -1,4 +1,5 @@
-"""Memory for tests of where kernels read and write: between pages that no one may touch, and larger than the machine's."""
+"""Memory for tests of where kernels read and write: between pages whose use is an error, and more
+of it than the machine has."""
 
 from __future__ import annotations
 
@@ -12,8 +13,10 @@ _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux; Python names i
 
 
 def guarded(count: int, dtype: torch.dtype, at_end: bool = True) -> Tensor:
-    """``count`` zeros between two pages whose use is a segmentation fault. To 16 bytes, they end where one begins, or begin where one
-    ends."""
+    """``count`` zeros between two pages whose use is a segmentation fault.
+
+    To 16 bytes, they end where one page begins, or begin where the other ends.
+    """
     size = -(-max(1, count * dtype.itemsize) // 16) * 16
     pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, pages + 2 * mmap.PAGESIZE)

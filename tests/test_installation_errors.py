@@ -1,4 +1,5 @@
-"""What can be wrong with an installation ends in one sentence that says what it is and what helps, and the reference runs meanwhile."""
+"""What can be wrong with an installation is said in one sentence, with the remedy. The reference
+runs meanwhile."""
 
 import os
 import shutil
@@ -39,7 +40,7 @@ REPORT = SMOKE + "\nfrom ppcr_ext.__main__ import main; main()"
 
 
 def report(checkout):
-    """What ``python -m ppcr_ext`` says; plain Python computes the same all the while, with a warning."""
+    """What ``python -m ppcr_ext`` says, while plain PyTorch computes the same, with a warning."""
     text = call("-c", REPORT, cwd=checkout)
     assert "('reference',) [[0.5, 0.5, 0.5, 0.5]]" in text
     assert "ppcr_ext runs its slow PyTorch reference for cpu tensors: " in text
@@ -58,8 +59,8 @@ def test_library_that_is_cut_off(checkout):
     path = checkout / "ppcr_ext" / "_cpu.abi3.so"
     path.write_bytes(Path(_native.library()).read_bytes()[:100_000])
     assert (
-        f"cpu: {path} does not load: it is cut off, as by a full disk or a copy that was interrupted; "
-        in report(checkout)
+        f"cpu: {path} does not load: it is cut off, as by a full disk or a copy that was "
+        "interrupted; " in report(checkout)
     )
 
 
@@ -68,7 +69,8 @@ def test_library_of_another_pytorch(checkout):
     path = checkout / "ppcr_ext" / "_cpu.abi3.so"
     compile_library(
         path,
-        'extern "C" int aoti_torch_of_another_version();\nint value = aoti_torch_of_another_version();\n',
+        'extern "C" int aoti_torch_of_another_version();\n'
+        "int value = aoti_torch_of_another_version();\n",
     )
     said = report(checkout)
     assert (
@@ -140,7 +142,8 @@ def test_cuda_library_beside_a_pytorch_without_cuda(checkout):
     assert call("-c", CUDA_TEXT, "", cwd=checkout).endswith(words)
 
 
-BUILD = "import ppcr_ext\ntry: print(ppcr_ext.build())\nexcept RuntimeError as error: print('said:', error)"
+BUILD = "import ppcr_ext\ntry: print(ppcr_ext.build())\n"
+BUILD += "except RuntimeError as error: print('said:', error)"
 
 
 def test_cache_that_cannot_be_written(checkout, tmp_path):
@@ -180,13 +183,14 @@ def test_jit_without_a_compiler_at_import(checkout, tmp_path):
         TORCH_EXTENSIONS_DIR=str(tmp_path),
     )
     assert (
-        "RuntimeError: ppcr_ext cannot be compiled here: no C++ compiler: 'no-such-compiler' is not on PATH"
-        in output
+        "RuntimeError: ppcr_ext cannot be compiled here: no C++ compiler: "
+        "'no-such-compiler' is not on PATH" in output
     )
 
 
 def test_interrupted_jit_build(checkout, tmp_path):
-    """Killed in the middle, the build leaves torch's lock behind. Two processes that come later build once, between them."""
+    """A build that is killed leaves torch's lock behind. Two processes that come later build once
+    between them."""
     settings = {
         "TORCH_EXTENSIONS_DIR": str(tmp_path),
         "MAX_JOBS": "2",

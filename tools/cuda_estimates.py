@@ -1,0 +1,137 @@
+"""Estimated share of a copy's bandwidth for every plan of the CUDA kernels, without a GPU.
+
+``python tools/cuda_estimates.py [--output results/cuda_estimates.json]`` asks the planner
+(csrc/cuda/plan.h) for its plan of every device, dtype, stage, layout, operation and direction. The
+estimate is the planner's score times a correction for what the score leaves out. Both were fitted to
+an H200 (benchmarks/results/h200); tests/test_cuda_plan.py compares them with what was measured
+there. Nothing else was measured: H100 and A100, float64, bfloat16 and the gate alone are estimates
+by the same rule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from cuda_on_cpu import build
+
+from benchmarks.shares import STAGES
+from ppcr_ext.testing import LAYOUTS
+
+# Multiprocessors, blocks of a cluster, shared memory of a block: NVIDIA's data sheets and the CUDA
+# programming guide, table of compute capabilities.
+HOPPER = {"multiprocessors": 132, "max_cluster": 8, "shared_bytes": 227 << 10}
+DEVICES = {
+    "H100": HOPPER,
+    "H200": HOPPER,
+    "A100": {"multiprocessors": 108, "max_cluster": 1, "shared_bytes": 163 << 10},
+}
+SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+OPERATIONS = {"ppcr": "ppcr", "gate": "ppcr_gate", "add_relu": "ppcr_add_relu"}
+DIRECTIONS = ("forward", "backward")
+# Of the score, by operation and direction; the gate alone as ppcr.
+CLUSTERS = {  # an image a cluster: the blocks wait for each other once or twice a tile
+    ("ppcr", "forward"): 0.88,
+    ("ppcr", "backward"): 0.92,
+    ("add_relu", "forward"): 1.10,
+    ("add_relu", "backward"): 1.07,
+}
+MOST_OF_CLUSTERS = 0.9
+MOST_OF_GATES = 0.9  # nothing was measured; their score only orders plans
+PERSISTENT_BACKWARD = 0.92  # large tiles whose blocks take all tiles in turn
+CHANNELS_LAST = {  # a copy is half writing, which is slower than reading
+    ("ppcr", "forward"): 0.975,
+    ("ppcr", "backward"): 1.0,
+    ("add_relu", "forward"): 1.035,
+    ("add_relu", "backward"): 0.99,
+}
+ONE_BLOCK_BACKWARD = 0.81  # add_relu with so many registers that a multiprocessor holds one block
+PLAN = ("method", "vector", "steps", "q", "groups", "cluster", "variant", "threads", "blocks")
+
+
+def share(plan: dict[str, Any], operation: str, direction: str, side: int, size: int) -> float:
+    """The estimate for one plan."""
+    what = ("ppcr" if operation == "gate" else operation, direction)
+    score = float(plan["score"])
+    if plan["method"] != "contiguous_pipelined":
+        crowded = plan["steps"] == 16 and what == ("add_relu", "backward")
+        return score * (ONE_BLOCK_BACKWARD if crowded else CHANNELS_LAST[what])
+    if operation == "gate":
+        return min(MOST_OF_GATES, score)
+    if plan["cluster"] > 2 and plan["q"] * 2 > side * side:
+        return min(MOST_OF_CLUSTERS, score * CLUSTERS[what])
+    if direction == "backward" and plan["cluster_tiles"] == 0 and size == 2:
+        return score * PERSISTENT_BACKWARD
+    return score
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    kernels = build.load(build.build(left_out=("bfloat16", "half", "float", "double")))
+    for (device, limits), (dtype, size), stage, layout, operation, direction in itertools.product(
+        DEVICES.items(), SIZES.items(), STAGES, LAYOUTS, OPERATIONS, DIRECTIONS
+    ):
+        channels, side, images = stage
+        workload = {
+            "images": images,
+            "channels": channels,
+            "image_pixels": side * side,
+            "element_size": size,
+            "channels_last": layout == "channels_last",
+            "operator": OPERATIONS[operation],
+            "backward": direction == "backward",
+        }
+        plan = kernels.plan({**workload, **limits})
+        yield {
+            "device": device,
+            "dtype": dtype,
+            "stage": f"{channels}x{side}x{side}",
+            "images": images,
+            "layout": layout,
+            "operation": operation,
+            "direction": direction,
+            "plan": {name: plan[name] for name in PLAN},
+            "share": round(share(plan, operation, direction, side, size), 3),
+        }
+
+
+def table(estimates: list[dict[str, Any]], device: str) -> str:
+    """A line for every stage, layout and dtype; a column for every operation and direction."""
+    columns = [f"{operation} {direction}" for operation in OPERATIONS for direction in DIRECTIONS]
+    lines = [f"{device}, estimated share of a copy's bandwidth", " " * 42 + "  ".join(columns)]
+    mine = [row for row in estimates if row["device"] == device]
+    for dtype, stage, layout in itertools.product(SIZES, STAGES, LAYOUTS):
+        name = f"{stage[0]}x{stage[1]}x{stage[1]}"
+        place = (dtype, name, layout)
+        shares = [
+            f"{row['share']:.2f}".rjust(len(column))
+            for column, row in zip(
+                columns,
+                (row for row in mine if (row["dtype"], row["stage"], row["layout"]) == place),
+                strict=True,
+            )
+        ]
+        lines.append(f"{name:>12}  {layout:<13}  {dtype:<11}".ljust(42) + "  ".join(shares))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    default = ROOT / "results" / "cuda_estimates.json"
+    parser.add_argument("--output", type=Path, default=default)
+    options = parser.parse_args()
+    estimates = list(rows())
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(estimates, indent=1) + "\n")
+    print("\n\n".join(table(estimates, device) for device in DEVICES))
+
+
+if __name__ == "__main__":
+    main()
