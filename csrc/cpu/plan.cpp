@@ -44,7 +44,7 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
   int64_t cache, least, longest = most;
   if (p.channels_last) {  // tiles are runs of memory, and may be small
     cache = grouped ? 64 << 10 : processor().l1_bytes / 8;
-    least = grouped ? unit : 2;
+    least = grouped ? unit : element_size == 2 ? 4 : 2;
   } else {
     // Contiguous tiles need long rows, since every row reads a page of its own, unless a tile is a
     // whole plane and so one run of memory.
