@@ -9,8 +9,8 @@ enum class Dtype { kFloat, kDouble, kHalf, kBFloat16 };
 
 // The order in which a kernel reads and writes memory. Which is fastest depends on the processor.
 enum class Method {
-  kGrouped,     // four pixels (channels_last) or rows of one page (contiguous) at once
-  kSequential,  // pixels in memory order; whole images
+  kGrouped,     // several pixels (channels_last) or channels (contiguous) at once
+  kSequential,  // one after the other, in memory order
 };
 
 // Memory is seen as images of `pixels` pixels and `channels` channels: either each channel's pixels
