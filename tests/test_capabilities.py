@@ -1,4 +1,7 @@
-"""The other instruction sets of the library, each in a process of its own, and their assembly."""
+"""The instruction sets and methods that the library holds, each in a process of its own.
+
+Also the assembly they were compiled to.
+"""
 
 import os
 import platform
@@ -18,29 +21,64 @@ ORDER = ["default", "avx2", "avx512"]
 X86 = platform.machine() == "x86_64"
 
 
-def narrower():
-    best = _native.cpu_capability() or "default"
-    return ORDER[: ORDER.index(best)]
+METHODS = ["grouped", "sequential"]
+CHECKS = "test_any_alignment or test_nan_and_inf or test_zero_variance or same_capability"
 
 
-@pytest.mark.parametrize("capability", ORDER[:2])
-def test_accuracy(capability):
-    if capability not in narrower():
-        pytest.skip(
-            f"this CPU's own capability is {_native.cpu_capability()}: "
-            "the other tests run it, or nothing can"
-        )
+def run_checks(chosen, **settings):
+    """The tests of accuracy and edges in a process with these settings."""
     package = Path(ppcr_ext.__file__).parents[1]
-    environment = os.environ | {
-        "PPCR_CPU_CAPABILITY": capability,
-        "PPCR_EXPECTED_CAPABILITY": capability,
-        "PYTHONPATH": str(package),
-    }
-    chosen = "test_against_float64 or test_any_alignment or test_nan_and_inf"
-    chosen += " or test_zero_variance or same_capability"
+    environment = os.environ | settings | {"PYTHONPATH": str(package)}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen]
     files = ["test_accuracy.py", "test_edges.py", "test_capabilities.py"]
     subprocess.run([*command, *files], cwd=TESTS, env=environment, check=True, timeout=600)
+
+
+def skip_unless_here(capability):
+    best = _native.cpu_capability() or "default"
+    if capability not in ORDER[: ORDER.index(best) + 1]:
+        pytest.skip(f"this CPU's own capability is {best}")
+
+
+@pytest.mark.parametrize("capability", ORDER)
+def test_accuracy(capability):
+    skip_unless_here(capability)
+    run_checks(
+        f"test_against_float64 or {CHECKS}",
+        PPCR_CPU_CAPABILITY=capability,
+        PPCR_EXPECTED_CAPABILITY=capability,
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("capability", ORDER)
+def test_methods(capability, method):
+    skip_unless_here(capability)
+    run_checks(
+        f"(test_against_float64 and float32) or {CHECKS}",
+        PPCR_CPU_METHOD=method,
+        PPCR_CPU_CAPABILITY=capability,
+        PPCR_EXPECTED_CAPABILITY=capability,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("PPCR_CPU_CAPABILITY", "default"), ("PPCR_CPU_METHOD", "grouped, sequential")],
+)
+def test_unknown_setting(name, known):
+    """It is an error of every call, which lists what is known."""
+    call = "import torch, ppcr_ext; ppcr_ext.ppcr(torch.ones(1, 4, 2), torch.ones(7))"
+    environment = os.environ | {name: "fastest"}
+    done = subprocess.run(
+        [sys.executable, "-c", call],
+        cwd=TESTS.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert f"{name}: 'fastest' is not one of {known}" in done.stderr
 
 
 def test_same_capability_as_asked_for():

@@ -156,8 +156,8 @@ def seen_on_cpu(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
         command = [sys.executable, "tools/sanitize.py", "cpu-address"]
         settings = os.environ | {"MAX_JOBS": "1"}
         done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
-        reported = "ERROR: AddressSanitizer" in done.stdout
-        return "make sanitize: AddressSanitizer" if reported else None
+        words = ("ERROR: AddressSanitizer", "wrong result")
+        return next((f"make sanitize: {word}" for word in words if word in done.stdout), None)
     return first_failure(folder, *QUICK_CPU, "-k", "not missing_native_library") or (
         first_failure(folder, *WIDE_CPU) if wide else None
     )

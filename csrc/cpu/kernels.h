@@ -6,46 +6,56 @@
 namespace ppcr {
 
 enum class Dtype { kFloat, kDouble, kHalf, kBFloat16 };
-enum class Op { kForward, kBackward, kGate, kGateBackward, kAddRelu, kAddReluBackward };
-constexpr bool is_backward(Op op) {
-  return op == Op::kBackward || op == Op::kGateBackward || op == Op::kAddReluBackward;
-}
+
+// The order in which a kernel reads and writes memory. Which is fastest depends on the processor.
+enum class Method {
+  kGrouped,     // several pixels (channels_last) or channels (contiguous) at once
+  kSequential,  // one after the other, in memory order
+};
 
 // Memory is seen as images of `pixels` pixels and `channels` channels: either each channel's pixels
-// are consecutive (channel-major, torch's contiguous) or each pixel's channels are (pixel-major,
-// torch's channels_last; one image then holds all samples).
+// are consecutive (torch's contiguous) or each pixel's channels are (torch's channels_last; one
+// image then holds all samples).
 struct Problem {
   int64_t images, channels, pixels;
-  bool pixel_major;
+  bool channels_last;
   Pooling pooling;
   double weight[kMaxContexts], bias, eps;
-  const void* x;
-  const void* grad;     // gradient of the output; for the gate one value per pixel
-  const void* other;    // residual (forward) or y (backward) of add_relu
-  void* out;            // y, gate, or dx
-  void* grad_residual;  // add_relu's backward only
-  double* partial;      // backward: [chunks][L + 1], sums for the gradients of weight and bias
+  TensorPointers tensors;
+  double* partial;  // backward: [chunks][L + 1], sums for the gradients of weight and bias
+  // What plan() fills in.
+  Method method;
+  bool narrow;          // with the AVX2 kernels where the CPU has AVX-512 as well
   int64_t tile_pixels;  // a tile of pixels with all channels stays in cache between its two passes
   int64_t tiles_per_image;
-  int64_t chunks;  // runs of whole tiles, the unit of work of a thread: never a function of the
-                   // number of threads
+  int64_t chunks;  // runs of whole tiles, which threads share; no function of how many these are
   int64_t tiles() const { return images * tiles_per_image; }
 };
 
 constexpr int64_t kScratchBytes = 48 << 10;  // on the stack of each thread
 
-// Fills in tile_pixels, tiles_per_image and chunks.
-void plan(Problem& problem, int64_t element_size);
+struct Processor {
+  bool amd = false;
+  int64_t cores = 1, l1_bytes = 32 << 10;  // where the system says nothing else
+  bool forced = false;                     // PPCR_CPU_METHOD names the method
+  Method method = Method::kGrouped;
+};
+const Processor& processor();
+
+// Chooses the method (or takes a given one), narrow, tile_pixels, tiles_per_image and chunks.
+void plan(Problem& problem, int64_t element_size, const Method* method = nullptr);
 
 using Kernel = void (*)(const Problem&, int64_t first_chunk, int64_t last_chunk);
 
 // The kernel of the best instruction set that this CPU has, or of the one that PPCR_CPU_CAPABILITY
 // names (default, avx2, avx512).
-Kernel find_kernel(Op op, Dtype dtype);
+Kernel find_kernel(const Problem& problem, Operation operation, Pass pass, Dtype dtype);
 const char* cpu_capability();
+// What is wrong with PPCR_CPU_CAPABILITY or PPCR_CPU_METHOD, or null.
+const char* wrong_settings();
 
-Kernel find_kernel_default(Op op, Dtype dtype);
-Kernel find_kernel_avx2(Op op, Dtype dtype);
-Kernel find_kernel_avx512(Op op, Dtype dtype);
+Kernel find_kernel_default(Operation operation, Pass pass, Dtype dtype);
+Kernel find_kernel_avx2(Operation operation, Pass pass, Dtype dtype);
+Kernel find_kernel_avx512(Operation operation, Pass pass, Dtype dtype);
 
 }  // namespace ppcr

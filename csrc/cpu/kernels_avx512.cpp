@@ -1,7 +1,8 @@
 // The CPU kernels for x86-64 CPUs with AVX-512 F, BW, DQ and VL.
-#include <cstdint>
 #include <cstring>
 #include <utility>
+
+#include "../ppcr_types.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -17,12 +18,9 @@
 #endif
 
 #define PPCR_CAPABILITY avx512
+#define PPCR_FIND_KERNEL find_kernel_avx512
 #define PPCR_SIMD_BYTES 64
 #include "kernels_impl.h"
-
-ppcr::Kernel ppcr::find_kernel_avx512(Op op, Dtype dtype) {
-  return PPCR_CAPABILITY::find(op, dtype);
-}
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,12 +1,10 @@
 // The CPU kernels for any CPU that the compiler targets by default (SSE2 on x86-64).
-#include <cstdint>
 #include <cstring>
 #include <utility>
 
+#include "../ppcr_types.h"
+
 #define PPCR_CAPABILITY baseline
+#define PPCR_FIND_KERNEL find_kernel_default
 #define PPCR_SIMD_BYTES 16
 #include "kernels_impl.h"
-
-ppcr::Kernel ppcr::find_kernel_default(Op op, Dtype dtype) {
-  return PPCR_CAPABILITY::find(op, dtype);
-}

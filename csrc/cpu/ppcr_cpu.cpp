@@ -50,29 +50,20 @@ Tensor vector_of(const Tensor& like, int64_t count, const double* values) {
   return t;
 }
 
-Op op_of(Operation operation, Pass pass) {
-  const bool backward = is_backward(pass);
-  if (operation == Operation::kGate) return backward ? Op::kGateBackward : Op::kGate;
-  if (operation == Operation::kAddRelu) return backward ? Op::kAddReluBackward : Op::kAddRelu;
-  return backward ? Op::kBackward : Op::kForward;
-}
-
 struct Call : Arguments {
   using Arguments::Arguments;
 
   void launch() {
+    const char* const wrong = wrong_settings();
+    PPCR_CHECK(wrong == nullptr, wrong);
     const bool backward = is_backward(pass);
     Problem problem{};
     problem.images = shape.samples;
     problem.channels = shape.channels;
     problem.pixels = shape.pixels;
-    problem.pixel_major = shape.channels_last;
+    problem.channels_last = shape.channels_last;
     problem.pooling = pooling;
-    problem.x = tensors.x;
-    problem.grad = tensors.grad;
-    problem.other = backward ? tensors.y : tensors.residual;
-    problem.out = backward ? tensors.dx : tensors.y;
-    problem.grad_residual = tensors.d_residual;
+    problem.tensors = tensors;
     problem.eps = eps;
     read(weight, problem.weight);
     if (bias) read(*bias, &problem.bias);
@@ -82,7 +73,7 @@ struct Call : Arguments {
       partial.resize(problem.chunks * (pooling.contexts + 1));
       problem.partial = partial.data();
     }
-    const Kernel kernel = find_kernel(op_of(operation, pass), dtype_of(x));
+    const Kernel kernel = find_kernel(problem, operation, pass, dtype_of(x));
     constexpr int64_t kWorthAThread = 32768;  // elements, as in torch's own loops
     const int64_t grain = std::max<int64_t>(1, problem.chunks * kWorthAThread / x.numel());
     torch::stable::parallel_for(0, problem.chunks, grain,

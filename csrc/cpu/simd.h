@@ -11,6 +11,8 @@
 #include <immintrin.h>
 #endif
 
+#include "../ppcr_types.h"
+
 #define PPCR_INLINE static inline __attribute__((always_inline))
 
 namespace ppcr {
@@ -22,15 +24,6 @@ struct Half {
 };
 struct BFloat16 {
   uint16_t bits;
-};
-
-template <class T>
-struct Accumulate {
-  using type = float;
-};
-template <>
-struct Accumulate<double> {
-  using type = double;
 };
 
 template <class S>
@@ -45,11 +38,9 @@ typedef uint16_t VH __attribute__((vector_size(PPCR_SIMD_BYTES / 2)));
 
 template <class S>
 constexpr int kLanes = PPCR_SIMD_BYTES / static_cast<int>(sizeof(S));
-constexpr bool kMaskedStores =
-    PPCR_SIMD_BYTES == 64;  // a store of the first n lanes is one instruction
+constexpr bool kMaskedStores = PPCR_SIMD_BYTES == 64;  // of the first n lanes, one instruction
 template <class T>
-constexpr int kWidth =
-    kLanes<typename Accumulate<T>::type>;  // elements of T that fill a vector of accumulators
+constexpr int kWidth = kLanes<Acc<T>>;  // elements of T for a vector of accumulators
 
 template <class V, class W>
 PPCR_INLINE V bits_as(const W& w) {
@@ -256,8 +247,7 @@ PPCR_INLINE V multiply_add(V a, V b, V c) {
 // ---- sums across lanes
 
 template <class S>
-constexpr int kFolded =
-    kLanes<S> < 4 ? kLanes<S> : 4;  // partial sums that folding leaves of a vector
+constexpr int kFolded = kLanes<S> < 4 ? kLanes<S> : 4;  // partial sums left of a vector
 #ifdef __clang__
 #define PPCR_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else  // which GCC has from version 12 on
@@ -328,27 +318,23 @@ PPCR_INLINE VD square_root(VD v) {
 #endif
 }
 
-// e^v without -ffast-math: v = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r, and 2^n in two
-// factors, so that overflow ends in infinity and underflow passes through the subnormals to zero.
-// NaN stays NaN: every comparison with it is false.
+// e^v without -ffast-math: v = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r, and 2^n, which may
+// be infinite. Float: below -87 it stays e^-87, which makes no difference to the sigmoid. Double:
+// 2^n in two factors, so that underflow passes through the subnormals to zero. NaN stays NaN: every
+// comparison with it is false.
 PPCR_INLINE VF exponential(VF v) {
-  const float limit = 104.f,
-              shift = 0x1.8p23f;  // adding the shift rounds to an integer, left in the low bits
-  v = v > limit ? limit + VF{} : v;
-  v = v < -limit ? -limit + VF{} : v;
+  v = v > 89.f ? 89.f + VF{} : v;
+  v = v < -87.f ? -87.f + VF{} : v;
+  const float shift = 0x1.8p23f;  // adding it rounds to an integer, left in the low bits
   const VF shifted = v * 1.44269504088896341f + shift;
   const VF n = shifted - shift;
   const VF r = (v - n * 0.693359375f) + n * 2.12194440e-4f;
-  VF p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.f;
-  typedef int32_t VI __attribute__((vector_size(PPCR_SIMD_BYTES)));
-  const VI whole = bits_as<VI>(shifted) - bits_as<VI>(shift + VF{});
-  const VI half = whole >> 1;
-  return p * bits_as<VF>((half + 127) << 23) * bits_as<VF>((whole - half + 127) << 23);
+  const VF rr = r * r;
+  const VF p =
+      (r * 1.9875691500e-4f + 1.3981999507e-3f) * rr + (r * 8.3334519073e-3f + 4.1665795894e-2f);
+  const VF e = (p * rr + (r * 1.6666665459e-1f + 5.0000001201e-1f)) * rr + r + 1.f;
+  const VU power = (bits_as<VU>(shifted) + 127u) << 23;
+  return e * bits_as<VF>(power);
 }
 PPCR_INLINE VD exponential(VD v) {
   const double limit = 746., shift = 0x1.8p52;

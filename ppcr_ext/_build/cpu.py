@@ -19,6 +19,7 @@ CPU_SOURCES = (
     "register.cpp",
     "cpu/ppcr_cpu.cpp",
     "cpu/plan.cpp",
+    "cpu/processor.cpp",
     "cpu/kernels_default.cpp",
     "cpu/kernels_avx2.cpp",
     "cpu/kernels_avx512.cpp",

@@ -2,36 +2,218 @@
 
 from . import Mutant
 
-KERNELS, SIMD, PLAN = "cpu/kernels_impl.h", "cpu/simd.h", "cpu/plan.cpp"
+KERNELS, GATE, ELEMENTS = "cpu/kernels_impl.h", "cpu/gate_step.h", "cpu/elements.h"
+CONTIGUOUS, CHANNELS_LAST = "cpu/contiguous.h", "cpu/channels_last.h"
+SIMD, PLAN = "cpu/simd.h", "cpu/plan.cpp"
 
 MUTANTS = (
-    # tiles on the CPU
-    Mutant("last vector of a run beyond its end", KERNELS, "count > kLanes<S> ? count - kLanes<S>", "count > kLanes<S> ? (vectors - 1) * kLanes<S>"),
-    Mutant("last channel of a segment dropped", KERNELS, "for (; c < end; ++c) add_rows<1", "for (; c < end - 1; ++c) add_rows<1", sample=True),
-    Mutant("ReLU loses a NaN", KERNELS, "return v <= 0 ? V{} : v;", "return v > 0 ? v : V{};"),
-    Mutant("mask of the ReLU lets zero pass", KERNELS, "g = y <= 0 ? decltype(g){} : g;", "g = y < 0 ? decltype(g){} : g;"),
-    Mutant("lanes counted twice", KERNELS, "dz[lane] = 0;", ";"),
-    Mutant("sums not added up", KERNELS, "fresh ? v[0] : load(sum) + v[0]", "v[0]"),
-    Mutant("dot product begins anew with every segment", KERNELS, "last_row, c == begin, c == 0, run);\n    for", "last_row, c == begin, c == begin, run);\n    for"),
-    Mutant("only the last tile's share of dweight", KERNELS, "partial[l] += sum;", "partial[l] = sum;"),
-    Mutant("gates do not go round", KERNELS, "row[run.count + i] = go_round ? row[i] : S(0)", "row[run.count + i] = S(0)"),
-    Mutant("pixel index one too large", KERNELS, "if (pixel >= period) pixel -= period;", "if (pixel > period) pixel -= period;",
-           survives="the gates go round: behind the last stand those of the first pixels again"),
-    Mutant("last vector of a span takes the wrong gates", KERNELS, "pixel = static_cast<int>((length - W) % period);", "pixel = 0;"),
-    Mutant("group of pixels beyond the run", KERNELS, "(i + j < run.count ? i + j : run.count - 1)", "(i + j)", tests="sanitize"),
-    Mutant("sums of lanes without a pixel not cleared", KERNELS, "for (int i = run.count * F; i < stride * F; ++i)", "for (int i = stride * F; i < stride * F; ++i)"),
-    Mutant("last tile of a long chunk left out", KERNELS, "begin + per_chunk + (chunk < longer ? 1 : 0)", "begin + per_chunk"),
-    Mutant("shares of chunks overlap", KERNELS, "p.partial + chunk * (p.pooling.contexts + 1)", "p.partial + chunk * p.pooling.contexts"),
-    Mutant("sum instead of mean of the weights", KERNELS, "weight_mean /= S(bins.contexts());", ""),
-    Mutant("last tile as long as the others", KERNELS, "p.tiles_per_image ? p.pixels - pixel : p.tile_pixels", "p.tiles_per_image ? p.tile_pixels : p.tile_pixels"),
-    Mutant("no prefetch", KERNELS, "__builtin_prefetch(s.out + from, 1);", ";", survives="a hint to the cache: the same values, later"),
-    Mutant("tile larger than the scratch", PLAN, "if (tile > most) tile = most;", ""),
-    Mutant("tail of pixels dropped", PLAN, " || (p.pixel_major && p.pixels > count * tile)", ""),
+    # vectors of pixels, and the gate step
+    Mutant(
+        "last vector of a run beyond its end",
+        GATE,
+        "count > kLanes<S> ? count - kLanes<S>",
+        "count > kLanes<S> ? (vectors - 1) * kLanes<S>",
+    ),
+    Mutant("lanes counted twice", GATE, "dz[lane] = 0;", ";"),
+    Mutant(
+        "only the last tile's share of dweight", GATE, "partial[l] += sum;", "partial[l] = sum;"
+    ),
+    Mutant("sum instead of mean of the weights", GATE, "weight_mean /= S(bins.contexts());", ""),
+    # what is read and written
+    Mutant("ReLU loses a NaN", ELEMENTS, "return v <= 0 ? V{} : v;", "return v > 0 ? v : V{};"),
+    Mutant(
+        "mask of the ReLU lets zero pass",
+        ELEMENTS,
+        "<= 0 ? decltype(g){} : g;",
+        "< 0 ? decltype(g){} : g;",
+    ),
+    # contiguous
+    Mutant(
+        "last channel of a segment dropped",
+        CONTIGUOUS,
+        "for (; c < end; ++c) add_rows<1",
+        "for (; c < end - 1; ++c) add_rows<1",
+        sample=True,
+    ),
+    Mutant("sums not added up", CONTIGUOUS, "first ? v[0] : load(sum) + v[0]", "v[0]"),
+    Mutant(
+        "dot product begins anew with every segment",
+        CONTIGUOUS,
+        "first_dot ? d[0] : load(dot) + d[0]",
+        "first ? d[0] : load(dot) + d[0]",
+    ),
+    Mutant(
+        "gates do not wrap",
+        CONTIGUOUS,
+        "row[run.count + i] = wrap ? row[i] : S(0)",
+        "row[run.count + i] = S(0)",
+    ),
+    Mutant(
+        "pixel index one too large",
+        CONTIGUOUS,
+        "if (pixel >= period) pixel -= period;",
+        "if (pixel > period) pixel -= period;",
+        survives="the gates wrap: behind the last stand those of the first pixels again",
+    ),
+    Mutant(
+        "last vector of a span takes the wrong gates",
+        CONTIGUOUS,
+        "pixel = static_cast<int>((length - W) % period);",
+        "pixel = 0;",
+    ),
+    Mutant(
+        "no prefetch",
+        CONTIGUOUS,
+        "if (prefetch) __builtin_prefetch(tile.out + from, 1);",
+        ";",
+        survives="a hint to the cache: the same values, later",
+    ),
+    Mutant(
+        "plane's dot product begins anew with every segment",
+        CONTIGUOUS,
+        "begin == 0 ? V{} : load(tile.gates()",
+        "true ? V{} : load(tile.gates()",
+        tests="sanitize",
+    ),
+    Mutant(
+        "last channel of a plane's segment dropped",
+        CONTIGUOUS,
+        "for (int64_t c = begin; c < end; ++c) { PPCR_UNROLL",
+        "for (int64_t c = begin; c < end - 1; ++c) { PPCR_UNROLL",
+        tests="sanitize",
+    ),
+    Mutant(
+        "first channel of a plane's segment dropped",
+        CONTIGUOUS,
+        "for (int64_t c = begin; c < end; ++c) { PPCR_UNROLL",
+        "for (int64_t c = begin + 1; c < end; ++c) { PPCR_UNROLL",
+        tests="sanitize",
+    ),
+    Mutant(
+        "segments of a plane applied with one gate too few",
+        CONTIGUOUS,
+        "plane ? (end - begin) * p.pixels",
+        "plane ? (end - begin) * p.pixels - 1",
+    ),
+    Mutant(
+        "part of a plane summed as a whole one",
+        CONTIGUOUS,
+        "tile.run.count == p.pixels && p.pixels > 48",
+        "p.pixels > 48",
+        tests="sanitize",
+    ),
+    # channels_last
+    Mutant(
+        "group of pixels beyond the run",
+        CHANNELS_LAST,
+        "(i + j < tile.run.count ? i + j : tile.run.count - 1)",
+        "(i + j)",
+        tests="sanitize",
+    ),
+    Mutant(
+        "pixel beyond the run summed",
+        CHANNELS_LAST,
+        "const bool here = i + j < tile.run.count;",
+        "const bool here = true;",
+        tests="sanitize",
+    ),
+    Mutant(
+        "sums of lanes without a pixel not cleared",
+        CHANNELS_LAST,
+        "for (int i = count * F; i < stride * F; ++i)",
+        "for (int i = stride * F; i < stride * F; ++i)",
+    ),
+    Mutant(
+        "one of four vectors not summed",
+        CHANNELS_LAST,
+        "return (v[0] + v[1]) + (v[2] + v[3]);",
+        "return (v[0] + v[1]) + v[2];",
+        tests="sanitize",
+    ),
+    Mutant(
+        "rest of a segment dropped",
+        CHANNELS_LAST,
+        "add_channels(tile, {0}, c, end, v, d, false);",
+        ";",
+        tests="sanitize",
+    ),
+    Mutant(
+        "first block of a segment dropped",
+        CHANNELS_LAST,
+        "int64_t c = at + p.pooling.edge[k];",
+        "int64_t c = at + p.pooling.edge[k] + 4 * W;",
+        tests="sanitize",
+    ),
+    Mutant(
+        "block taken from the segment's begin",
+        CHANNELS_LAST,
+        "{c, c + W, c + 2 * W, c + 3 * W}",
+        "{c, c + W, c + W, c + 3 * W}",
+        tests="sanitize",
+    ),
+    Mutant(
+        "stale gate: that of the pixel before",
+        CHANNELS_LAST,
+        "tile.gates()[i] + V{}",
+        "tile.gates()[i ? i - 1 : 0] + V{}",
+    ),
+    Mutant(
+        "shift of the segment before",
+        CHANNELS_LAST,
+        "apply_run(at + k * size, size, tile.row(k)[i] + V{})",
+        "apply_run(at + k * size, size, tile.row(k ? k - 1 : 0)[i] + V{})",
+        tests="sanitize",
+    ),
+    Mutant(
+        "equal segments in the wrong order",
+        CHANNELS_LAST,
+        "{at, at + size, at + 2 * size, at + 3 * size}",
+        "{at, at + 2 * size, at + size, at + 3 * size}",
+        tests="sanitize",
+    ),
+    # tiles
+    Mutant(
+        "last tile of a long chunk left out",
+        KERNELS,
+        "begin + per_chunk + (chunk < longer ? 1 : 0)",
+        "begin + per_chunk",
+    ),
+    Mutant(
+        "shares of chunks overlap",
+        KERNELS,
+        "p.partial + chunk * (p.pooling.contexts + 1)",
+        "p.partial + chunk * p.pooling.contexts",
+    ),
+    Mutant(
+        "last tile as long as the others",
+        KERNELS,
+        "p.tiles_per_image ? p.pixels - pixel : p.tile_pixels",
+        "p.tiles_per_image ? p.tile_pixels : p.tile_pixels",
+    ),
+    Mutant("tile larger than the scratch", PLAN, "longest = most;", "longest = 1 << 20;"),
+    Mutant("tail of pixels dropped", PLAN, "|| (p.channels_last && p.pixels > count * tile)", ""),
     # SIMD
-    Mutant("bfloat16 truncated", SIMD, "(u + 0x7fffu + ((u >> 16) & 1u)) >> 16", "u >> 16", sample=True),
-    Mutant("NaN of bfloat16 rounded like a number", SIMD, "narrow_bits(v == v ? rounded : 0x7fc0u + VU{})", "narrow_bits(rounded)"),
-    Mutant("sigmoid of a very large z", SIMD, "v = v < -limit ? -limit + VF{} : v;", ""),
-    Mutant("four of a partial vector's elements lost", SIMD, "if (n >= 4) std::memcpy(&words[0], p, 8);", "if (n > 4) std::memcpy(&words[0], p, 8);"),
-    Mutant("partial store one lane short", SIMD, "void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, lanes_below(n, 0.f)",
-           "void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, lanes_below(n - 1, 0.f)"),
-)  # fmt: skip
+    Mutant(
+        "bfloat16 truncated", SIMD, "(u + 0x7fffu + ((u >> 16) & 1u)) >> 16", "u >> 16", sample=True
+    ),
+    Mutant(
+        "NaN of bfloat16 rounded like a number",
+        SIMD,
+        "narrow_bits(v == v ? rounded : 0x7fc0u + VU{})",
+        "narrow_bits(rounded)",
+    ),
+    Mutant("sigmoid of a very large z", SIMD, "v = v < -87.f ? -87.f + VF{} : v;", ""),
+    Mutant("sigmoid of a very small z", SIMD, "v = v > 89.f ? 89.f + VF{} : v;", ""),
+    Mutant(
+        "four of a partial vector's elements lost",
+        SIMD,
+        "if (n >= 4) std::memcpy(&words[0], p, 8);",
+        "if (n > 4) std::memcpy(&words[0], p, 8);",
+    ),
+    Mutant(
+        "partial store one lane short",
+        SIMD,
+        "void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, lanes_below(n, 0.f)",
+        "void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, lanes_below(n - 1, 0.f)",
+    ),
+)

@@ -1,17 +1,27 @@
-// Runs the CPU kernels, without torch, over edge shapes: every operator, dtype and layout, on one
-// thread and on three. Built and run by tools/sanitize.py under AddressSanitizer,
-// UndefinedBehaviorSanitizer and ThreadSanitizer.
+// Runs the CPU kernels, without torch, over edge shapes: every operator, dtype, layout and method,
+// on one thread and on three, against a plain evaluation in double. Built and run by
+// tools/sanitize.py under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 //   cpu_kernels                the cases; prints how many
 //   cpu_kernels overrun|race   a fault that the sanitizer must report
 #include <thread>
 
 #include "../../csrc/cpu/kernels.h"
+#include "../../csrc/ppcr_pixel.h"
 #include "operands.h"
 
 using namespace ppcr;
 
 namespace {
 
+using Find = Kernel (*)(Operation, Pass, Dtype);
+
+struct Case {
+  Operation operation;
+  Pass pass;
+  Sizes sizes;
+  bool channels_last;
+  Method method;
+};
 struct Fault {
   bool overrun = false, race = false;
 };
@@ -26,81 +36,170 @@ void run_threads(Kernel kernel, const Problem& problem, int threads, bool race) 
   for (std::thread& thread : pool) thread.join();
 }
 
+struct ScalarMath {
+  static double inv_sqrt(double v) { return 1 / std::sqrt(v); }
+  static double sigmoid(double z) { return 1 / (1 + std::exp(-z)); }
+};
+
+// The largest error of what the kernels wrote, relative where a value is above 1. Normalization
+// amplifies rounding where the contexts of a pixel hardly differ, so that counts for less.
 template <class T>
-void check(Kernel (*find)(Op, Dtype), Dtype dtype, Op op, const Sizes& sizes, bool pixel_major,
-           int64_t offset, Fault fault) {
-  const bool gate = op == Op::kGate || op == Op::kGateBackward,
-             added = op == Op::kAddRelu || op == Op::kAddReluBackward;
-  const int64_t per_pixel = sizes.images * sizes.pixels, count = per_pixel * sizes.channels;
-  Tensor<T> x(count, offset), grad(gate ? per_pixel : count, offset),
-      other(added ? count : 0, offset);
-  x.draw(1);
-  grad.draw(2);
-  other.draw(3);
+double error_of(const Case& c, const Problem& p) {
+  const TensorPointers& t = p.tensors;
+  const auto value = [](const void* tensor, int64_t i) {
+    return static_cast<double>(static_cast<const T*>(tensor)[i]);
+  };
+  double worst = 0, amplification = 0;
+  const auto compare = [&](double got, double expected) {
+    const double unit = std::fmax(1, std::fabs(expected)) * (1 + amplification / 10);
+    worst = std::fmax(worst, std::fabs(got - expected) / unit);
+  };
+  const bool gate = c.operation == Operation::kGate, added = c.operation == Operation::kAddRelu;
+  const AnyBins<double> bins(p.pooling);
+  const int contexts = p.pooling.contexts;
+  double weight_mean = 0;
+  for (int l = 0; l < contexts; ++l) weight_mean += p.weight[l] / contexts;
+  std::vector<double> d_parameters(contexts + 1), magnitude(contexts + 1);
+  for (int64_t pixel = 0; pixel < c.sizes.images * c.sizes.pixels; ++pixel) {
+    const int64_t channels = c.sizes.channels, pixels = c.sizes.pixels;
+    const auto at = [&](int64_t channel) {
+      return c.channels_last ? pixel * channels + channel
+                             : (pixel / pixels * channels + channel) * pixels + pixel % pixels;
+    };
+    const auto gradient = [&](int64_t i) {
+      return added && value(t.y, i) <= 0 ? 0 : value(t.grad, i);
+    };
+    double sums[kMaxSegments] = {}, dot = 0;
+    for (int k = 0; k < p.pooling.segments; ++k)
+      for (int64_t channel = p.pooling.edge[k]; channel < p.pooling.edge[k + 1]; ++channel) {
+        sums[k] += value(t.x, at(channel));
+        if (is_backward(c.pass) && !gate) dot += value(t.x, at(channel)) * gradient(at(channel));
+      }
+    Pixel<double, AnyBins<double>> result;
+    pixel_forward<ScalarMath>(bins, sums, p.weight, p.bias, p.eps, result);
+    amplification =
+        std::fmax(amplification, std::fabs(sums[0] / p.pooling.edge[1]) * result.inv_std);
+    if (is_backward(c.pass)) {
+      if (gate) dot = value(t.grad, pixel);
+      const double dz = pixel_backward(bins, result, dot, p.weight, weight_mean, sums);
+      for (int l = 0; l <= contexts; ++l) {
+        const double term = l < contexts ? dz * result.n[l] : dz;
+        d_parameters[l] += term;
+        magnitude[l] += std::fabs(term);
+      }
+    } else if (gate) {
+      compare(value(t.y, pixel), result.g);
+    }
+    for (int k = 0; k < p.pooling.segments; ++k)
+      for (int64_t channel = p.pooling.edge[k]; channel < p.pooling.edge[k + 1]; ++channel) {
+        const int64_t i = at(channel);
+        const double y =
+            value(t.x, i) * result.g + (added && t.residual ? value(t.residual, i) : 0);
+        if (is_backward(c.pass)) {
+          compare(value(t.dx, i), (gate ? 0 : gradient(i) * result.g) + sums[k]);
+          if (added) compare(value(t.d_residual, i), gradient(i));
+        } else if (!gate) {
+          compare(value(t.y, i), added ? std::fmax(y, 0) : y);
+        }
+      }
+  }
+  for (int l = 0; is_backward(c.pass) && l <= contexts; ++l) {
+    double got = 0;
+    for (int64_t chunk = 0; chunk < p.chunks; ++chunk) got += p.partial[chunk * (contexts + 1) + l];
+    compare(got / (1 + magnitude[l]), d_parameters[l] / (1 + magnitude[l]));
+  }
+  return worst;
+}
+
+template <class T>
+void check(Find find, Dtype dtype, const Case& c, int64_t offset, Fault fault) {
+  const bool gate = c.operation == Operation::kGate, added = c.operation == Operation::kAddRelu,
+             backward = is_backward(c.pass);
+  const int64_t per_pixel = c.sizes.images * c.sizes.pixels, count = per_pixel * c.sizes.channels;
+  const auto drawn = [&](bool wanted, int64_t size, int seed) {
+    Tensor<T> tensor(wanted ? size : 0, offset);
+    tensor.draw(seed);
+    return tensor;
+  };
+  Tensor<T> x = drawn(true, count, 1), grad = drawn(backward, gate ? per_pixel : count, 2),
+            residual = drawn(added && !backward, count, 3), y = drawn(added && backward, count, 3);
   Problem problem{};
-  problem.images = sizes.images;
-  problem.channels = sizes.channels;
-  problem.pixels = sizes.pixels;
-  problem.pixel_major = pixel_major;
-  problem.pooling = pooling_of(sizes);
+  problem.images = c.sizes.images;
+  problem.channels = c.sizes.channels;
+  problem.pixels = c.sizes.pixels;
+  problem.channels_last = c.channels_last;
+  problem.pooling = pooling_of(c.sizes);
   for (int l = 0; l < problem.pooling.contexts; ++l) problem.weight[l] = 0.25 * (l % 5) - 0.5;
   problem.bias = 0.1;
   problem.eps = 1e-5;
-  plan(problem, sizeof(T));
-  problem.x = x.data();
-  problem.grad = is_backward(op) ? grad.data() : nullptr;
-  problem.other = added ? other.data() : nullptr;
+  plan(problem, sizeof(T), &c.method);
 
-  const int64_t outputs = (op == Op::kGate ? per_pixel : count) - fault.overrun;
-  const int64_t partials = is_backward(op) ? problem.chunks * (problem.pooling.contexts + 1) : 0;
+  const int64_t outputs = (gate && !backward ? per_pixel : count) - fault.overrun,
+                others = added && backward ? count : 0;
+  const int64_t partials = backward ? problem.chunks * (problem.pooling.contexts + 1) : 0;
   Tensor<T> out[2] = {Tensor<T>(outputs, offset), Tensor<T>(outputs, offset)};
-  Tensor<T> grad_residual[2] = {Tensor<T>(op == Op::kAddReluBackward ? count : 0, offset),
-                                Tensor<T>(op == Op::kAddReluBackward ? count : 0, offset)};
+  Tensor<T> d_residual[2] = {Tensor<T>(others, offset), Tensor<T>(others, offset)};
+  std::vector<double> partial;
   for (int run = 0; run < 2; ++run) {
-    std::vector<double> partial(partials);
+    partial.assign(partials, 0);
     problem.partial = partial.data();
-    problem.out = out[run].fill_with_nan().data();
-    problem.grad_residual =
-        op == Op::kAddReluBackward ? grad_residual[run].fill_with_nan().data() : nullptr;
-    run_threads(find(op, dtype), problem, run == 0 && !fault.race ? 1 : 3, fault.race);
+    problem.tensors.x = x.data();
+    problem.tensors.grad = backward ? grad.data() : nullptr;
+    problem.tensors.residual = added && !backward ? residual.data() : nullptr;
+    void* const written = out[run].fill_with_nan().data();
+    problem.tensors.y = backward ? (added ? y.data() : nullptr) : written;
+    problem.tensors.dx = backward ? written : nullptr;
+    problem.tensors.d_residual = others ? d_residual[run].fill_with_nan().data() : nullptr;
+    run_threads(find(c.operation, c.pass, dtype), problem, run == 0 && !fault.race ? 1 : 3,
+                fault.race);
   }
-  const std::string what = "operator " + std::to_string(static_cast<int>(op)) + ", " +
-                           std::to_string(sizes.images) + " x " + std::to_string(sizes.channels) +
-                           " x " + std::to_string(sizes.pixels);
-  expect(out[0].finite() && grad_residual[0].finite(), what + " is not finite");
-  expect(out[0].same_bits(out[1]) && grad_residual[0].same_bits(grad_residual[1]),
+  const std::string what =
+      "operation " + std::to_string(static_cast<int>(c.operation)) + ", pass " +
+      std::to_string(static_cast<int>(c.pass)) + ", method " +
+      std::to_string(static_cast<int>(c.method)) + (c.channels_last ? ", channels_last " : ", ") +
+      std::to_string(c.sizes.images) + " x " + std::to_string(c.sizes.channels) + " x " +
+      std::to_string(c.sizes.pixels) + ", " + std::to_string(sizeof(T)) + " bytes";
+  expect(out[0].finite() && d_residual[0].finite(), what + " is not finite");
+  expect(out[0].same_bits(out[1]) && d_residual[0].same_bits(d_residual[1]),
          what + " depends on the number of threads");
+  if (fault.overrun) return;
+  const double error = error_of<T>(c, problem);
+  const double most = dtype == Dtype::kDouble  ? 1e-10
+                      : dtype == Dtype::kFloat ? 1e-3
+                      : dtype == Dtype::kHalf  ? 4e-3
+                                               : 2e-2;
+  expect(error <= most, what + " has an error of " + std::to_string(error));
 }
 
-const Op kOps[] = {Op::kForward,      Op::kBackward, Op::kGate,
-                   Op::kGateBackward, Op::kAddRelu,  Op::kAddReluBackward};
-
-// One pixel; less than a vector; around one; planes whose rows straddle vectors; tiles of several
-// images, with a tail; a last tile that takes in what would be shorter than a vector; bins that
-// overlap; the most contexts and segments; channels of one element a bin; more channels than a tile
-// of the shortest length may hold.
+// One pixel; less than a vector; around one; planes whose rows straddle vectors; planes of 49 to 64
+// pixels; tiles of several images, with a tail; a last tile that takes in what would be shorter
+// than a vector; bins that overlap; the most contexts and segments; channels of one element a bin;
+// four short equal segments; more channels than a tile of the shortest length may hold.
 const Sizes kSizes[] = {
     {1, 4, 1, {1, 2, 4}},      {3, 4, 1, {1, 2, 4}},    {2, 8, 3, {1, 2, 4}},
     {1, 5, 7, {1, 2, 4}},      {2, 7, 8, {2, 3}},       {1, 6, 9, {1, 2}},
     {2, 64, 49, {1, 2, 4}},    {1, 12, 31, {1, 3, 7}},  {1, 67, 33, {2, 30, 32}},
     {2, 64, 16, {64}},         {1, 9, 2100, {1, 2, 4}}, {1, 40, 1031, {1, 2, 4, 8}},
     {2, 20, 1025, {1, 2, 4}},  {1, 65, 65, {1, 62}},    {1, 70001, 5, {1, 2, 4}},
-    {1, 1030, 150, {1, 2, 4}},
+    {1, 1030, 150, {1, 2, 4}}, {3, 36, 64, {1, 2, 4}},  {2, 516, 53, {1, 2, 4}},
+    {1, 127, 53, {31, 32}},    {300, 4, 3, {1, 2, 4}},  {1, 516, 560, {1, 2, 4}},
 };
 
 template <class T>
-int check_all(Kernel (*find)(Op, Dtype), Dtype dtype) {
+int check_all(Find find, Dtype dtype) {
   int cases = 0;
   for (const Sizes& sizes : kSizes)
-    for (const bool pixel_major : {false, true})
-      for (const Op op : kOps) {
-        check<T>(find, dtype, op, sizes, pixel_major, cases % 2, {});
-        ++cases;
-      }
+    for (const bool channels_last : {false, true})
+      for (const Operation operation : {Operation::kPpcr, Operation::kGate, Operation::kAddRelu})
+        for (const Pass pass : {Pass::kForward, Pass::kBackward})
+          for (const Method method : {Method::kGrouped, Method::kSequential}) {
+            check<T>(find, dtype, {operation, pass, sizes, channels_last, method}, cases % 2, {});
+            ++cases;
+          }
   return cases;
 }
 
-int check_capability(Kernel (*find)(Op, Dtype)) {
+int check_capability(Find find) {
   return check_all<float>(find, Dtype::kFloat) + check_all<c10::Half>(find, Dtype::kHalf) +
          check_all<c10::BFloat16>(find, Dtype::kBFloat16) + check_all<double>(find, Dtype::kDouble);
 }
@@ -110,9 +209,14 @@ int check_capability(Kernel (*find)(Op, Dtype)) {
 int main(int count, char** arguments) {
   const std::string fault = count > 1 ? arguments[1] : "";
   if (!fault.empty()) {
-    for (const bool pixel_major : {false, true})
-      check<float>(find_kernel_default, Dtype::kFloat, Op::kBackward, {2, 64, 49, {1, 2, 4}},
-                   pixel_major, 0, {fault == "overrun", fault == "race"});
+    for (const bool channels_last : {false, true})
+      check<float>(find_kernel_default, Dtype::kFloat,
+                   {Operation::kPpcr,
+                    Pass::kBackward,
+                    {2, 64, 49, {1, 2, 4}},
+                    channels_last,
+                    Method::kGrouped},
+                   0, {fault == "overrun", fault == "race"});
     return 0;
   }
   int cases = check_capability(find_kernel_default);

@@ -1,0 +1,148 @@
+// channels_last tensors: a tile is a run of pixels, a row of it all channels of one pixel.
+#pragma once
+#include "elements.h"
+
+namespace ppcr {
+namespace PPCR_CAPABILITY {
+
+constexpr int kGroup = 4;  // pixels whose sums are folded together
+
+// Adds a vector of x at each of at[0..N) + offset to v[0..N), its product with the gradient to d.
+template <bool Partial, int N, class Tile, class V>
+PPCR_INLINE void add_vectors(const Tile& tile, const int64_t (&at)[N], int64_t offset, int count,
+                             V* v, V* d, bool prefetch) {
+  PPCR_UNROLL
+  for (int i = 0; i < N; ++i) {
+    const V x = load_run<Partial>(tile.x + at[i] + offset, count);
+    if constexpr (Tile::kApply)
+      if (prefetch) __builtin_prefetch(tile.out + at[i] + offset, 1);
+    v[i] = v[i] + x;
+    if constexpr (Tile::kDot)
+      d[i] = d[i] + x * tile.template gradient<Partial>(at[i] + offset, count);
+  }
+}
+// Adds channels begin .. end-1 of N pixels or segments that lie at `at`.
+template <int N, class Tile, class V>
+PPCR_INLINE void add_channels(const Tile& tile, const int64_t (&at)[N], int64_t begin, int64_t end,
+                              V* v, V* d, bool prefetch) {
+  constexpr int W = kLanes<typename Tile::S>;
+  for (; begin + W <= end; begin += W) add_vectors<false>(tile, at, begin, W, v, d, prefetch);
+  if (begin < end)
+    add_vectors<true>(tile, at, begin, static_cast<int>(end - begin), v, d, prefetch);
+}
+template <class V>
+PPCR_INLINE V sum_of(const V (&v)[4]) {
+  return (v[0] + v[1]) + (v[2] + v[3]);
+}
+
+template <Operation operation, Pass pass, class T>
+struct ChannelsLast {
+  using S = Acc<T>;
+  using V = typename VectorOf<S>::type;
+  using Tile = PPCR_CAPABILITY::Tile<operation, pass, T>;
+  static constexpr int W = kLanes<S>, F = kFolded<S>;
+
+  static PPCR_HD Tile tile(const Problem& p, int64_t image, int64_t pixel, int64_t count, S* rows) {
+    const Run<S> run(count, true);
+    const int groups = (run.count + kGroup - 1) / kGroup, padded = run.vectors * W;
+    return {p, (image * p.pixels + pixel) * p.channels, run, rows,
+            groups * kGroup > padded ? groups * kGroup : padded};
+  }
+
+  // Four short segments of one length are summed and applied together, unrolled.
+  static PPCR_HD bool equal_segments(const Problem& p) {
+    return p.pooling.standard && p.channels <= 64 && p.method != Method::kGrouped;
+  }
+
+  static PPCR_HD void apply(const Problem& p, const Tile& tile) {
+    for (int i = 0; i < tile.run.count; ++i) {
+      const V gate = tile.gates()[i] + V{};
+      const int64_t at = i * p.channels;
+      const auto apply_run = [&](int64_t from, int64_t count,
+                                 V shift) __attribute__((always_inline)) {
+        for (; count >= W; from += W, count -= W) tile.template apply<false>(from, W, gate, shift);
+        if (count > 0) tile.template apply<true>(from, static_cast<int>(count), gate, shift);
+      };
+      if constexpr (!Tile::kBackward) {
+        apply_run(at, p.channels, V{});
+      } else if (equal_segments(p)) {
+        const int64_t size = p.channels / 4;
+        PPCR_UNROLL
+        for (int k = 0; k < 4; ++k) apply_run(at + k * size, size, tile.row(k)[i] + V{});
+      } else {
+        for (int k = 0; k < tile.segments; ++k) {
+          const int64_t c = p.pooling.edge[k];
+          apply_run(at + c, p.pooling.edge[k + 1] - c, tile.row(k)[i] + V{});
+        }
+      }
+    }
+  }
+  // Four pixels at once, segment after segment: as many independent chains of additions.
+  static PPCR_HD void sum_grouped(const Problem& p, const Tile& tile, int i, S* folded) {
+    int64_t at[kGroup];  // the last group repeats the last pixel
+    for (int j = 0; j < kGroup; ++j)
+      at[j] = (i + j < tile.run.count ? i + j : tile.run.count - 1) * p.channels;
+    V d[kGroup] = {};
+    for (int k = 0; k < tile.segments; ++k) {
+      V v[kGroup] = {};
+      add_channels(tile, at, p.pooling.edge[k], p.pooling.edge[k + 1], v, d, true);
+      store_folded(folded + (k * tile.stride + i) * F, v[0], v[1], v[2], v[3]);
+    }
+    if constexpr (Tile::kDot)
+      store_folded(folded + (tile.segments * tile.stride + i) * F, d[0], d[1], d[2], d[3]);
+  }
+  // One pixel after the other, in memory order.
+  template <int Segments>
+  static PPCR_HD void sum_sequential(const Problem& p, const Tile& tile, int i, S* folded) {
+    const int segments = Segments ? Segments : tile.segments;
+    V sums[(Segments ? Segments : kMaxSegments) + 1][kGroup];
+    PPCR_UNROLL
+    for (int j = 0; j < kGroup; ++j) {
+      // A group of fewer pixels sums nothing where one is missing.
+      const bool here = i + j < tile.run.count;
+      const int64_t at = (i + j) * p.channels;
+      V d[4] = {};
+      if constexpr (Segments == 4) {
+        const int64_t size = p.channels / 4;
+        V v[4] = {};
+        add_channels(tile, {at, at + size, at + 2 * size, at + 3 * size}, 0, here ? size : 0, v, d,
+                     false);
+        for (int k = 0; k < 4; ++k) sums[k][j] = v[k];
+      } else {
+        for (int k = 0; k < segments; ++k) {
+          int64_t c = at + p.pooling.edge[k];
+          const int64_t end = here ? at + p.pooling.edge[k + 1] : c;
+          V v[4] = {};
+          for (; c + 4 * W <= end; c += 4 * W)
+            add_vectors<false>(tile, {c, c + W, c + 2 * W, c + 3 * W}, 0, W, v, d, false);
+          add_channels(tile, {0}, c, end, v, d, false);
+          sums[k][j] = sum_of(v);
+        }
+      }
+      sums[segments][j] = sum_of(d);
+    }
+    PPCR_UNROLL
+    for (int k = 0; k < segments + Tile::kDot; ++k)
+      store_folded(folded + (k * tile.stride + i) * F, sums[k][0], sums[k][1], sums[k][2],
+                   sums[k][3]);
+  }
+
+  static PPCR_HD void sum(const Problem& p, const Tile& tile) {
+    const int kept = tile.segments + Tile::kDot, stride = tile.stride, count = tile.run.count;
+    S* folded = tile.row(tile.segments + 1);  // [kept][stride][F]
+    if (p.method == Method::kGrouped)
+      for (int i = 0; i < count; i += kGroup) sum_grouped(p, tile, i, folded);
+    else if (equal_segments(p))
+      for (int i = 0; i < count; i += kGroup) sum_sequential<4>(p, tile, i, folded);
+    else
+      for (int i = 0; i < count; i += kGroup) sum_sequential<0>(p, tile, i, folded);
+    for (int k = 0; k < kept; ++k) {
+      S* row = folded + k * stride * F;
+      for (int i = count * F; i < stride * F; ++i) row[i] = 0;
+      for (int i = 0; i < stride; i += W) store(tile.row(k) + i, sum_groups(row + i * F));
+    }
+  }
+};
+
+}  // namespace PPCR_CAPABILITY
+}  // namespace ppcr

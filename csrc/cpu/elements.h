@@ -1,0 +1,116 @@
+// What one operator reads and writes where: the elements of a tile's tensors.
+#pragma once
+#include "gate_step.h"
+
+namespace ppcr {
+namespace PPCR_CAPABILITY {
+
+template <bool Partial, class T>
+PPCR_INLINE auto load_run(const T* p, int count) {
+  if constexpr (Partial)
+    return load(p, count);
+  else
+    return load(p);
+}
+template <bool Partial, class T, class V>
+PPCR_INLINE void store_run(T* p, V v, int count) {
+  if constexpr (Partial)
+    store(p, v, count);
+  else
+    store(p, v);
+}
+
+template <class V>
+PPCR_INLINE V relu(V v) {
+  return v <= 0 ? V{} : v;  // NaN passes, as in torch
+}
+
+template <Operation operation, Pass pass, class T>
+struct Elements {
+  static constexpr bool kBackward = is_backward(pass);
+  static constexpr bool kGate = operation == Operation::kGate;
+  static constexpr bool kAddRelu = operation == Operation::kAddRelu;
+  static constexpr bool kDot = kBackward && !kGate;    // the gate's gradient is a sum over channels
+  static constexpr bool kApply = kBackward || !kGate;  // an element is written for each of x
+
+  const T *x, *grad, *residual, *y;
+  T *out, *d_residual;  // out: y or dx
+
+  PPCR_HD Elements(const TensorPointers& t, int64_t offset) {
+    const auto at = [&](const void* p) { return p ? static_cast<const T*>(p) + offset : nullptr; };
+    x = at(t.x);
+    grad = kGate ? nullptr : at(t.grad);
+    residual = at(t.residual);
+    y = kGate ? nullptr : at(t.y);
+    out = const_cast<T*>(kBackward ? at(t.dx) : y);
+    d_residual = const_cast<T*>(at(t.d_residual));
+  }
+  // The gradient that reaches x * g: add_relu's passes the mask of the relu and is stored as the
+  // residual's.
+  template <bool Partial>
+  PPCR_HD auto gradient(int64_t at, int count) const {
+    auto g = load_run<Partial>(grad + at, count);
+    if constexpr (kAddRelu) {
+      g = load_run<Partial>(y + at, count) <= 0 ? decltype(g){} : g;
+      store_run<Partial>(d_residual + at, g, count);
+    }
+    return g;
+  }
+  template <bool Partial, class V>
+  PPCR_HD void apply(int64_t at, int count, V gate, V shift) const {
+    V v;
+    if constexpr (kGate)
+      v = shift;
+    else if constexpr (kBackward)
+      v = multiply_add(load_run<Partial>((kAddRelu ? d_residual : grad) + at, count), gate, shift);
+    else if constexpr (kAddRelu)
+      v = relu(multiply_add(load_run<Partial>(x + at, count), gate,
+                            load_run<Partial>(residual + at, count)));
+    else
+      v = load_run<Partial>(x + at, count) * gate;
+    store_run<Partial>(out + at, v, count);
+  }
+};
+
+// A tile of pixels. Between its two passes it keeps rows of one value per pixel: row k < segments
+// the sum of segment k (after the gate step of a backward pass: what its channels add to dx), the
+// row after them the dot product or gate gradient (after the gate step: the gate).
+template <Operation operation, Pass pass, class T>
+struct Tile : Elements<operation, pass, T> {
+  using S = Acc<T>;
+  Run<S> run;
+  S* rows;
+  int stride;  // from row to row
+  int segments;
+
+  PPCR_HD Tile(const Problem& p, int64_t offset, Run<S> run, S* rows, int stride)
+      : Elements<operation, pass, T>(p.tensors, offset),
+        run(run),
+        rows(rows),
+        stride(stride),
+        segments(p.pooling.segments) {}
+  PPCR_HD S* row(int k) const { return rows + k * stride; }
+  PPCR_HD S* gates() const { return row(segments); }
+
+  // The gate, or its gradient, between memory and the last row. pixel: of the whole tensor.
+  PPCR_HD void load_gate_gradient(const Problem& p, int64_t pixel) const {
+    if constexpr (Tile::kGate && Tile::kBackward)
+      for (int i = 0; i < run.vectors; ++i) {
+        const T* grad = static_cast<const T*>(p.tensors.grad) + pixel + run.offset(i);
+        const int n = run.lanes(i);
+        store(gates() + i * kLanes<S>, n < kLanes<S> ? load(grad, n) : load(grad));
+      }
+  }
+  PPCR_HD void store_gate(const Problem& p, int64_t pixel) const {
+    if constexpr (Tile::kGate && !Tile::kBackward)
+      for (int i = 0; i < run.vectors; ++i) {
+        T* y = static_cast<T*>(p.tensors.y) + pixel + run.offset(i);
+        const auto gate = load(gates() + i * kLanes<S>);
+        const int n = run.lanes(i);
+        n < kLanes<S> ? store(y, gate, n) : store(y, gate);
+      }
+  }
+};
+
+}  // namespace PPCR_CAPABILITY
+}  // namespace ppcr

@@ -1,0 +1,109 @@
+// The gates of a tile: the mathematics of ppcr_pixel.h, a SIMD vector of pixels at a time.
+#pragma once
+#include "../ppcr_pixel.h"
+#include "kernels.h"
+#include "simd.h"
+
+namespace ppcr {
+namespace PPCR_CAPABILITY {
+
+// A run of `count` pixels as vectors. In contiguous memory the last vector overlaps the one before
+// it rather than leave a tail, and only a run shorter than one vector is partial; where pixels are
+// summed one by one (`dense`) the last vector is.
+template <class S>
+struct Run {
+  int count, vectors, last;
+  PPCR_HD explicit Run(int64_t pixels, bool dense)
+      : count(static_cast<int>(pixels)),
+        vectors((count + kLanes<S> - 1) / kLanes<S>),
+        last(dense               ? (vectors - 1) * kLanes<S>
+             : count > kLanes<S> ? count - kLanes<S>
+                                 : 0) {}
+  PPCR_HD int offset(int i) const { return i * kLanes<S> < last ? i * kLanes<S> : last; }
+  PPCR_HD int lanes(int i) const {
+    return count - offset(i) < kLanes<S> ? count - offset(i) : kLanes<S>;
+  }
+  PPCR_HD bool partial() const { return count < kLanes<S>; }
+};
+
+template <class S>
+struct GateStep {
+  using V = typename VectorOf<S>::type;
+  AnyBins<S> bins;
+  StandardBins<S, true> standard_bins;
+  S weight[kMaxContexts], bias, eps, weight_mean = 0;
+  // Backward: this tile's share of the gradients of weight and bias, by lane.
+  V d_params[kMaxContexts + 1];
+  void (*step)(GateStep&, S*, int, const Run<S>&);
+
+  PPCR_HD GateStep(const Problem& p, bool backward)
+      : bins(p.pooling), standard_bins(p.pooling), bias(S(p.bias)), eps(S(p.eps)) {
+    for (int l = 0; l < bins.contexts(); ++l) {
+      weight[l] = S(p.weight[l]);
+      weight_mean += weight[l];
+    }
+    weight_mean /= S(bins.contexts());
+    if (p.pooling.standard)
+      step = backward ? run_standard<true> : run_standard<false>;
+    else
+      step = backward ? run_any<true> : run_any<false>;
+  }
+  // rows: the scratch of the tile, `stride` values a row.
+  PPCR_HD void run(S* rows, int stride, const Run<S>& run) { step(*this, rows, stride, run); }
+
+  // Two calls a tile are cheap, and keep this code out of every combination of operator and dtype.
+  template <bool Backward>
+  static __attribute__((noinline)) void run_standard(GateStep& self, S* rows, int stride,
+                                                     const Run<S>& run) {
+    self.template run_with<Backward>(self.standard_bins, rows, stride, run);
+  }
+  template <bool Backward>
+  static __attribute__((noinline)) void run_any(GateStep& self, S* rows, int stride,
+                                                const Run<S>& run) {
+    self.template run_with<Backward>(self.bins, rows, stride, run);
+  }
+  template <bool Backward, class Bins>
+  PPCR_HD void run_with(const Bins& bins, S* rows, int stride, const Run<S>& run) {
+    const int contexts = bins.contexts(), segments = bins.segments();
+    S* gate = rows + segments * stride;
+    V sums_w[Bins::kContexts + 1];
+    if constexpr (Backward) {
+      PPCR_UNROLL
+      for (int l = 0; l <= contexts; ++l) sums_w[l] = V{};
+    }
+    for (int i = 0; i < run.vectors; ++i) {
+      const int at = i * kLanes<S>;
+      V sums[Bins::kSegments];
+      PPCR_UNROLL
+      for (int k = 0; k < segments; ++k) sums[k] = load(rows + k * stride + at);
+      Pixel<V, Bins> pixel;
+      pixel_forward<SimdMath>(bins, sums, weight, bias, eps, pixel);
+      if constexpr (Backward) {
+        V dz = pixel_backward(bins, pixel, load(gate + at), weight, weight_mean, sums);
+        PPCR_UNROLL
+        for (int k = 0; k < segments; ++k) store(rows + k * stride + at, sums[k]);
+        // Lanes that the neighbouring vector has counted already; where their n is no finite
+        // number, it was NaN there as well.
+        for (int lane = 0; lane < at - run.offset(i); ++lane) dz[lane] = 0;
+        PPCR_UNROLL
+        for (int l = 0; l < contexts; ++l) sums_w[l] = sums_w[l] + dz * pixel.n[l];
+        sums_w[contexts] = sums_w[contexts] + dz;
+      }
+      store(gate + at, pixel.g);
+    }
+    if constexpr (Backward) {
+      PPCR_UNROLL
+      for (int l = 0; l <= contexts; ++l) d_params[l] = sums_w[l];
+    }
+  }
+  PPCR_HD void add_to(double* partial) const {
+    for (int l = 0; l <= bins.contexts(); ++l) {
+      double sum = 0;
+      for (int lane = 0; lane < kLanes<S>; ++lane) sum += double(d_params[l][lane]);
+      partial[l] += sum;
+    }
+  }
+};
+
+}  // namespace PPCR_CAPABILITY
+}  // namespace ppcr
