@@ -1,5 +1,5 @@
-// Argument checks and layouts of the operators, shared by both devices. The Python layer has
-// checked most of this already, with its own error types; here stands what keeps a direct call of
+// Argument checks, layouts and allocation, shared by both devices. The Python layer has checked
+// most arguments already, with its own error types; these checks keep a direct call of
 // torch.ops.ppcr_ext.* from reading out of bounds.
 #pragma once
 #include <torch/csrc/stable/macros.h>
@@ -20,19 +20,21 @@ namespace ppcr {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// PyTorch 2.10 to 2.12 check calls of the C interface with the macro that the header-only library
-// has.
+// PyTorch 2.10 to 2.12 have only the macro of the header-only library for calls of the C interface.
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK
 #define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
 #endif
 
 #define PPCR_CHECK(condition, ...) STD_TORCH_CHECK(condition, "ppcr_ext: ", __VA_ARGS__)
 
-inline std::string shape_of(const Tensor& t) {
+inline std::string shape_of(const int64_t* sizes, int64_t dim) {
   std::string text = "[";
-  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
+  for (int64_t d = 0; d < dim; ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
   return text + "]";
 }
+inline std::string shape_of(const Tensor& t) { return shape_of(t.sizes().data(), t.dim()); }
+
+inline std::string name_of(ScalarType type) { return torch::headeronly::toString(type); }
 
 inline void check_same_device(const char* name, const Tensor& t, const Tensor& x) {
   PPCR_CHECK(t.is_cpu() == x.is_cpu() && t.is_cuda() == x.is_cuda() &&
@@ -44,32 +46,25 @@ inline void check_x(const Tensor& x) {
   const ScalarType type = x.scalar_type();
   PPCR_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
                  type == ScalarType::BFloat16,
-             "x must be float32, float64, float16 or bfloat16, got ",
-             torch::headeronly::toString(type));
+             "x must be float32, float64, float16 or bfloat16, got ", name_of(type));
   PPCR_CHECK(x.dim() >= 2, "x must have shape [N, C, *spatial], got ", shape_of(x));
 }
 
-// grad, residual or y: shape, dtype and device of x.
-inline void check_like_x(const char* name, const Tensor& t, const Tensor& x) {
+// What has the shape of x, or of its gate where channels is 1, and its dtype and device.
+inline void check_like(const char* name, const Tensor& t, const Tensor& x, int64_t channels,
+                       const char* shape) {
   bool same = t.dim() == x.dim();
-  for (int64_t i = 0; same && i < x.dim(); ++i) same = t.size(i) == x.size(i);
-  PPCR_CHECK(same, name, " must have x's shape ", shape_of(x), ", got ", shape_of(t));
+  for (int64_t i = 0; same && i < x.dim(); ++i) same = t.size(i) == (i == 1 ? channels : x.size(i));
+  PPCR_CHECK(same, name, " must have ", shape, shape_of(x), ", got ", shape_of(t));
   PPCR_CHECK(t.scalar_type() == x.scalar_type(), name, " must have x's dtype ",
-             torch::headeronly::toString(x.scalar_type()), ", got ",
-             torch::headeronly::toString(t.scalar_type()));
+             name_of(x.scalar_type()), ", got ", name_of(t.scalar_type()));
   check_same_device(name, t, x);
 }
-
-// The gate and its gradient: [N, 1, *spatial].
-inline void check_gate_like(const char* name, const Tensor& t, const Tensor& x) {
-  bool same = t.dim() == x.dim();
-  for (int64_t i = 0; same && i < x.dim(); ++i) same = t.size(i) == (i == 1 ? 1 : x.size(i));
-  PPCR_CHECK(same, name, " must have the gate's shape [N, 1, *spatial] of x ", shape_of(x),
-             ", got ", shape_of(t));
-  PPCR_CHECK(t.scalar_type() == x.scalar_type(), name, " must have x's dtype ",
-             torch::headeronly::toString(x.scalar_type()), ", got ",
-             torch::headeronly::toString(t.scalar_type()));
-  check_same_device(name, t, x);
+inline void check_like_x(const char* name, const Tensor& t, const Tensor& x) {
+  check_like(name, t, x, x.size(1), "x's shape ");
+}
+inline void check_like_gate(const char* name, const Tensor& t, const Tensor& x) {
+  check_like(name, t, x, 1, "the gate's shape [N, 1, *spatial] of x ");
 }
 
 inline void check_parameter(const char* name, const Tensor& t, int64_t count, const Tensor& x) {
@@ -77,8 +72,7 @@ inline void check_parameter(const char* name, const Tensor& t, int64_t count, co
              shape_of(t));
   const ScalarType type = t.scalar_type(), x_type = x.scalar_type();
   PPCR_CHECK(type == x_type || (type == ScalarType::Float && x_type != ScalarType::Double), name,
-             " must be float32 or x's dtype (float64 for a float64 x), got ",
-             torch::headeronly::toString(type));
+             " must be float32 or x's dtype (float64 for a float64 x), got ", name_of(type));
   check_same_device(name, t, x);
 }
 
@@ -97,7 +91,7 @@ inline Pooling check_parameters(const Tensor& x, const Tensor& weight,
 
 // Each pixel's channels are consecutive, and pixels dense: torch's channels_last, at any rank.
 // Strides of size-1 dimensions say nothing.
-inline bool is_pixel_major(const Tensor& x) {
+inline bool is_channels_last(const Tensor& x) {
   int64_t expected = 1;
   const auto dense = [&](int64_t d) {
     const bool ok = x.size(d) == 1 || x.stride(d) == expected;
@@ -126,12 +120,11 @@ inline Tensor new_strided(const Tensor& like, int64_t dim, const int64_t* sizes,
     STABLE_TORCH_ERROR_CODE_CHECK(
         aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type, device_index, &handle));
   } catch (const std::runtime_error& error) {
-    // Before 2.13 PyTorch keeps its words to itself, and only this call is named. With sizes of
-    // tensors that are there it is memory.
+    // Before 2.13 PyTorch names only this call and no reason. The sizes are those of existing
+    // tensors, so the reason is memory.
     if (std::string(error.what()).rfind("aoti_torch_empty_strided", 0) != 0) throw;
-    std::string shape;
-    for (int64_t d = 0; d < dim; ++d) shape += (d ? ", " : "") + std::to_string(sizes[d]);
-    throw std::runtime_error("ppcr_ext: out of memory: no tensor of shape [" + shape + "] fits");
+    throw std::runtime_error("ppcr_ext: out of memory: no tensor of shape " + shape_of(sizes, dim) +
+                             " fits");
   }
   return Tensor(handle);
 }
@@ -171,7 +164,7 @@ inline Tensor to_contiguous(const Tensor& t) {
 
 struct Shape {
   int64_t samples, channels, pixels;  // N, C, product of the spatial sizes
-  bool pixel_major;
+  bool channels_last;
 };
 
 // x itself where its layout is one of the two that kernels read, else its one contiguous copy.
@@ -179,9 +172,9 @@ inline Tensor to_layout(const Tensor& x, Shape& shape) {
   shape = {x.size(0), x.size(1), 1, false};
   for (int64_t d = 2; d < x.dim(); ++d) shape.pixels *= x.size(d);
   const bool contiguous = x.is_contiguous();
-  // One pixel a sample: both layouts at once, and pixel-major is the one with long rows.
-  shape.pixel_major = contiguous ? shape.pixels == 1 : is_pixel_major(x);
-  return contiguous || shape.pixel_major ? x : to_contiguous(x);
+  // With one pixel per sample both layouts are the same, and channels_last has the longer rows.
+  shape.channels_last = contiguous ? shape.pixels == 1 : is_channels_last(x);
+  return contiguous || shape.channels_last ? x : to_contiguous(x);
 }
 
 // t in x's layout, copied where it has another. x comes from to_layout.

@@ -1,23 +1,15 @@
 // The mathematics of one pixel, written once for every device: from the sums of its channel
 // segments to the gate, and back.
 //
-//   contexts       t_l = (sum of the segments of bin l) / |bin l|          cross-channel pyramid
-//   pooling normalization  n_l = (t_l - mean t) / sqrt(var t + eps)                pixel
-//   normalization, biased two-pass variance integration    z   = sum_l weight_l n_l + bias pixel
-//   context integration gate           g   = sigmoid(z) recalibration: y_c = x_c g
+//   cross-channel pyramid pooling   t_l = sum of the segments of bin l / |bin l|
+//   pixel normalization             n_l = (t_l - mean t) / sqrt(var t + eps), biased, two-pass
+//   pixel context integration       z   = sum_l weight_l n_l + bias
+//   gate, recalibration             g   = sigmoid(z), y_c = x_c g
 //
 // V is the type that holds one value per pixel: a float or double on a GPU, a SIMD vector of pixels
 // on a CPU. S is its scalar. Math supplies inv_sqrt(V) and sigmoid(V).
 #pragma once
 #include "ppcr_types.h"
-
-#if defined(__CUDACC__)
-#define PPCR_HD __host__ __device__ __forceinline__
-#define PPCR_UNROLL _Pragma("unroll")
-#else
-#define PPCR_HD inline __attribute__((always_inline))
-#define PPCR_UNROLL _Pragma("GCC unroll 8")
-#endif
 
 namespace ppcr {
 
@@ -71,8 +63,8 @@ PPCR_HD void pixel_forward(const Bins& bins, const V* sums, const S* weight, S b
                            Pixel<V, Bins>& pixel) {
   const int contexts = bins.contexts();
   const S inverse_contexts = S(1) / S(contexts);
-  V pivot{}, mean{};  // contexts are taken relative to the first: what is normalized are
-                      // differences, and these are exact where small
+  // Contexts relative to the first: differences are normalized, and small ones are exact.
+  V pivot{}, mean{};
   PPCR_UNROLL
   for (int l = 0; l < contexts; ++l) {
     const int first = bins.first(l), last = bins.last(l);

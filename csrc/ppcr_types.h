@@ -1,15 +1,51 @@
-// Plain data that crosses from the PyTorch glue to the kernels of every device: sizes, pooling
-// bins, limits. Includes nothing of torch or CUDA, so that it compiles anywhere, in the tests
-// included.
+// Plain data that goes from the PyTorch glue to the kernels of every device: the operation, pooling
+// bins, limits. It includes nothing of torch or CUDA, so that it compiles anywhere.
 #pragma once
+#include <algorithm>
 #include <cstdint>
+
+#if defined(__CUDACC__)
+#define PPCR_HD __host__ __device__ __forceinline__
+#define PPCR_UNROLL _Pragma("unroll")
+#else
+#define PPCR_HD inline __attribute__((always_inline))
+#define PPCR_UNROLL _Pragma("GCC unroll 8")
+#endif
 
 namespace ppcr {
 
-constexpr int kMaxContexts =
-    64;  // L that the fused kernels take; the Python layer sends more to the reference
-constexpr int kMaxSegments =
-    127;  // m levels with L bins in all cut the channels at most 2 (L - m) times
+// What is computed: y = x g, the gate g alone, or y = relu(x g + residual).
+enum class Operation : int { kPpcr, kGate, kAddRelu };
+enum class Pass : int { kForward, kBackward };
+PPCR_HD constexpr bool is_backward(Pass pass) { return pass == Pass::kBackward; }
+
+// The type of sums: float, and double for double.
+template <class T>
+struct Accumulation {
+  using type = float;
+};
+template <>
+struct Accumulation<double> {
+  using type = double;
+};
+template <class T>
+using Acc = typename Accumulation<T>::type;
+
+// The tensors of one call. The gate and its gradient have one value per pixel; all others have the
+// shape and layout of x.
+struct TensorPointers {
+  const void* x = nullptr;
+  const void* grad = nullptr;      // of y; backward
+  const void* residual = nullptr;  // add_relu, forward
+  void* y = nullptr;               // result of the forward pass; add_relu's backward pass reads it
+  void* dx = nullptr;
+  void* d_residual = nullptr;  // add_relu, backward
+};
+
+// L that the fused kernels take; the Python layer sends more to the reference.
+constexpr int kMaxContexts = 64;
+// Levels with L bins in all cut the channels at most 2 (L - number of levels) times.
+constexpr int kMaxSegments = 127;
 
 // Cross-channel pyramid pooling for C channels. The edges of all bins cut the channels into
 // elementary segments; every context (bin) is a run of whole segments, so that one pass over the
@@ -21,8 +57,7 @@ struct Pooling {
   uint8_t first[kMaxContexts];     // context l holds segments first[l] .. last[l]-1
   uint8_t last[kMaxContexts];
   int64_t size[kMaxContexts] = {};  // channels in context l
-  bool standard =
-      false;  // levels (1, 2, 4) with 4 | C: four equal segments, unrolled at compile time
+  bool standard = false;            // levels (1, 2, 4) and 4 divides C: four segments, unrolled
 };
 
 // Fills `pooling`; returns null, or what is wrong with the levels.
@@ -55,24 +90,15 @@ inline const char* make_pooling(const int64_t* levels, int64_t count, int64_t ch
       edge[edges++] = floor_edge(b, levels[i]);
       edge[edges++] = ceil_edge(b + 1, levels[i]);
     }
-  for (int i = 1; i < edges;
-       ++i) {  // insertion sort: at most 128 values, and no <algorithm> in a header that nvcc reads
-    const int64_t value = edge[i];
-    int j = i;
-    for (; j > 0 && edge[j - 1] > value; --j) edge[j] = edge[j - 1];
-    edge[j] = value;
-  }
-  int unique = 0;
-  for (int i = 0; i < edges; ++i)
-    if (unique == 0 || edge[i] != pooling.edge[unique - 1]) pooling.edge[unique++] = edge[i];
+  std::sort(edge, edge + edges);
+  const auto unique = std::unique_copy(edge, edge + edges, pooling.edge) - pooling.edge;
 
-  const auto segment_at = [&pooling](int64_t channel) {
-    int k = 0;
-    while (pooling.edge[k] != channel) ++k;
-    return static_cast<uint8_t>(k);
+  const auto segment_at = [&](int64_t channel) {
+    return static_cast<uint8_t>(std::find(pooling.edge, pooling.edge + unique, channel) -
+                                pooling.edge);
   };
   pooling.contexts = static_cast<int>(contexts);
-  pooling.segments = unique - 1;
+  pooling.segments = static_cast<int>(unique) - 1;
   int l = 0;
   for (int64_t i = 0; i < count; ++i)
     for (int64_t b = 0; b < levels[i]; ++b, ++l) {

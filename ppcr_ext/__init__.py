@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch.jit._trace import TracerWarning
 
-from . import _sharding, native, triton_ops
+from . import _sharding, native, testing, triton_ops
 from .backends import available_backends, backends, warn_once
 from .functional import ppcr, ppcr_add_relu, ppcr_gate
 from .interpret import record_gates
@@ -25,6 +25,7 @@ __all__ = [
     "ppcr_add_relu",
     "ppcr_gate",
     "record_gates",
+    "testing",
 ]
 
 

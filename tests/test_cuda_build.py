@@ -98,11 +98,11 @@ def test_accesses_of_16_bytes(kernels):
     """Kernels with 16-byte vectors move the tensor in 16-byte instructions; narrower ones are for parameters and partial sums."""
     for k in kernels:
         if (
-            k.name.startswith("pixel_tile") and "not staged" not in k.variant
+            k.name.startswith("channels_last_shared") and "not staged" not in k.variant
         ):  # and single elements for the end of a tile
             assert k.loads["16"] > 0, k
-            assert k.stores["16"] > 0 or (k.name == "pixel_tile_forward" and k.mode == "gate"), k
-        if k.mode == "gate" or f"vectors of {16 // SIZES[k.dtype]}," not in k.variant:
+            assert k.stores["16"] > 0 or (k.name == "channels_last_shared_forward" and k.operation == "gate"), k
+        if k.operation == "gate" or f"vectors of {16 // SIZES[k.dtype]}," not in k.variant:
             continue
         assert min(k.loads["16"], k.stores["16"]) > 0, k
         partials = 1 if k.name.endswith("backward") else 0
@@ -118,14 +118,14 @@ def test_contiguous_tensors_are_copied_ahead(kernels):
     checked = 0
     for k in kernels:
         found = re.search(r"vectors of (\d+), (\d+) steps", k.variant)
-        if not k.name.startswith("channel_major") or k.mode == "gate" or found is None:
+        if not k.name.startswith("contiguous_pipelined") or k.operation == "gate" or found is None:
             continue
         vector, steps = map(int, found.groups())
         copies = [op for op in k.code if op.startswith("LDGSTS")]
         if vector * SIZES[k.dtype] != 16:
             assert not copies, k
             continue
-        streams = 1 + (k.mode == "add_relu" or (k.name.endswith("backward") and steps <= 8))
+        streams = 1 + (k.operation == "add_relu" or (k.name.endswith("backward") and steps <= 8))
         assert len(copies) == 2 * streams * steps, (
             k
         )  # of the first tile, and of the next one in the loop

@@ -17,7 +17,8 @@ from cuda_on_cpu.cases import (
     GATE,
     HOPPER,
     KERNEL_COUNT,
-    SCALE,
+    OPERATORS,
+    PPCR,
     SMALL,
     STANDARD,
     Case,
@@ -28,22 +29,21 @@ from cuda_on_cpu.cases import (
     same_bits,
 )
 
+from ppcr_ext import testing
+
 pytestmark = pytest.mark.full
 
-MODES = {"scale": SCALE, "add_relu": ADD_RELU, "gate": GATE}
 RESNET = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7), (16, 32), (32, 16), (64, 8))
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
-every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-both_layouts = pytest.mark.parametrize(
-    "pixel_major", [False, True], ids=["channel_major", "pixel_major"]
-)
+every_operator = pytest.mark.parametrize("operator", OPERATORS)
+both_layouts = pytest.mark.parametrize("channels_last", [False, True], ids=LAYOUTS)
 
 
 def forced_plan(fields: dict) -> str:
     """PPCR_PLAN text of the plan that these sizes get."""
     plan = kernels().plan(fields)
-    if plan["kind"] != "channel_major":
+    if plan["method"] != "contiguous_pipelined":
         return ""
     return ",".join(
         f"{name}={plan[name]}" for name in ("q", "groups", "cluster", "vector", "steps")
@@ -61,60 +61,60 @@ def sparse(count: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("images", "pixels"), [(5, 2**23 + 64), (1, 2**25 + 64)], ids=["many_images", "one_image"]
 )
-def test_more_than_2_to_the_31_elements(images, pixels, levels, pixel_major):
+def test_more_than_2_to_the_31_elements(images, pixels, levels, channels_last):
     """The first and the last blocks of tensors whose offsets leave 32 bits: from image to image, and within one image."""
     channels, last = 64, 64
     # A cluster for every tile, of which the first and the last run.
-    forced = "" if pixel_major else f"clusters={2**30}"
+    forced = "" if channels_last else f"clusters={2**30}"
     case = Case(
         "float16",
         images,
         channels,
         pixels,
-        pixel_major,
+        channels_last,
         levels=levels,
         only_blocks=16,
         forced=forced,
     )
-    small = Tensors(Case("float16", 1, channels, last, pixel_major, levels=levels))
+    inputs = Tensors(Case("float16", 1, channels, last, channels_last, levels=levels)).inputs
     count = images * channels * pixels
     assert count > 2**31
 
     def window(storage: torch.Tensor) -> torch.Tensor:
         """The last pixels of the last image, [C, last]."""
-        if pixel_major:
+        if channels_last:
             return storage.view(images * pixels, channels)[-last:].T
         return storage.view(images, channels, pixels)[-1, :, -last:]
 
     x, grad, y, dx = (sparse(count) for _ in range(4))
-    window(x).copy_(small.x[0])
-    window(grad).copy_(small.grad[0])
-    arrays = {"x": as_numpy(x), "weight": as_numpy(small.weight), "bias": as_numpy(small.bias)}
+    window(x).copy_(inputs.x[0])
+    window(grad).copy_(inputs.grad[0])
+    assert inputs.bias is not None
+    arrays = {"x": as_numpy(x), "weight": as_numpy(inputs.weight), "bias": as_numpy(inputs.bias)}
     parameters = {"dweight": as_numpy(torch.empty(sum(levels))), "dbias": as_numpy(torch.empty(1))}
     only_ends = {"forced": forced, "only_blocks": 16}
-    kernels().run(case.fields(False), case.dtype, arrays | {"out": as_numpy(y)}, **only_ends)
-    arrays |= parameters | {"grad": as_numpy(grad), "out": as_numpy(dx)}
+    kernels().run(case.fields(False), case.dtype, arrays | {"y": as_numpy(y)}, **only_ends)
+    arrays |= parameters | {"grad": as_numpy(grad), "dx": as_numpy(dx)}
     kernels().run(case.fields(True), case.dtype, arrays, **only_ends)
-    expected = small.expected(None)
+    truth = testing.truth(inputs)
     for found, name in ((y, "y"), (dx, "dx")):
-        reference, scale = expected[name]
-        assert float((window(found).double() - reference[0]).norm()) <= 7e-4 * scale
+        assert truth.error(name, window(found)[None]) <= 7e-4
 
 
 @both_layouts
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("shape", RESNET, ids=lambda shape: f"{shape[0]}x{shape[1]}")
-def test_resnet_plans(shape, dtype, pixel_major):
+def test_resnet_plans(shape, dtype, channels_last):
     """One whole image under the plan that a batch of 256 gets on an H200."""
     channels, side = shape
-    case = Case(dtype, 256, channels, side * side, pixel_major)
+    case = Case(dtype, 256, channels, side * side, channels_last)
     tensors_of = {}
     for backward in (False, True):
         tensors_of[backward] = forced_plan(case.fields(backward))
-    case = Case(dtype, 1, channels, side * side, pixel_major, forced=tensors_of[True])
+    case = Case(dtype, 1, channels, side * side, channels_last, forced=tensors_of[True])
     check(case, seeds=(0,))
     if tensors_of[False] != tensors_of[True]:
-        case = Case(dtype, 1, channels, side * side, pixel_major, forced=tensors_of[False])
+        case = Case(dtype, 1, channels, side * side, channels_last, forced=tensors_of[False])
         check(case, seeds=(0,))
 
 
@@ -126,12 +126,14 @@ def test_add_relu_at_full_depth(shape, device):
     """The deep stages, also where no cluster holds a tile and channels are read twice."""
     for dtype in ("float16", "bfloat16"):
         check(
-            Case(dtype, 1, shape[0], shape[1] ** 2, mode=ADD_RELU, device=tuple(device.items())),
+            Case(
+                dtype, 1, shape[0], shape[1] ** 2, operator=ADD_RELU, device=tuple(device.items())
+            ),
             seeds=(0,),
         )
 
 
-@every_mode
+@every_operator
 @both_layouts
 @every_dtype
 @pytest.mark.parametrize(
@@ -139,11 +141,11 @@ def test_add_relu_at_full_depth(shape, device):
     [(64, 49), (40, 64), (32, 196), (8, 1), (4, 3), (20, 25), (64, 2), (128, 56)],
     ids=lambda value: str(value),
 )
-def test_standard_levels(channels, pixels, dtype, pixel_major, mode):
-    check(Case(dtype, 2, channels, pixels, pixel_major, mode))
+def test_standard_levels(channels, pixels, dtype, channels_last, operator):
+    check(Case(dtype, 2, channels, pixels, channels_last, operator))
 
 
-@every_mode
+@every_operator
 @both_layouts
 @every_dtype
 @pytest.mark.parametrize(
@@ -158,9 +160,9 @@ def test_standard_levels(channels, pixels, dtype, pixel_major, mode):
     ],
     ids=lambda value: str(value).replace(" ", ""),
 )
-def test_any_levels(levels, channels, pixels, dtype, pixel_major, mode):
+def test_any_levels(levels, channels, pixels, dtype, channels_last, operator):
     """Unequal segments, bins that overlap, up to 64 contexts; more segments than a block has groups."""
-    check(Case(dtype, 2, channels, pixels, pixel_major, mode, levels))
+    check(Case(dtype, 2, channels, pixels, channels_last, operator, levels))
 
 
 # q, groups, cluster, vector, steps for 64 channels of 16x16 pixels, in elements of 16 bytes
@@ -180,11 +182,11 @@ FORCED = {
 }
 
 
-@every_mode
+@every_operator
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("forced", FORCED.values(), ids=[name.replace(" ", "_") for name in FORCED])
-def test_forced_plans(forced, dtype, mode):
-    check(Case(dtype, 1, 64, 256, False, mode, forced=forced))
+def test_forced_plans(forced, dtype, operator):
+    check(Case(dtype, 1, 64, 256, False, operator, forced=forced))
 
 
 # Several tiles a cluster, more for some clusters than for others: what is copied ahead, and both turns of the barriers.
@@ -198,54 +200,54 @@ SEVERAL_TILES = {
 }
 
 
-@every_mode
+@every_operator
 @every_dtype
 @pytest.mark.parametrize("levels", [STANDARD, (1, 3, 7)], ids=["standard", "any"])
 @pytest.mark.parametrize(
     "case", SEVERAL_TILES.values(), ids=[name.replace(" ", "_") for name in SEVERAL_TILES]
 )
-def test_several_tiles(case, levels, dtype, mode):
+def test_several_tiles(case, levels, dtype, operator):
     images, pixels, forced = case
     vector = 16 // DTYPES[dtype].itemsize
     channels = 64 * vector  # every unit is whole vectors of straddling rows
     forced += "" if "vector" in forced or levels != STANDARD else f",vector={vector}"
-    plan = check(Case(dtype, images, channels, pixels, False, mode, levels, forced=forced))
+    plan = check(Case(dtype, images, channels, pixels, False, operator, levels, forced=forced))
     assert plan["tiles"] > 2 * plan["partial_count"]
 
 
-@pytest.mark.parametrize("mode", [SCALE, ADD_RELU], ids=["scale", "add_relu"])
+@pytest.mark.parametrize("operator", [PPCR, ADD_RELU])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_several_tiles_of_thirteen_steps(dtype, mode):
+def test_several_tiles_of_thirteen_steps(dtype, operator):
     vector = 16 // DTYPES[dtype].itemsize
     forced = f"q=49,groups=1,cluster=4,clusters=2,steps=13,vector={vector}"
-    plan = check(Case(dtype, 5, 256 * vector, 49, False, mode, forced=forced))
+    plan = check(Case(dtype, 5, 256 * vector, 49, False, operator, forced=forced))
     assert (
         plan["read_bytes"] + plan["written_bytes"]
-        == (3 if mode == SCALE else 5) * plan["tensor_bytes"]
+        == (3 if operator == PPCR else 5) * plan["tensor_bytes"]
     )
 
 
-@every_mode
+@every_operator
 @every_dtype
 @pytest.mark.parametrize("levels", [STANDARD, (1, 3, 7)], ids=["standard", "any"])
-def test_channels_beyond_the_registers(levels, dtype, mode):
-    """Steps that are not held, and (any levels) units beyond the first round, are read again."""
-    check(Case(dtype, 3, 1200, 16, False, mode, levels, forced="groups=4,cluster=1,clusters=2"))
+def test_channels_beyond_the_registers(levels, dtype, operator):
+    """Steps that are not cached, and (any levels) units beyond the first round, are read again."""
+    check(Case(dtype, 3, 1200, 16, False, operator, levels, forced="groups=4,cluster=1,clusters=2"))
 
 
-@every_mode
+@every_operator
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_vectors_of_eight_bytes(dtype, mode):
+def test_vectors_of_eight_bytes(dtype, operator):
     """14x14 images of 16-bit elements: rows of a multiple of 8 bytes, not of 16."""
-    for steps in ("steps=8", "steps=13") if mode != GATE else ("steps=8",):
-        check(Case(dtype, 1, 128, 196, False, mode, forced=f"vector=4,q=28,{steps}"))
-    check(Case(dtype, 1, 128, 196, False, mode, (1, 2), forced="vector=4,q=28"))
+    for steps in ("steps=8", "steps=13") if operator != GATE else ("steps=8",):
+        check(Case(dtype, 1, 128, 196, False, operator, forced=f"vector=4,q=28,{steps}"))
+    check(Case(dtype, 1, 128, 196, False, operator, (1, 2), forced="vector=4,q=28"))
 
 
-@pytest.mark.parametrize("mode", [SCALE, ADD_RELU], ids=["scale", "add_relu"])
+@pytest.mark.parametrize("operator", [PPCR, ADD_RELU])
 @every_dtype
-def test_lane_variants(dtype, mode):
-    """Every compiled way of the pixel-major kernel to share a pixel among lanes, with a tail of lanes and of pixels."""
+def test_lane_variants(dtype, operator):
+    """Every compiled way of the channels_last kernel to share a pixel among lanes, with a tail of lanes and of pixels."""
     vector = 16 // DTYPES[dtype].itemsize
     for index, (lanes, steps, pixels) in enumerate(kernels().lane_variants):
         if steps == 16 and dtype == "float64":
@@ -259,62 +261,62 @@ def test_lane_variants(dtype, mode):
                     channels,
                     4 * pixels + 3,
                     True,
-                    mode,
+                    operator,
                     forced=f"variant={index},warps=2",
                 )
             )
-            assert plan["kind"] == "pixel_major"
+            assert plan["method"] == "channels_last_registers"
 
 
-@every_mode
+@every_operator
 @every_dtype
 @pytest.mark.parametrize("levels", [STANDARD, (1, 3)], ids=["standard", "any"])
 @pytest.mark.parametrize(
     ("channels", "pixels", "forced"),
     [(12, 700, ""), (100, 60, "q=16"), (2047, 9, "q=4"), (36, 40, "q=16,vector=1")],
 )
-def test_pixel_tiles(channels, pixels, forced, levels, dtype, mode):
+def test_pixel_tiles(channels, pixels, forced, levels, dtype, operator):
     """Several tiles in shared memory with a tail, of channels that are not whole vectors."""
-    plan = check(Case(dtype, 1, channels, pixels, True, mode, levels, forced))
-    if plan["kind"] != "pixel_major":
+    plan = check(Case(dtype, 1, channels, pixels, True, operator, levels, forced))
+    if plan["method"] != "channels_last_registers":
         assert plan["staged"]
         assert plan["blocks"] > 1
 
 
-@every_mode
+@every_operator
 @every_dtype
 @pytest.mark.parametrize("levels", [STANDARD, (1, 3, 7)], ids=["standard", "any"])
-def test_pixels_beyond_shared_memory(levels, dtype, mode):
+def test_pixels_beyond_shared_memory(levels, dtype, operator):
     """On a device with 4 KB of it."""
     device = tuple((HOPPER | {"shared_bytes": 4096}).items())
-    plan = check(Case(dtype, 2, 2100, 3, True, mode, levels, device=device))
+    plan = check(Case(dtype, 2, 2100, 3, True, operator, levels, device=device))
     assert not plan["staged"]
 
 
 @both_layouts
-@pytest.mark.parametrize("mode", [SCALE, GATE], ids=["scale", "gate"])
+@pytest.mark.parametrize("operator", [PPCR, GATE])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_odd_addresses(dtype, mode, pixel_major):
+def test_odd_addresses(dtype, operator, channels_last):
     """A tensor that starts one element into its storage is read element by element."""
-    plan = check(Case(dtype, 2, 32, 64, pixel_major, mode, offset=1))
+    plan = check(Case(dtype, 2, 32, 64, channels_last, operator, offset=1))
     assert plan["vector"] == 1
 
 
 @both_layouts
 @pytest.mark.parametrize(("own", "bias"), [(True, True), (True, False), (False, False)])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_parameters(dtype, own, bias, pixel_major):
+def test_parameters(dtype, own, bias, channels_last):
     """weight and bias of x's type or wider, and no bias."""
-    check(Case(dtype, 2, 32, 36, pixel_major, own_parameters=own, bias=bias))
+    check(Case(dtype, 2, 32, 36, channels_last, own_parameters=own, bias=bias))
 
 
 @both_layouts
 @pytest.mark.parametrize("levels", [STANDARD, (1, 3)], ids=["standard", "any"])
-def test_nan_and_infinity_stay_in_their_pixel(levels, pixel_major):
-    case = Case("float32", 1, 32, 64, pixel_major, levels=levels)
+def test_nan_and_infinity_stay_in_their_pixel(levels, channels_last):
+    case = Case("float32", 1, 32, 64, channels_last, levels=levels)
     clean, dirty = Tensors(case), Tensors(case)
-    dirty.x[0, 5, 7] = float("nan")
-    dirty.x[0, 30, 50] = float("inf")
+    dirty.inputs.x[0, 5, 7] = float("nan")
+    dirty.inputs.x[0, 30, 50] = float("inf")
     others = [pixel for pixel in range(64) if pixel not in (7, 50)]
     for backward, name in ((False, "y"), (True, "dx")):
         (expected, _), (found, _) = clean.run(backward), dirty.run(backward)
@@ -325,10 +327,10 @@ def test_nan_and_infinity_stay_in_their_pixel(levels, pixel_major):
 
 def test_constant_pixels_have_finite_results():
     """Variance 0, as behind a zero-initialized normalization layer."""
-    for dtype, pixel_major in itertools.product(DTYPES, (False, True)):
-        tensors = Tensors(Case(dtype, 1, 32, 16, pixel_major))
-        tensors.x.zero_()
-        outputs = tensors.run(False)[0] | tensors.run(True)[0]
+    for dtype, channels_last in itertools.product(DTYPES, (False, True)):
+        tensors = Tensors(Case(dtype, 1, 32, 16, channels_last))
+        tensors.inputs.x.zero_()
+        outputs, _ = tensors.run_both()
         assert all(bool(output.isfinite().all()) for output in outputs.values())
 
 

@@ -9,32 +9,32 @@ import pytest
 
 pytest.importorskip("pybind11")
 
-from cuda_on_cpu.cases import ADD_RELU, AMPERE, GATE, HOPPER, SCALE, SMALL, kernels
+from cuda_on_cpu.cases import ADD_RELU, AMPERE, GATE, HOPPER, PPCR, SMALL, kernels
 
 pytestmark = pytest.mark.full
 
 RESNET = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7), (16, 32), (32, 16), (64, 8))
-UNITS = {(SCALE, False): 2, (SCALE, True): 3, (ADD_RELU, False): 3, (ADD_RELU, True): 5}
+UNITS = {(PPCR, False): 2, (PPCR, True): 3, (ADD_RELU, False): 3, (ADD_RELU, True): 5}
 
 
 @pytest.mark.parametrize("images", [8, 256])
-@pytest.mark.parametrize("pixel_major", [False, True], ids=["channel_major", "pixel_major"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=LAYOUTS)
 @pytest.mark.parametrize("element_size", [4, 2], ids=["32bit", "16bit"])
 @pytest.mark.parametrize("shape", RESNET, ids=lambda shape: f"{shape[0]}x{shape[1]}")
-def test_traffic_of_resnet_shapes_on_hopper(shape, element_size, pixel_major, images):
+def test_traffic_of_resnet_shapes_on_hopper(shape, element_size, channels_last, images):
     """2 and 3 (add_relu: 3 and 5) passes over the tensor, nothing read twice, and under 1 % for the parameters' gradients."""
     channels, side = shape
-    for (mode, backward), units in UNITS.items():
+    for (operator, backward), units in UNITS.items():
         plan = kernels().plan(
             dict(images=images, channels=channels, image_pixels=side * side, element_size=element_size,
-                 pixel_major=pixel_major, mode=mode, backward=backward, **HOPPER)
+                 channels_last=channels_last, operator=operator, backward=backward, **HOPPER)
         )  # fmt: skip
         assert plan["read_bytes"] + plan["written_bytes"] == units * plan["tensor_bytes"], plan
         assert plan["parameter_bytes"] < 0.01 * plan["tensor_bytes"], plan
-        if pixel_major and channels * element_size >= 64:
-            assert plan["kind"] == "pixel_major"
+        if channels_last and channels * element_size >= 64:
+            assert plan["method"] == "channels_last_registers"
             assert plan["vector"] * element_size == 16
-        if not pixel_major:
+        if not channels_last:
             assert plan["vector"] * element_size == 16
 
 
@@ -42,16 +42,16 @@ def test_traffic_of_resnet_shapes_on_hopper(shape, element_size, pixel_major, im
 @pytest.mark.parametrize("element_size", [4, 2], ids=["32bit", "16bit"])
 def test_traffic_of_any_channels_and_levels(element_size, levels):
     """channels_last reads nothing twice either where vectors do not fit the segments, up to the channels that shared memory holds."""
-    for channels, (mode, backward) in itertools.product(
+    for channels, (operator, backward) in itertools.product(
         (24, 40, 67, 112, 320, 1000, 1536, 4095), UNITS
     ):
         plan = kernels().plan(
-            dict(images=64, channels=channels, image_pixels=196, element_size=element_size, pixel_major=True, levels=list(levels),
-                 mode=mode, backward=backward, **HOPPER)
+            dict(images=64, channels=channels, image_pixels=196, element_size=element_size, channels_last=True, levels=list(levels),
+                 operator=operator, backward=backward, **HOPPER)
         )  # fmt: skip
         assert (
             plan["read_bytes"] + plan["written_bytes"]
-            == UNITS[mode, backward] * plan["tensor_bytes"]
+            == UNITS[operator, backward] * plan["tensor_bytes"]
         ), plan
         assert plan["vector"] * element_size == 16
         assert plan["parameter_bytes"] < 0.02 * plan["tensor_bytes"], plan
@@ -64,7 +64,7 @@ def test_channels_beyond_shared_memory_are_read_twice():
                 images=1,
                 channels=65536,
                 image_pixels=9,
-                pixel_major=True,
+                channels_last=True,
                 levels=[1, 3],
                 backward=backward,
                 **HOPPER,
@@ -77,7 +77,14 @@ def test_channels_beyond_shared_memory_are_read_twice():
 def test_gate_traffic():
     for backward, bytes_per_element in ((False, 1), (True, 2)):
         plan = kernels().plan(
-            dict(images=8, channels=256, image_pixels=3136, mode=GATE, backward=backward, **HOPPER)
+            dict(
+                images=8,
+                channels=256,
+                image_pixels=3136,
+                operator=GATE,
+                backward=backward,
+                **HOPPER,
+            )
         )
         assert (
             plan["read_bytes"] + plan["written_bytes"]
@@ -105,13 +112,13 @@ def test_every_size_has_a_plan(device):
         (2**31 + 5, 2, 1),
     ]
     sizes += [tuple(int(2 ** choose.uniform(0, top)) for top in (8, 12, 14)) for _ in range(300)]
-    for (images, channels, pixels), pixel_major in itertools.product(sizes, (False, True)):
+    for (images, channels, pixels), channels_last in itertools.product(sizes, (False, True)):
         levels = choose.choice([(1, 2, 4), (1, 2), (1, 3, 5), (2, 2, 3), tuple([1] * 64)])
         levels = [level for level in levels if level <= channels]
         if sum(levels) < 2:
             levels = [1, 1]
-        mode, backward = choose.choice([SCALE, ADD_RELU, GATE]), choose.random() < 0.5
-        fields = dict(images=images, channels=channels, image_pixels=pixels, pixel_major=pixel_major, mode=mode,
+        operator, backward = choose.choice([PPCR, ADD_RELU, GATE]), choose.random() < 0.5
+        fields = dict(images=images, channels=channels, image_pixels=pixels, channels_last=channels_last, operator=operator,
                       backward=backward, levels=levels, element_size=choose.choice([2, 4, 8]),
                       alignment=choose.choice([16, 8]), **device)  # fmt: skip
         plan = kernels().plan(fields)
@@ -120,13 +127,13 @@ def test_every_size_has_a_plan(device):
         assert plan["cluster"] <= device["max_cluster"]
         assert plan["blocks"] % plan["cluster"] == 0
         assert plan["vector"] * fields["element_size"] <= fields["alignment"]
-        if plan["kind"] == "channel_major":
+        if plan["method"] == "contiguous_pipelined":
             assert plan["tiles"] == images * -(-pixels // plan["q"])
             assert 0 < plan["partial_count"] <= plan["tiles"]  # clusters
             assert plan["blocks"] == plan["partial_count"] * plan["cluster"]
             assert plan["active"] * plan["vector"] == plan["rows"] * plan["q"]
             assert plan["active"] * plan["groups"] <= 256
-        elif plan["kind"] == "pixel_tile":
+        elif plan["method"] == "channels_last_shared":
             assert plan["blocks"] == -(-images * pixels // plan["q"])
             assert plan["q"] <= plan["threads"] == 256
             tile_bytes = plan["q"] * channels * fields["element_size"]
@@ -144,13 +151,13 @@ def test_forced_plan():
     with pytest.raises(ValueError, match=r"no plan fits .* with PPCR_PLAN=q=64,cluster=3"):
         kernels().plan(fields, "q=64,cluster=3")
     with pytest.raises(ValueError, match="variant does not fit with PPCR_PLAN=variant=0"):
-        kernels().plan(fields | {"channels": 60, "pixel_major": True}, "variant=0")
+        kernels().plan(fields | {"channels": 60, "channels_last": True}, "variant=0")
     with pytest.raises(
         ValueError, match="tile does not fit into shared memory with PPCR_PLAN=q=256"
     ):
-        kernels().plan(fields | {"channels": 1001, "pixel_major": True}, "q=256")
+        kernels().plan(fields | {"channels": 1001, "channels_last": True}, "q=256")
 
 
 def test_too_many_channels():
     with pytest.raises(ValueError, match="at most 2147483647 channels"):
-        kernels().plan(dict(images=1, channels=2**31, image_pixels=1, pixel_major=True, **HOPPER))
+        kernels().plan(dict(images=1, channels=2**31, image_pixels=1, channels_last=True, **HOPPER))

@@ -25,7 +25,7 @@ DTYPE_ORDER = ("float32", "float16", "bfloat16", "float64")
 
 @dataclasses.dataclass
 class Kernel:
-    name: str  # channel_major_forward
+    name: str  # contiguous_pipelined_forward
     dtype: str
     mode: str
     variant: str  # V=8, 13 steps, standard levels
@@ -76,11 +76,11 @@ def parse_name(demangled: str) -> tuple[str, str, str, str, bool]:
     assert found is not None, demangled
     name = found[1]
     arguments = [argument.strip() for argument in re.split(r",(?![^<]*>)", found[2])]
-    plain = [re.sub(r"^\((?:int|ppcr::cuda::Mode)\)", "", argument) for argument in arguments]
+    plain = [re.sub(r"^\((?:int|ppcr::cuda::Operation)\)", "", argument) for argument in arguments]
     dtype = DTYPES[plain[0]]
     standard = "AnyBins" not in demangled
     levels = "(1, 2, 4)" if standard else "any"
-    if name.startswith("channel_major"):
+    if name.startswith("contiguous_pipelined"):
         return (
             name,
             dtype,
@@ -88,10 +88,10 @@ def parse_name(demangled: str) -> tuple[str, str, str, str, bool]:
             f"vectors of {plain[1]}, {plain[2]} steps, levels {levels}",
             standard,
         )
-    if name.startswith("pixel_major"):
+    if name.startswith("channels_last"):
         variant = f"vectors of {plain[1]}, {plain[2]} steps, {plain[3]} pixels, {plain[4]} lanes"
         return name, dtype, MODES[plain[5]], variant, standard
-    if name.startswith("pixel_tile"):
+    if name.startswith("channels_last_shared"):
         staged = plain[3] in ("true", "(bool)1", "1")
         return (
             name,

@@ -7,19 +7,8 @@
 
 namespace ppcr::cuda {
 
-template <class T>
-struct Accumulation {
-  using type = float;
-};
-template <>
-struct Accumulation<double> {
-  using type = double;
-};
-template <class T>
-using Acc = typename Accumulation<T>::type;
+// ---- vectors of elements
 
-// ------------------------------------------------------------------------------------------------------
-// vectors of elements
 template <int BYTES>
 struct WordOf;
 template <>
@@ -62,13 +51,13 @@ template <class T, int V>
 PPCR_DEVICE void unpack(const Word<T, V>& word, Acc<T> (&values)[V]) {
   T elements[V];
   memcpy(static_cast<void*>(elements), &word, sizeof elements);
-  PPCR_UNROLLED
+  PPCR_UNROLL
   for (int j = 0; j < V; ++j) values[j] = widen(elements[j]);
 }
 template <class T, int V>
 PPCR_DEVICE Word<T, V> pack(const Acc<T> (&values)[V]) {
   T elements[V];
-  PPCR_UNROLLED
+  PPCR_UNROLL
   for (int j = 0; j < V; ++j) narrow(values[j], elements[j]);
   Word<T, V> word;
   memcpy(&word, elements, sizeof word);
@@ -83,7 +72,7 @@ PPCR_DEVICE Word<T, V> mask_relu(const Word<T, V>& grad, const Word<T, V>& y) {
   Acc<T> outputs[V];
   memcpy(static_cast<void*>(gradients), &grad, sizeof gradients);
   unpack<T, V>(y, outputs);
-  PPCR_UNROLLED
+  PPCR_UNROLL
   for (int j = 0; j < V; ++j)
     if (outputs[j] <= Acc<T>(0)) narrow(Acc<T>(0), gradients[j]);
   Word<T, V> masked;
@@ -95,8 +84,8 @@ PPCR_DEVICE A relu(A value) {
   return value <= A(0) ? A(0) : value;  // a NaN stays one, as in torch
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// parameters
+// ---- parameters
+
 template <class T>
 PPCR_DEVICE Acc<T> read_parameter(const Parameter& parameter, int i) {
   if (parameter.kind == Parameter::kAbsent) return Acc<T>(0);
@@ -115,25 +104,23 @@ PPCR_DEVICE void stage_parameters(const Parameter& weight, const Parameter& bias
 
 constexpr int kBatch = 4;  // vectors in flight where a kernel reads what its registers do not hold
 
-// What every kernel gets. Which pointers are set depends on the mode and the pass:
-//   forward   x, out (gate mode: [pixels]), extra_in = residual
-//   backward  x, grad (gate mode: [pixels]), out = dx, extra_in = y, extra_out = dresidual,
-//   partials
+// What every kernel gets: see operands.h.
 template <class T>
 struct Tensors {
   const T* x;
   const T* grad;
-  const T* extra_in;
-  T* out;
-  T* extra_out;
+  const T* residual;
+  T* y;
+  T* dx;
+  T* d_residual;
   Parameter weight, bias;
   Acc<T> eps;
-  Acc<T>* partials;  // [contexts + 1][partial_count]: each tile's share of dweight and, in the last
-                     // row, dbias
+  Acc<T>* partials;  // [contexts + 1][partial_count]: shares of dweight and, in the last row, dbias
 };
 
-// ---------------------------------------------------------------------------------------------------------------
-// arithmetic The one place of fast arithmetic: sigmoid of a float by __expf (2 + |1.173 z| ulp) and
+// ---- arithmetic
+
+// The one place where it is fast. sigmoid of a float by __expf (2 + |1.173 z| ulp) and
 // __fdividef (2 ulp), so within (4 + 1.2 |z|) units in the last place of g. rsqrtf: 2 ulp.
 struct DeviceMath {
   static PPCR_DEVICE float inv_sqrt(float v) { return rsqrtf(v); }
@@ -143,15 +130,15 @@ struct DeviceMath {
 };
 
 template <class A, class Bins>
-PPCR_DEVICE void gate_forward(const Bins& bins, const A* sums, const A* parameters, A eps,
+PPCR_DEVICE void compute_gate(const Bins& bins, const A* sums, const A* parameters, A eps,
                               Pixel<A, Bins>& pixel) {
   pixel_forward<DeviceMath>(bins, sums, parameters, parameters[bins.contexts()], eps, pixel);
 }
 template <class A, class Bins>
-PPCR_DEVICE A gate_backward(const Bins& bins, const Pixel<A, Bins>& pixel, A dg,
-                            const A* parameters, A* dsums) {
+PPCR_DEVICE A compute_gradients(const Bins& bins, const Pixel<A, Bins>& pixel, A dg,
+                                const A* parameters, A* dsums) {
   A weight_mean = 0;
-  PPCR_UNROLLED
+  PPCR_UNROLL
   for (int l = 0; l < bins.contexts(); ++l) weight_mean += parameters[l];
   weight_mean *= A(1) / A(bins.contexts());
   return pixel_backward(bins, pixel, dg, parameters, weight_mean, dsums);
@@ -161,51 +148,52 @@ PPCR_DEVICE A gate_backward(const Bins& bins, const Pixel<A, Bins>& pixel, A dg,
 // calls it.
 template <class A>
 PPCR_DEVICE A sum_lanes(A value, int lanes) {
-  PPCR_UNROLLED
+  PPCR_UNROLL
   for (int offset = 1; offset < lanes; offset <<= 1)
     value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;
 }
 
-// -----------------------------------------------------------------------------------------------
-// from words to words y = x g, of the add_relu mode relu(x g + residual).
-template <class T, int V, Mode MODE>
+// ---- from words to words
+
+// y = x g, of add_relu relu(x g + residual).
+template <class T, int V, Operation OP>
 PPCR_DEVICE Word<T, V> recalibrate(const Word<T, V>& x, const Word<T, V>& residual,
                                    const Acc<T> (&gate)[V]) {
   Acc<T> values[V];
   unpack<T, V>(opaque(x), values);
-  if constexpr (MODE == Mode::kAddRelu) {
+  if constexpr (OP == Operation::kAddRelu) {
     Acc<T> added[V];
     unpack<T, V>(opaque(residual), added);
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int j = 0; j < V; ++j) values[j] = relu(values[j] * gate[j] + added[j]);
   } else {
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int j = 0; j < V; ++j) values[j] *= gate[j];
   }
   return pack<T, V>(values);
 }
 
 // gy as it arrives, or behind the ReLU.
-template <class T, int V, Mode MODE>
+template <class T, int V, Operation OP>
 PPCR_DEVICE Word<T, V> load_gradient(const Tensors<T>& tensors, bool wanted, int64_t at) {
   const Word<T, V> grad = load_if<T, V>(wanted, tensors.grad + at);
-  if constexpr (MODE == Mode::kAddRelu)
-    return mask_relu<T, V>(grad, load_if<T, V>(wanted, tensors.extra_in + at));
+  if constexpr (OP == Operation::kAddRelu)
+    return mask_relu<T, V>(grad, load_if<T, V>(wanted, tensors.y + at));
   return grad;
 }
 
-// dx = gy g + dsum (gate mode: dsum alone), and dresidual = gy behind the ReLU.
-template <class T, int V, Mode MODE>
+// dx = gy g + dsum, and d_residual = gy behind the ReLU.
+template <class T, int V, Operation OP>
 PPCR_DEVICE void write_backward(const Tensors<T>& tensors, bool wanted, int64_t at,
                                 const Word<T, V>& grad, const Acc<T> (&gate)[V],
                                 const Acc<T> (&dsum)[V]) {
   Acc<T> values[V];
   unpack<T, V>(opaque(grad), values);
-  PPCR_UNROLLED
+  PPCR_UNROLL
   for (int j = 0; j < V; ++j) values[j] = values[j] * gate[j] + dsum[j];
-  store_if<T, V>(wanted, tensors.out + at, pack<T, V>(values));
-  if constexpr (MODE == Mode::kAddRelu) store_if<T, V>(wanted, tensors.extra_out + at, grad);
+  store_if<T, V>(wanted, tensors.dx + at, pack<T, V>(values));
+  if constexpr (OP == Operation::kAddRelu) store_if<T, V>(wanted, tensors.d_residual + at, grad);
 }
 
 }  // namespace ppcr::cuda

@@ -1,13 +1,13 @@
-// From a plan to the compiled kernel. A Launcher starts kernels: on a GPU with cudaLaunchKernelEx,
-// in the tests on the CPU. It has
-//   template <class Arguments> void operator()(void (*kernel)(Arguments), const Launch&, const
-//   Arguments&)
+// From a plan to the compiled kernel. A Launcher starts it: with cudaLaunchKernelEx on a GPU, or as
+// fibers in the tests on a CPU. It is called with a kernel, a Launch and the kernel's arguments.
 #pragma once
-#include "channel_major_backward.cuh"
-#include "channel_major_forward.cuh"
+#include <stdexcept>
+
+#include "channels_last_registers.cuh"
+#include "channels_last_shared.cuh"
+#include "contiguous_pipelined_backward.cuh"
+#include "contiguous_pipelined_forward.cuh"
 #include "finish_kernels.cuh"
-#include "pixel_major_kernels.cuh"
-#include "pixel_tile_kernels.cuh"
 #include "plan.h"
 
 namespace ppcr::cuda {
@@ -18,8 +18,7 @@ struct Launch {
   int threads;
   int shared_bytes;
   int cluster;
-  bool early;  // may be set up while the kernel before it in the stream ends, for which it waits
-               // itself
+  bool early;  // may start while the kernel before it in the stream ends, and waits for it itself
 };
 
 template <class T>
@@ -27,9 +26,10 @@ Tensors<T> typed(const Operands& operands) {
   Tensors<T> tensors;
   tensors.x = static_cast<const T*>(operands.x);
   tensors.grad = static_cast<const T*>(operands.grad);
-  tensors.extra_in = static_cast<const T*>(operands.extra_in);
-  tensors.out = static_cast<T*>(operands.out);
-  tensors.extra_out = static_cast<T*>(operands.extra_out);
+  tensors.residual = static_cast<const T*>(operands.residual);
+  tensors.y = static_cast<T*>(operands.y);
+  tensors.dx = static_cast<T*>(operands.dx);
+  tensors.d_residual = static_cast<T*>(operands.d_residual);
   tensors.weight = operands.weight;
   tensors.bias = operands.bias;
   tensors.eps = static_cast<Acc<T>>(operands.eps);
@@ -40,126 +40,130 @@ Tensors<T> typed(const Operands& operands) {
 template <class T, class Launcher>
 class Dispatch {
  public:
-  Dispatch(const Problem& problem, const Plan& plan, const Operands& operands, Launcher& launcher)
-      : problem_(problem), plan_(plan), operands_(operands), launcher_(launcher) {}
+  Dispatch(const Workload& workload, const Plan& plan, const Operands& operands, Launcher& launcher)
+      : workload_(workload), plan_(plan), operands_(operands), launcher_(launcher) {}
 
-  void run() {
-    switch (problem_.mode) {
-      case Mode::kScale:
-        run_mode<Mode::kScale>();
+  void launch() {
+    switch (workload_.operation) {
+      case Operation::kPpcr:
+        launch_operation<Operation::kPpcr>();
         break;
-      case Mode::kAddRelu:
-        run_mode<Mode::kAddRelu>();
+      case Operation::kGate:
+        launch_operation<Operation::kGate>();
         break;
-      case Mode::kGate:
-        run_mode<Mode::kGate>();
+      case Operation::kAddRelu:
+        launch_operation<Operation::kAddRelu>();
         break;
     }
-    if (problem_.backward) finish();
+    if (!launched_)
+      throw std::runtime_error(
+          "ppcr_ext: the planner chose a kernel that is not compiled; please report it");
+    if (is_backward(workload_.pass)) finish();
   }
-
-  // False where a plan names something that is not compiled: a bug of the planner.
-  bool launched() const { return launched_; }
 
  private:
   static constexpr int kVector = 16 / int(sizeof(T));
 
-  template <Mode MODE>
-  void run_mode() {
-    switch (plan_.kind) {
-      case KernelKind::kChannelMajor:
-        if (problem_.pooling->standard)
-          channel_major_vector<MODE, StandardBins<Acc<T>>>(
-              equal_units(*problem_.pooling, plan_.unit_count));
+  template <Operation OP>
+  void launch_operation() {
+    switch (plan_.method) {
+      case Method::kContiguousPipelined:
+        if (workload_.pooling->standard)
+          choose_contiguous_vector<OP, StandardBins<Acc<T>>>(
+              equal_units(*workload_.pooling, plan_.unit_count));
         else
-          channel_major_vector<MODE, AnyBins<Acc<T>>>(
-              table_units(*problem_.pooling, plan_.unit_count));
+          choose_contiguous_vector<OP, AnyBins<Acc<T>>>(
+              table_units(*workload_.pooling, plan_.unit_count));
         break;
-      case KernelKind::kPixelMajor:
-        if constexpr (MODE != Mode::kGate) pixel_major<MODE>();
+      case Method::kChannelsLastRegisters:
+        if constexpr (OP != Operation::kGate) start_channels_last_registers<OP>();
         break;
-      case KernelKind::kPixelTile:
+      case Method::kChannelsLastShared:
         if (!plan_.staged)
-          pixel_tile<MODE, AnyBins<Acc<T>>, false>();
-        else if (problem_.pooling->standard)
-          pixel_tile<MODE, StandardBins<Acc<T>>, true>();
+          start_channels_last_shared<OP, AnyBins<Acc<T>>, false>();
+        else if (workload_.pooling->standard)
+          start_channels_last_shared<OP, StandardBins<Acc<T>>, true>();
         else
-          pixel_tile<MODE, AnyBins<Acc<T>>, true>();
+          start_channels_last_shared<OP, AnyBins<Acc<T>>, true>();
         break;
     }
   }
 
-  template <Mode MODE, class Bins, class Units>
-  void channel_major_vector(const Units& units) {
-    if (plan_.vector == kVector) channel_major_steps<MODE, Bins, kVector>(units);
+  template <Operation OP, class Bins, class Units>
+  void choose_contiguous_vector(const Units& units) {
+    if (plan_.vector == kVector) choose_contiguous_steps<OP, Bins, kVector>(units);
     if constexpr (sizeof(T) == 2) {
-      if (plan_.vector == 4) channel_major_steps<MODE, Bins, 4>(units);
+      if (plan_.vector == 4) choose_contiguous_steps<OP, Bins, 4>(units);
     }
-    if (plan_.vector == 1) channel_major_steps<MODE, Bins, 1>(units);
+    if (plan_.vector == 1) choose_contiguous_steps<OP, Bins, 1>(units);
   }
 
-  template <Mode MODE, class Bins, int V, class Units>
-  void channel_major_steps(const Units& units) {
+  template <Operation OP, class Bins, int V, class Units>
+  void choose_contiguous_steps(const Units& units) {
     constexpr bool kStandard = Units::kOneRound;
-    if constexpr (V == 1 && sizeof(T) < 8 && MODE != Mode::kGate) {
-      if (plan_.steps == 16) channel_major<MODE, Bins, V, 16>(units);
+    if constexpr (V == 1 && sizeof(T) < 8 && OP != Operation::kGate) {
+      if (plan_.steps == 16) start_contiguous<OP, Bins, V, 16>(units);
     } else {
-      if (plan_.steps == 8) channel_major<MODE, Bins, V, 8>(units);
+      if (plan_.steps == 8) start_contiguous<OP, Bins, V, 8>(units);
     }
-    if constexpr (V > 1 && sizeof(T) < 8 && kStandard && MODE != Mode::kGate) {
-      if (plan_.steps == 13) channel_major<MODE, Bins, V, 13>(units);
+    if constexpr (V > 1 && sizeof(T) < 8 && kStandard && OP != Operation::kGate) {
+      if (plan_.steps == 13) start_contiguous<OP, Bins, V, 13>(units);
     }
   }
 
-  template <Mode MODE, class Bins, int V, int STEPS, class Units>
-  void channel_major(const Units& units) {
-    const ChannelMajorArguments<T, Bins> arguments{typed<T>(operands_), plan_.tile, units,
-                                                   Bins(*problem_.pooling)};
-    if (problem_.backward)
-      launch("channel_major_backward", channel_major_backward<T, V, STEPS, Bins, MODE>, arguments);
+  template <Operation OP, class Bins, int V, int STEPS, class Units>
+  void start_contiguous(const Units& units) {
+    const ContiguousArguments<T, Bins> arguments{typed<T>(operands_), plan_.tile, units,
+                                                 Bins(*workload_.pooling)};
+    if (is_backward(workload_.pass))
+      start("contiguous_pipelined_backward", contiguous_pipelined_backward<T, V, STEPS, Bins, OP>,
+            arguments);
     else
-      launch("channel_major_forward", channel_major_forward<T, V, STEPS, Bins, MODE>, arguments);
+      start("contiguous_pipelined_forward", contiguous_pipelined_forward<T, V, STEPS, Bins, OP>,
+            arguments);
   }
 
-  template <Mode MODE, int INDEX = 0>
-  void pixel_major() {
+  template <Operation OP, int INDEX = 0>
+  void start_channels_last_registers() {
     if constexpr (INDEX < kLaneVariantCount) {
       constexpr LaneVariant kVariant = kLaneVariants[INDEX];
-      if (plan_.variant != INDEX) return pixel_major<MODE, INDEX + 1>();
+      if (plan_.variant != INDEX) return start_channels_last_registers<OP, INDEX + 1>();
       if constexpr (has_lane_variant(kVariant, int(sizeof(T)))) {
-        const Lanes lanes{problem_.images * problem_.image_pixels, problem_.channels,
-                          static_cast<int>(problem_.pooling->edge[1])};
-        const PixelMajorArguments<T> arguments{typed<T>(operands_), lanes,
-                                               StandardBins<Acc<T>>(*problem_.pooling)};
-        if (problem_.backward)
-          launch("pixel_major_backward",
-                 pixel_major_backward<T, kVector, kVariant.steps, kVariant.pixels, kVariant.lanes,
-                                      MODE>,
-                 arguments);
+        const Lanes lanes{workload_.images * workload_.image_pixels, workload_.channels,
+                          static_cast<int>(workload_.pooling->edge[1])};
+        const LaneArguments<T> arguments{typed<T>(operands_), lanes,
+                                         StandardBins<Acc<T>>(*workload_.pooling)};
+        if (is_backward(workload_.pass))
+          start("channels_last_registers_backward",
+                channels_last_registers_backward<T, kVector, kVariant.steps, kVariant.pixels,
+                                                 kVariant.lanes, OP>,
+                arguments);
         else
-          launch("pixel_major_forward",
-                 pixel_major_forward<T, kVector, kVariant.steps, kVariant.pixels, kVariant.lanes,
-                                     MODE>,
-                 arguments);
+          start("channels_last_registers_forward",
+                channels_last_registers_forward<T, kVector, kVariant.steps, kVariant.pixels,
+                                                kVariant.lanes, OP>,
+                arguments);
       }
     }
   }
 
-  template <Mode MODE, class Bins, bool STAGED>
-  void pixel_tile() {
-    const PixelTileArguments<T, Bins> arguments{typed<T>(operands_), plan_.pixel_tile,
-                                                Bins(*problem_.pooling)};
-    if (problem_.backward)
-      launch("pixel_tile_backward", pixel_tile_backward<T, Bins, MODE, STAGED>, arguments);
+  template <Operation OP, class Bins, bool STAGED>
+  void start_channels_last_shared() {
+    const SharedTileArguments<T, Bins> arguments{typed<T>(operands_), plan_.shared_tile,
+                                                 Bins(*workload_.pooling)};
+    if (is_backward(workload_.pass))
+      start("channels_last_shared_backward", channels_last_shared_backward<T, Bins, OP, STAGED>,
+            arguments);
     else
-      launch("pixel_tile_forward", pixel_tile_forward<T, Bins, MODE, STAGED>, arguments);
+      start("channels_last_shared_forward", channels_last_shared_forward<T, Bins, OP, STAGED>,
+            arguments);
   }
 
   void finish() {
     FinishArguments<T> arguments;
     arguments.partials = static_cast<const Acc<T>*>(operands_.partials);
     arguments.count = plan_.partial_count;
-    arguments.contexts = problem_.pooling->contexts;
+    arguments.contexts = workload_.pooling->contexts;
     arguments.dweight = operands_.dweight;
     arguments.dbias = operands_.dbias;
     arguments.weight_kind = operands_.weight.kind;
@@ -172,15 +176,15 @@ class Dispatch {
   }
 
   template <class Arguments>
-  void launch(const char* name, void (*kernel)(Arguments), const Arguments& arguments) {
-    const int cluster = plan_.kind == KernelKind::kChannelMajor ? plan_.tile.cluster : 1;
+  void start(const char* name, void (*kernel)(Arguments), const Arguments& arguments) {
+    const int cluster = plan_.method == Method::kContiguousPipelined ? plan_.tile.cluster : 1;
     launcher_(kernel,
               Launch{name, plan_.blocks, plan_.threads, plan_.shared_bytes, cluster, plan_.early},
               arguments);
     launched_ = true;
   }
 
-  const Problem& problem_;
+  const Workload& workload_;
   const Plan& plan_;
   const Operands& operands_;
   Launcher& launcher_;

@@ -21,16 +21,16 @@ template <class T>
 __global__ void __launch_bounds__(kFinishThreads)
     finish_parameters(const __grid_constant__ FinishArguments<T> arguments) {
   using A = Acc<T>;
-  constexpr int kStreams = 4;  // independent sums: that many loads in flight
+  constexpr int kChains = 4;  // independent sums, so that many loads are in flight
   wait_for_kernels_before();
   PPCR_SHARED(raw);
   A* const warps = reinterpret_cast<A*>(raw);
   const A* const row = arguments.partials + int64_t(blockIdx.x) * arguments.count;
 
-  A sums[kStreams] = {};
-  for (int64_t i = threadIdx.x; i < arguments.count; i += kStreams * kFinishThreads) {
-    PPCR_UNROLLED
-    for (int s = 0; s < kStreams; ++s)
+  A sums[kChains] = {};
+  for (int64_t i = threadIdx.x; i < arguments.count; i += kChains * kFinishThreads) {
+    PPCR_UNROLL
+    for (int s = 0; s < kChains; ++s)
       if (i + s * kFinishThreads < arguments.count) sums[s] += row[i + s * kFinishThreads];
   }
   const A sum = sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]), kWarp);

@@ -16,10 +16,8 @@ struct Forced {
   std::string error;
 };
 
-inline Forced parse_forced(const char* text) {
+inline Forced parse_forced(std::string rest) {
   Forced forced;
-  if (text == nullptr) return forced;
-  std::string rest(text);
   while (!rest.empty()) {
     const size_t comma = rest.find(',');
     const std::string item = rest.substr(0, comma);

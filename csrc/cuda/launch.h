@@ -10,10 +10,10 @@ namespace ppcr::cuda {
 // The kernels of one dtype; a file each.
 struct Kernels {
   // Starts what `plan` says on `stream`; throws std::runtime_error where a launch is refused.
-  void (*run)(const Problem& problem, const Plan& plan, const Operands& operands,
-              cudaStream_t stream);
-  // How many clusters of a channel-major plan the current device holds at once.
-  int64_t (*resident_clusters)(const Problem& problem, const Plan& plan, int multiprocessors);
+  void (*launch)(const Workload& workload, const Plan& plan, const Operands& operands,
+                 cudaStream_t stream);
+  // How many clusters of a contiguous plan the current device holds at once.
+  int64_t (*resident_clusters)(const Workload& workload, const Plan& plan, int multiprocessors);
 };
 extern const Kernels kFloat, kHalf, kBFloat16, kDouble;
 

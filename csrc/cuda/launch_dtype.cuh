@@ -95,27 +95,23 @@ struct ResidencyQuery {
 };
 
 template <class T>
-void run_dtype(const Problem& problem, const Plan& plan, const Operands& operands,
-               cudaStream_t stream) {
+void launch_dtype(const Workload& workload, const Plan& plan, const Operands& operands,
+                  cudaStream_t stream) {
   StreamLauncher launcher{stream};
-  Dispatch<T, StreamLauncher> dispatch(problem, plan, operands, launcher);
-  dispatch.run();
-  if (!dispatch.launched())
-    throw std::runtime_error(
-        "ppcr_ext: the planner chose a kernel that is not compiled; please report it");
+  Dispatch<T, StreamLauncher>(workload, plan, operands, launcher).launch();
 }
 
 template <class T>
-int64_t resident_clusters(const Problem& problem, const Plan& plan, int multiprocessors) {
+int64_t resident_clusters(const Workload& workload, const Plan& plan, int multiprocessors) {
   ResidencyQuery query{multiprocessors};
   const Operands operands;
-  Dispatch<T, ResidencyQuery>(problem, plan, operands, query).run();
+  Dispatch<T, ResidencyQuery>(workload, plan, operands, query).launch();
   return query.clusters;
 }
 
 template <class T>
 constexpr Kernels kernels_of() {
-  return {run_dtype<T>, resident_clusters<T>};
+  return {launch_dtype<T>, resident_clusters<T>};
 }
 
 }  // namespace ppcr::cuda

@@ -1,6 +1,7 @@
 // The tensors of one call, without their types: what the entry hands to the launcher. No CUDA, no
 // torch.
 #pragma once
+#include "../ppcr_types.h"
 
 namespace ppcr::cuda {
 
@@ -12,12 +13,7 @@ struct Parameter {
   Kind kind = kAbsent;
 };
 
-struct Operands {
-  const void* x = nullptr;
-  const void* grad = nullptr;      // backward; gate mode: one value per pixel
-  const void* extra_in = nullptr;  // residual (forward) or y (backward) of the add_relu mode
-  void* out = nullptr;             // y, or dx; gate mode, forward: one value per pixel
-  void* extra_out = nullptr;       // dresidual
+struct Operands : TensorPointers {
   Parameter weight, bias;
   double eps = 0;
   void* partials = nullptr;  // [contexts + 1][plan.partial_count] of the accumulation type

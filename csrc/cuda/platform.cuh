@@ -12,7 +12,6 @@
 
 #define PPCR_DEVICE __device__ __forceinline__
 #define PPCR_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
-#define PPCR_UNROLLED _Pragma("unroll")
 #define PPCR_ROLLED _Pragma("unroll 1")
 #define PPCR_BY_FOUR _Pragma("unroll 4")
 #define PPCR_BY_TWO _Pragma("unroll 2")
@@ -209,7 +208,6 @@ PPCR_DEVICE void narrow(float value, BFloat16& result) { result = __float2bfloat
 #define PPCR_DEVICE inline
 #define PPCR_SHARED(name) \
   unsigned char* name = reinterpret_cast<unsigned char*>(cuda_on_cpu::shared_memory())
-#define PPCR_UNROLLED
 #define PPCR_ROLLED
 #define PPCR_BY_FOUR
 #define PPCR_BY_TWO

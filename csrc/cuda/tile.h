@@ -8,16 +8,12 @@ namespace ppcr::cuda {
 constexpr int kThreads = 256;  // threads of a block, at most
 constexpr int kWarp = 32;
 constexpr int kMaxCluster = 8;  // blocks of a cluster: the portable limit
-constexpr int kMaxGroups = 8;   // groups of threads in a block of the channel-major kernels
+constexpr int kMaxGroups = 8;   // groups of threads in a block of the contiguous kernels
 constexpr int kMaxUnits = 256;  // units of a TableUnits
 constexpr int kTileWarps = kThreads / kWarp;
 constexpr int kSlotBytes = 16;  // of a vector that a thread copies ahead of its use
 
-enum class Mode : int {
-  kScale,    // y = x g
-  kAddRelu,  // y = relu(x g + residual)
-  kGate,     // g alone
-};
+PPCR_HD constexpr int accumulator_size(int element_size) { return element_size == 8 ? 8 : 4; }
 
 // Division of numbers below 2^31 by a constant, which the host makes a multiplication and a shift.
 struct Divider {
@@ -34,8 +30,9 @@ inline Divider divider(unsigned divisor) {
           shift};
 }
 
-// ----------------------------------------------------------------------------------------------------
-// channel-major layout A tile is q neighbouring pixels of one image with all their channels; a
+// ---- contiguous layout
+
+// A tile is q neighbouring pixels of one image with all their channels; a
 // cluster of blocks works on it, and on every so many tiles after it. The channels are cut into
 // units, each inside one segment; a group of threads runs one unit per round. In one step a group
 // reads `rows` channels of q pixels, V elements per thread. Where q is the whole image, channels
@@ -93,47 +90,47 @@ struct UnitsOf<StandardBins<S>> {
   using type = EqualUnits;
 };
 
-// Blocks per multiprocessor to compile for: what the held words leave of 65536 registers.
-constexpr int channel_major_blocks(int vector, int held_bytes, Mode mode, bool backward) {
-  if (mode == Mode::kGate) return backward ? 3 : 4;
-  const bool few = held_bytes <= 128, added = mode == Mode::kAddRelu;
-  if (backward && added && !few) return 1;  // as many as the slots in shared memory leave room for
-  return backward ? (few && !(added && vector > 4) ? 3 : 2) : (few ? 4 : 3) - added;
+// Blocks per multiprocessor to compile for: what the cached words leave of 65536 registers.
+constexpr int contiguous_blocks(int vector, int cached_bytes, Operation operation, Pass pass) {
+  const bool few = cached_bytes <= 128, added = operation == Operation::kAddRelu;
+  if (operation == Operation::kGate) return is_backward(pass) ? 3 : 4;
+  if (!is_backward(pass)) return (few ? 4 : 3) - added;
+  if (added && !few) return 1;  // as many as the slots in shared memory leave room for
+  return few && !(added && vector > 4) ? 3 : 2;
 }
 
-// Tensors that the channel-major kernels copy to shared memory ahead of their use, only in whole
+// Tensors that the contiguous kernels copy to shared memory ahead of their use, only in whole
 // vectors of 16 bytes: x; of add_relu also the residual, or y; and gy where that leaves room for
 // two blocks on a multiprocessor.
-PPCR_HD constexpr bool grad_ahead(Mode mode, int steps) {
-  return mode == Mode::kScale && steps <= 8;
+PPCR_HD constexpr bool grad_ahead(Operation operation, int steps) {
+  return operation == Operation::kPpcr && steps <= 8;
 }
-PPCR_HD constexpr int slot_streams(Mode mode, bool backward, int vector_bytes, int steps) {
-  if (vector_bytes != kSlotBytes || mode == Mode::kGate) return 0;
-  return 1 + (mode == Mode::kAddRelu || (backward && grad_ahead(mode, steps)));
+PPCR_HD constexpr int staged_tensors(Operation operation, Pass pass, int vector_bytes, int steps) {
+  if (vector_bytes != kSlotBytes || operation == Operation::kGate) return 0;
+  return 1 +
+         (operation == Operation::kAddRelu || (is_backward(pass) && grad_ahead(operation, steps)));
 }
 
-// Shared memory of a block of the channel-major kernels, in values of the accumulation type, behind
+// Shared memory of a block of the contiguous kernels, in values of the accumulation type, behind
 // the slots. A line is what one group sums in one round: a line per unit for the segment sums and,
 // in the backward pass, a line per group for sum_c gy_c x_c.
 struct TileMemory {
   int parameters;  // weights, bias; before them two barriers
   int sums;        // [lines][rows * q]: what each thread summed
-  int parts;  // [cluster][lines][q]: summed over the rows of a step; twice where there is a cluster
-  int pixels;  // [values][q]: forward: gate; backward: gate, dsums of each segment, dz n_l of each
-               // context, dz
+  int parts;       // [cluster][lines][q]: sums over the rows of a step; two copies in a cluster
+  int pixels;  // [values][q]: gate; backward also dsum of each segment, dz n_l of each context, dz
   int lines;
   int part_values;  // of one copy of the parts
   int total;
 };
 
-PPCR_HD int whole_vectors(int values) {
-  return (values + 3) / 4 * 4;
-}  // whole 16 bytes, for what follows
+// Rounded up to whole 16 bytes, for what follows.
+PPCR_HD int whole_vectors(int values) { return (values + 3) / 4 * 4; }
 PPCR_HD int parameter_slots(int contexts) { return whole_vectors(contexts + 1); }
 
-PPCR_HD TileMemory tile_memory(const Tile& tile, int contexts, int segments, Mode mode,
-                               bool backward) {
-  const bool dots = backward && mode != Mode::kGate;
+PPCR_HD TileMemory tile_memory(const Tile& tile, int contexts, int segments, Operation operation,
+                               Pass pass) {
+  const bool dots = is_backward(pass) && operation != Operation::kGate;
   TileMemory memory;
   memory.lines = tile.groups * (tile.rounds + (dots ? 1 : 0));
   memory.parameters = 4;
@@ -141,12 +138,13 @@ PPCR_HD TileMemory tile_memory(const Tile& tile, int contexts, int segments, Mod
   memory.parts = memory.sums + whole_vectors(memory.lines * tile.rows * tile.q);
   memory.part_values = whole_vectors(memory.lines * tile.q * tile.cluster);
   memory.pixels = memory.parts + memory.part_values * (tile.cluster > 1 ? 2 : 1);
-  memory.total = memory.pixels + (backward ? 2 + segments + contexts : 1) * tile.q;
+  memory.total = memory.pixels + (is_backward(pass) ? 2 + segments + contexts : 1) * tile.q;
   return memory;
 }
 
-// ------------------------------------------------------------------------------------------------------
-// pixel-major layout Standard bins: `lanes` lanes of a warp share a pixel, a quarter of them each
+// ---- channels_last layout
+
+// Standard bins: `lanes` lanes of a warp share a pixel, a quarter of them each
 // segment; every lane holds `steps` vectors of each of `pixels` pixels. What exists at compile
 // time, smallest first:
 struct LaneVariant {
@@ -169,7 +167,7 @@ struct Lanes {
 
 // Any bins, any number of channels, any alignment: a block owns q neighbouring pixels; 2^lanes_log2
 // lanes share a segment.
-struct PixelTile {
+struct SharedTile {
   int64_t pixels;  // of the whole tensor
   int channels;
   int q;       // at most kThreads
@@ -178,46 +176,48 @@ struct PixelTile {
   int edge[kMaxSegments + 1];
 };
 
-// Tensors of which a block of the pixel tile needs every element twice: x, and the residual
+// Tensors of which a block of the tile needs every element twice: x, and the residual
 // (forward) or gy (backward).
-PPCR_HD constexpr int tile_streams(Mode mode, bool backward) {
-  return 1 + (mode == Mode::kAddRelu || (backward && mode == Mode::kScale));
+PPCR_HD constexpr int shared_tensors(Operation operation, Pass pass) {
+  return 1 +
+         (operation == Operation::kAddRelu || (is_backward(pass) && operation == Operation::kPpcr));
 }
 
-PPCR_HD int tile_row(int segments) {
-  return segments | 1;
-}  // words of a pixel's sums: odd, against bank conflicts
+// Words of a pixel's sums: odd, against bank conflicts.
+PPCR_HD int tile_row(int segments) { return segments | 1; }
 
-// Shared memory of a block of the pixel tile, in bytes. The elements come first, where 16-byte
+// Shared memory of a block of the tile, in bytes. The elements come first, where 16-byte
 // vectors want them.
-struct PixelTileMemory {
-  int other, parameters, sums, dots, gates, shares, edges, total;
+struct SharedTileMemory {
+  int second, parameters, sums, dots, gates, shares, edges, total;
 };
-PPCR_HD PixelTileMemory pixel_tile_memory(const PixelTile& tile, int contexts, int segments,
-                                          int element_size, Mode mode, bool backward, bool staged) {
-  const int accumulator = element_size == 8 ? 8 : 4, streams = tile_streams(mode, backward);
+PPCR_HD SharedTileMemory shared_tile_memory(const SharedTile& tile, int contexts, int segments,
+                                            int element_size, Operation operation, Pass pass,
+                                            bool staged) {
+  const int accumulator = accumulator_size(element_size);
   const int elements = staged ? (tile.q * tile.channels * element_size + 15) / 16 * 16 : 0;
   const int sums = tile.q * tile_row(segments) * accumulator;
-  PixelTileMemory memory;
-  memory.other = elements;
-  memory.parameters = streams * elements;
+  SharedTileMemory memory;
+  memory.second = elements;
+  memory.parameters = shared_tensors(operation, pass) * elements;
   memory.sums = memory.parameters + parameter_slots(contexts) * accumulator;
   memory.dots = memory.sums + sums;
-  memory.gates = memory.dots + (backward && mode != Mode::kGate ? sums : 0);
+  memory.gates = memory.dots + (is_backward(pass) && operation != Operation::kGate ? sums : 0);
   memory.shares = memory.gates + tile.q * accumulator;
-  memory.edges = memory.shares + (backward ? (contexts + 1) * kTileWarps * accumulator : 0);
+  memory.edges =
+      memory.shares + (is_backward(pass) ? (contexts + 1) * kTileWarps * accumulator : 0);
   memory.total = memory.edges + (segments + 1) * int(sizeof(int));
   return memory;
 }
 
 // Values of shared memory: parameters, then what each warp has to itself, then (backward) the
 // warps' parameter gradients.
-PPCR_HD int lanes_warp_values(int warp_pixels, int segments, bool backward) {
-  return warp_pixels * (segments + 1 + (backward ? 0 : 1));
+PPCR_HD int lanes_warp_values(int warp_pixels, int segments, Pass pass) {
+  return warp_pixels * (segments + 1 + (is_backward(pass) ? 0 : 1));
 }
-PPCR_HD int lanes_memory(int warps, int warp_pixels, int contexts, int segments, bool backward) {
-  return parameter_slots(contexts) + warps * lanes_warp_values(warp_pixels, segments, backward) +
-         (backward ? (contexts + 1) * warps : 0);
+PPCR_HD int lanes_memory(int warps, int warp_pixels, int contexts, int segments, Pass pass) {
+  return parameter_slots(contexts) + warps * lanes_warp_values(warp_pixels, segments, pass) +
+         (is_backward(pass) ? (contexts + 1) * warps : 0);
 }
 
 }  // namespace ppcr::cuda

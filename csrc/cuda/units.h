@@ -1,4 +1,4 @@
-// The units into which the channel-major kernels cut the channels: plain C++, on the host.
+// The units into which the contiguous kernels cut the channels: plain C++, on the host.
 #pragma once
 #include <algorithm>
 

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
 #include <vector>
 
 // clang-format off: the kernels need what cuda_on_cpu.h defines
@@ -15,57 +16,65 @@
 
 namespace py = pybind11;
 using namespace ppcr::cuda;
+using ppcr::Operation;
+using ppcr::Pass;
 using ppcr::Pooling;
 
 namespace {
 
 struct Request {
-  Problem problem;
+  Workload workload;
   Pooling pooling;
   DeviceLimits device;
 };
 
 template <class Value>
-void take(const py::dict& from, const char* name, Value& to) {
+void read(const py::dict& from, const char* name, Value& to) {
   if (from.contains(name)) to = from[name].cast<Value>();
 }
 
 std::unique_ptr<Request> request_from(const py::dict& fields) {
   auto request = std::make_unique<Request>();
-  Problem& problem = request->problem;
-  take(fields, "images", problem.images);
-  take(fields, "channels", problem.channels);
-  take(fields, "image_pixels", problem.image_pixels);
-  take(fields, "pixel_major", problem.pixel_major);
-  take(fields, "element_size", problem.element_size);
-  take(fields, "alignment", problem.alignment);
-  take(fields, "backward", problem.backward);
-  int mode = 0;
-  take(fields, "mode", mode);
-  problem.mode = static_cast<Mode>(mode);
-  take(fields, "multiprocessors", request->device.multiprocessors);
-  take(fields, "max_cluster", request->device.max_cluster);
-  take(fields, "shared_bytes", request->device.shared_bytes);
+  Workload& workload = request->workload;
+  read(fields, "images", workload.images);
+  read(fields, "channels", workload.channels);
+  read(fields, "image_pixels", workload.image_pixels);
+  read(fields, "channels_last", workload.channels_last);
+  read(fields, "element_size", workload.element_size);
+  read(fields, "alignment", workload.alignment);
+  std::string operation = "ppcr";
+  bool backward = false;
+  read(fields, "operator", operation);
+  read(fields, "backward", backward);
+  const std::map<std::string, Operation> operations = {{"ppcr", Operation::kPpcr},
+                                                       {"ppcr_gate", Operation::kGate},
+                                                       {"ppcr_add_relu", Operation::kAddRelu}};
+  workload.operation = operations.at(operation);
+  workload.pass = backward ? Pass::kBackward : Pass::kForward;
+  read(fields, "multiprocessors", request->device.multiprocessors);
+  read(fields, "max_cluster", request->device.max_cluster);
+  read(fields, "shared_bytes", request->device.shared_bytes);
   std::vector<int64_t> levels = {1, 2, 4};
-  take(fields, "levels", levels);
+  read(fields, "levels", levels);
   const char* const wrong = make_pooling(levels.data(), static_cast<int64_t>(levels.size()),
-                                         problem.channels, request->pooling);
+                                         workload.channels, request->pooling);
   if (wrong != nullptr) throw py::value_error(wrong);
-  problem.pooling = &request->pooling;
+  workload.pooling = &request->pooling;
   return request;
 }
 
 Plan plan_for(const Request& request, const std::string& forced) {
-  Plan plan = make_plan(request.problem, request.device, forced.empty() ? nullptr : forced.c_str());
+  Plan plan = make_plan(request.workload, request.device, forced);
   if (!plan.error.empty()) throw py::value_error(plan.error);
   return plan;
 }
 
 py::dict describe(const Request& request, const Plan& plan) {
-  const Traffic traffic = predicted_traffic(request.problem, plan);
+  const Traffic traffic = predicted_traffic(request.workload, plan);
   py::dict result;
-  const char* const kinds[] = {"channel_major", "pixel_major", "pixel_tile"};
-  result["kind"] = kinds[static_cast<int>(plan.kind)];
+  const char* const methods[] = {"contiguous_pipelined", "channels_last_registers",
+                                 "channels_last_shared"};
+  result["method"] = methods[static_cast<int>(plan.method)];
   result["vector"] = plan.vector;
   result["steps"] = plan.steps;
   result["variant"] = plan.variant;
@@ -78,11 +87,11 @@ py::dict describe(const Request& request, const Plan& plan) {
   result["score"] = plan.score;
   result["warp_pixels"] = plan.warp_pixels;
   result["staged"] = plan.staged;
-  result["q"] = plan.kind == KernelKind::kPixelTile ? plan.pixel_tile.q : plan.tile.q;
+  result["q"] = plan.method == Method::kChannelsLastShared ? plan.shared_tile.q : plan.tile.q;
   result["rows"] = plan.tile.rows;
   result["active"] = plan.tile.active;
   result["groups"] = plan.tile.groups;
-  result["cluster"] = plan.kind == KernelKind::kChannelMajor ? plan.tile.cluster : 1;
+  result["cluster"] = plan.method == Method::kContiguousPipelined ? plan.tile.cluster : 1;
   result["rounds"] = plan.tile.rounds;
   result["unit_count"] = plan.unit_count;
   result["tensor_bytes"] = traffic.tensor;
@@ -96,66 +105,56 @@ void* data_of(const py::object& array) {
   return array.is_none() ? nullptr : py::cast<py::array>(array).mutable_data();
 }
 
-Parameter parameter_from(const py::object& array, int element_size, bool wide) {
+Parameter parameter_from(const py::object& array, int element_size, bool own) {
   if (array.is_none()) return {};
   const py::array values = py::cast<py::array>(array);
-  const int own = element_size, accumulator = element_size == 8 ? 8 : 4;
-  if (values.itemsize() != (wide ? accumulator : own))
+  if (values.itemsize() != (own ? element_size : accumulator_size(element_size)))
     throw py::value_error("parameter of a wrong size");
-  return {values.data(), wide ? Parameter::kWide : Parameter::kOwn};
-}
-
-// Arrays are checked for size here, since the kernels trust their plan.
-void expect_bytes(const char* name, const py::object& array, int64_t bytes) {
-  if (!array.is_none() && py::cast<py::array>(array).nbytes() < bytes)
-    throw py::value_error(std::string(name) + " is smaller than the problem says");
+  return {values.data(), own ? Parameter::kOwn : Parameter::kWide};
 }
 
 py::dict run(const py::dict& fields, const std::string& dtype, const py::dict& arrays, double eps,
              const std::string& forced, uint32_t seed, unsigned only_blocks) {
   const auto request = request_from(fields);
-  Problem& problem = request->problem;
+  Workload& workload = request->workload;
   const auto array = [&](const char* name) {
     return arrays.contains(name) ? py::object(arrays[name]) : py::none();
   };
-  const int64_t gate_bytes = problem.images * problem.image_pixels * problem.element_size;
-  const int64_t bytes = gate_bytes * problem.channels;
-  const bool gate = problem.mode == Mode::kGate;
-  expect_bytes("x", array("x"), bytes);
-  expect_bytes("grad", array("grad"), gate ? gate_bytes : bytes);
-  expect_bytes("extra_in", array("extra_in"), bytes);
-  expect_bytes("out", array("out"), gate && !problem.backward ? gate_bytes : bytes);
-  expect_bytes("extra_out", array("extra_out"), bytes);
+  const bool gate = workload.operation == Operation::kGate, backward = is_backward(workload.pass);
+  const int64_t gate_bytes = workload.images * workload.image_pixels * workload.element_size;
+  const int64_t bytes = gate_bytes * workload.channels;
+  // The kernels trust their plan, so the arrays are checked for size.
+  const auto tensor = [&](const char* name, int64_t least) {
+    const py::object found = array(name);
+    if (!found.is_none() && py::cast<py::array>(found).nbytes() < least)
+      throw py::value_error(std::string(name) + " is smaller than the workload says");
+    return data_of(found);
+  };
 
   Operands operands;
-  operands.x = data_of(array("x"));
-  operands.grad = data_of(array("grad"));
-  operands.extra_in = data_of(array("extra_in"));
-  operands.out = data_of(array("out"));
-  operands.extra_out = data_of(array("extra_out"));
+  operands.x = tensor("x", bytes);
+  operands.grad = tensor("grad", gate ? gate_bytes : bytes);
+  operands.residual = tensor("residual", bytes);
+  operands.y = tensor("y", gate ? gate_bytes : bytes);
+  operands.dx = tensor("dx", bytes);
+  operands.d_residual = tensor("dresidual", bytes);
   operands.eps = eps;
   operands.dweight = data_of(array("dweight"));
   operands.dbias = data_of(array("dbias"));
-  bool weight_wide = true, bias_wide = true;
-  take(fields, "weight_wide", weight_wide);
-  take(fields, "bias_wide", bias_wide);
-  operands.weight = parameter_from(array("weight"), problem.element_size, weight_wide);
-  operands.bias = parameter_from(array("bias"), problem.element_size, bias_wide);
-  // Gate mode reads or writes one value per pixel beside x: single elements, whatever their
-  // address.
-  problem.alignment =
-      gate ? common_alignment({operands.x, problem.backward ? operands.out : nullptr})
-           : common_alignment(
-                 {operands.x, operands.grad, operands.extra_in, operands.out, operands.extra_out});
+  bool own = false;
+  read(fields, "own_parameters", own);
+  operands.weight = parameter_from(array("weight"), workload.element_size, own);
+  operands.bias = parameter_from(array("bias"), workload.element_size, own);
+  workload.alignment = alignment_of(workload.operation, operands);
 
   const Plan plan = plan_for(*request, forced);
   // NaN, so that a share that no block has written shows.
-  const size_t accumulator = problem.element_size == 8 ? 8 : 4;
+  const size_t accumulator = accumulator_size(workload.element_size);
   std::vector<unsigned char> partials(
       size_t(plan.partial_count) * size_t(request->pooling.contexts + 1) * accumulator, 0xFF);
-  operands.partials = problem.backward ? partials.data() : nullptr;
+  operands.partials = backward ? partials.data() : nullptr;
 
-  const CpuRun call{&problem, &plan, &operands, seed, only_blocks};
+  const CpuRun call{&workload, &plan, &operands, seed, only_blocks};
   {
     py::gil_scoped_release release;
     if (dtype == "float32") run_on_cpu<float>(call);

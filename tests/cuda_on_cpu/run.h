@@ -23,7 +23,7 @@ struct KernelVisitor {
 };
 
 struct CpuRun {
-  const Problem* problem;
+  const Workload* workload;
   const Plan* plan;
   const Operands* operands;
   uint32_t seed = 0;

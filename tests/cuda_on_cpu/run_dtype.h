@@ -55,10 +55,7 @@ void run_on_cpu(const CpuRun& run) {
   throw std::runtime_error("the kernels of this dtype were left out of the build");
 #else
   CpuLauncher launcher{run};
-  Dispatch<T, CpuLauncher> dispatch(*run.problem, *run.plan, *run.operands, launcher);
-  dispatch.run();
-  if (!dispatch.launched() && run.visitor == nullptr)
-    throw std::runtime_error("the planner chose a kernel that is not compiled");
+  Dispatch<T, CpuLauncher>(*run.workload, *run.plan, *run.operands, launcher).launch();
 #endif
 }
 

@@ -2,9 +2,9 @@
 
 from . import Mutant
 
-FORWARD, BACKWARD = "cuda/channel_major_forward.cuh", "cuda/channel_major_backward.cuh"
-BLOCK, TILE = "cuda/channel_major_block.cuh", "cuda/channel_major_tile.cuh"
-PIXEL, SHARED = "cuda/pixel_major_kernels.cuh", "cuda/pixel_tile_kernels.cuh"
+FORWARD, BACKWARD = "cuda/contiguous_pipelined_forward.cuh", "cuda/contiguous_pipelined_backward.cuh"
+BLOCK, TILE = "cuda/contiguous_pipelined.cuh", "cuda/contiguous_pipelined.cuh"
+PIXEL, SHARED = "cuda/channels_last_registers.cuh", "cuda/channels_last_shared.cuh"
 COMMON, FINISH, PLAN, UNITS = (
     "cuda/device_common.cuh",
     "cuda/finish_kernels.cuh",
@@ -26,7 +26,7 @@ MUTANTS = (
     Mutant("copies not waited for, backward", BACKWARD, "      if constexpr (kSlots) wait_for_copies<0>();\n", "", sample=True),
     Mutant("residual not waited for", FORWARD, "      if constexpr (kSlots && kAdd) wait_for_copies<kLater>();\n", ""),
     Mutant("a group of copies too few waited for", FORWARD, "constexpr int kLater = kAdd ? 1 : 0;", "constexpr int kLater = kAdd ? 2 : 1;"),
-    Mutant("vector of a neighbour", FORWARD, "held[r] = *xs.at(r);", "held[r] = *Slots<T, V>{xs.own + (threadIdx.x % 2 ? -kSlotBytes : kSlotBytes)}.at(r);"),
+    Mutant("vector of a neighbour", FORWARD, "cached[r] = *xs.at(r);", "cached[r] = *Slots<T, V>{xs.own + (threadIdx.x % 2 ? -kSlotBytes : kSlotBytes)}.at(r);"),
     Mutant("sums of other blocks read before they have come", BLOCK, "    if (tile.cluster > 1) wait_for(barriers + (turn & 1), turn >> 1 & 1);\n", ""),
     Mutant("barrier counts a block too few", TILE, "unsigned(count * tile.cluster * int(sizeof(A)))", "unsigned(count * (tile.cluster - 1) * int(sizeof(A)))"),
     Mutant("parts of two tiles in one place", BLOCK, "int(turn & 1) * memory.part_values", "0 * memory.part_values"),
@@ -36,9 +36,9 @@ MUTANTS = (
     Mutant("a tile left out", FORWARD, "index += block.tile_stride(), ++block.turn", "index += block.tile_stride() + 1, ++block.turn", sample=True),
     Mutant("share of the last tile alone", BACKWARD, "contributions[l * tile.q + q] += dz * pixel.n[l];", "contributions[l * tile.q + q] = dz * pixel.n[l];"),
     Mutant("quotient off by one", "cuda/tile.h", "/ divisor + 1), shift};", "/ divisor), shift};"),
-    Mutant("missing __syncthreads, pixel-major forward", PIXEL, "  __syncthreads();  // the sums", "  // the sums"),
-    Mutant("missing __syncwarp, pixel-major forward", PIXEL, "  __syncwarp();\n", ""),
-    Mutant("missing __syncthreads, pixel-major backward", PIXEL, SYNC + "  if (int(threadIdx.x) <= kContexts)", "  if (int(threadIdx.x) <= kContexts)"),
+    Mutant("missing __syncthreads, channels_last forward", PIXEL, "  __syncthreads();  // the sums", "  // the sums"),
+    Mutant("missing __syncwarp, channels_last forward", PIXEL, "  __syncwarp();\n", ""),
+    Mutant("missing __syncthreads, channels_last backward", PIXEL, SYNC + "  if (int(threadIdx.x) <= kContexts)", "  if (int(threadIdx.x) <= kContexts)"),
     Mutant("missing barrier behind the copy, pixel tile", SHARED, "edges[k] = tile.edge[k];\n  __syncthreads();", "edges[k] = tile.edge[k];"),
     Mutant("missing barrier behind the sums, pixel tile", SHARED, "  });\n  __syncthreads();\n\n  const int own", "  });\n  const int own"),
     Mutant("missing barrier before the copy back, pixel tile", SHARED, "    __syncthreads();\n    const int done", "    const int done"),
@@ -49,7 +49,7 @@ MUTANTS = (
     Mutant("tiles beyond the last", TILE, "index < tile.tiles && place.first", "place.first"),
     Mutant("pixels beyond the tensor, pixel tile", SHARED, "tile.pixels - first < tile.q ? int(tile.pixels - first) : tile.q", "tile.q"),
     Mutant("tail of a copy forgotten, pixel tile", SHARED, "    write_back<T, 1>(x, tensors.out + base, done, count);\n", ""),
-    Mutant("vectors beyond the segment", PIXEL, "inside && place.channel + r * G::kHop < lanes.segment", "inside", after="pixel_major_backward("),
+    Mutant("vectors beyond the segment", PIXEL, "inside && place.channel + r * G::kStride < lanes.segment", "inside", after="channels_last_registers_backward("),
     Mutant("bias not staged", COMMON, "l <= contexts; l += blockDim.x", "l < contexts; l += blockDim.x"),
     # indices, offsets
     Mutant("offset of an image in 32 bits", TILE, "int64_t(place.image) * tile.image_elements", "int(place.image) * int(tile.image_elements)", tests=BIG),
@@ -68,8 +68,8 @@ MUTANTS = (
     Mutant("parameters of x's type read as wide ones", COMMON, "if (parameter.kind == Parameter::kOwn)", "if (parameter.kind == Parameter::kAbsent)"),
     Mutant("partial sums counted twice", FINISH, "i += kStreams * kFinishThreads", "i += kFinishThreads"),
     # plans
-    Mutant("misaligned vectors", PLAN, "if (vector * problem.element_size > problem.alignment ||", "if ("),
+    Mutant("misaligned vectors", PLAN, "if (vector * workload.element_size > workload.alignment ||", "if ("),
     Mutant("straddling vectors without whole rows", PLAN, "rows -= rows % whole_vectors;", ""),
     Mutant("last unit of a segment longer than the others", UNITS, "length / per_segment[k] * i + std::min<int64_t>(i, length % per_segment[k])", "length / per_segment[k] * i",
-           survives="the same sums: steps of a unit beyond those held in registers are read again, only more of them"),
+           survives="the same sums: steps of a unit beyond those cached in registers are read again, only more of them"),
 )  # fmt: skip

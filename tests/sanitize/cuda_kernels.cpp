@@ -12,44 +12,47 @@
 #include "operands.h"
 
 using namespace ppcr::cuda;
+using ppcr::Acc;
+using ppcr::Operation;
+using ppcr::Pass;
 
 namespace {
 
 struct Case {
   Sizes sizes;
-  bool pixel_major;
+  bool channels_last;
   const char* forced;
 };
 
 template <class T>
-void check(const Case& wanted, Mode mode, bool backward, const std::string& fault = "") {
+void check(const Case& wanted, Operation operation, Pass pass, const std::string& fault = "") {
   const Sizes& sizes = wanted.sizes;
-  const bool gate = mode == Mode::kGate;
+  const bool backward = is_backward(pass), add_relu = operation == Operation::kAddRelu;
+  const bool gate = operation == Operation::kGate;
   const int64_t per_pixel = sizes.images * sizes.pixels, count = per_pixel * sizes.channels;
   const int64_t offset = fault == "misaligned";
   const ppcr::Pooling pooling = pooling_of(sizes);
-  Tensor<T> x(count, offset), grad(gate ? per_pixel : count),
-      extra_in(mode == Mode::kAddRelu ? count : 0);
+  Tensor<T> x(count, offset), grad(gate ? per_pixel : count), added(add_relu ? count : 0);
   Tensor<Acc<T>> weight(pooling.contexts), bias(1);
   x.draw(1);
   grad.draw(2);
-  extra_in.draw(3);
+  added.draw(3);
   weight.draw(4);
   bias.draw(5);
 
-  Problem problem;
-  problem.images = sizes.images;
-  problem.channels = sizes.channels;
-  problem.image_pixels = sizes.pixels;
-  problem.pixel_major = wanted.pixel_major;
-  problem.element_size = sizeof(T);
-  problem.mode = mode;
-  problem.backward = backward;
-  problem.pooling = &pooling;
+  Workload workload;
+  workload.images = sizes.images;
+  workload.channels = sizes.channels;
+  workload.image_pixels = sizes.pixels;
+  workload.channels_last = wanted.channels_last;
+  workload.element_size = sizeof(T);
+  workload.operation = operation;
+  workload.pass = pass;
+  workload.pooling = &pooling;
   DeviceLimits device;
   device.max_cluster = 8;
   device.shared_bytes = 227 << 10;
-  Plan plan = make_plan(problem, device, *wanted.forced != 0 ? wanted.forced : nullptr);
+  Plan plan = make_plan(workload, device, wanted.forced);
   if (!plan.error.empty()) {
     std::fprintf(stderr, "%s\n", plan.error.c_str());
     std::exit(2);
@@ -57,18 +60,22 @@ void check(const Case& wanted, Mode mode, bool backward, const std::string& faul
   if (fault == "shared") plan.shared_bytes -= 16;
 
   const int64_t outputs = (gate && !backward ? per_pixel : count) - (fault == "overrun");
-  const bool two_outputs = backward && mode == Mode::kAddRelu;
-  Tensor<T> out[2] = {Tensor<T>(outputs), Tensor<T>(outputs)};
-  Tensor<T> extra_out[2] = {Tensor<T>(two_outputs ? count : 0), Tensor<T>(two_outputs ? count : 0)};
+  const bool two_outputs = backward && add_relu;
+  Tensor<T> result[2] = {Tensor<T>(outputs), Tensor<T>(outputs)};
+  Tensor<T> d_residual[2] = {Tensor<T>(two_outputs ? count : 0),
+                             Tensor<T>(two_outputs ? count : 0)};
   for (int run = 0; run < 2; ++run) {
     Tensor<Acc<T>> partials(backward ? plan.partial_count * (pooling.contexts + 1) : 0);
     partials.fill_with_nan();
     Operands operands;
     operands.x = x.data();
     operands.grad = backward ? grad.data() : nullptr;
-    operands.extra_in = mode == Mode::kAddRelu ? extra_in.data() : nullptr;
-    operands.out = out[run].fill_with_nan().data();
-    operands.extra_out = two_outputs ? extra_out[run].fill_with_nan().data() : nullptr;
+    void* const to = result[run].fill_with_nan().data();
+    void* const second = add_relu ? added.data() : nullptr;  // residual, or y
+    operands.residual = second;
+    operands.y = backward ? second : to;
+    operands.dx = backward ? to : nullptr;
+    operands.d_residual = two_outputs ? d_residual[run].fill_with_nan().data() : nullptr;
     operands.eps = 1e-5;
     operands.weight = {weight.data(), Parameter::kWide};
     operands.bias = {bias.data(), Parameter::kWide};
@@ -76,20 +83,20 @@ void check(const Case& wanted, Mode mode, bool backward, const std::string& faul
     Tensor<Acc<T>> dweight(pooling.contexts), dbias(1);
     operands.dweight = dweight.fill_with_nan().data();
     operands.dbias = dbias.fill_with_nan().data();
-    CpuRun call{&problem, &plan, &operands, run == 0 ? 0u : 7u, 0};
+    CpuRun call{&workload, &plan, &operands, run == 0 ? 0u : 7u, 0};
     run_on_cpu<T>(call);
     if (backward) expect(dweight.finite() && dbias.finite(), "gradients of the parameters");
   }
   const std::string what = std::to_string(sizes.images) + " x " + std::to_string(sizes.channels) +
                            " x " + std::to_string(sizes.pixels);
-  expect(out[0].finite() && extra_out[0].finite(), what + " is not finite");
-  expect(out[0].same_bits(out[1]) && extra_out[0].same_bits(extra_out[1]),
+  expect(result[0].finite() && d_residual[0].finite(), what + " is not finite");
+  expect(result[0].same_bits(result[1]) && d_residual[0].same_bits(d_residual[1]),
          what + " depends on the order of threads");
 }
 
-// Channel-major: planes whose rows straddle vectors, tails, clusters, several tiles of a cluster,
-// single elements, channels beyond the registers, unequal bins; pixel-major with lanes that share a
-// pixel, with a tail of lanes and of pixels; and the walk that takes any channels.
+// Contiguous: planes whose rows straddle vectors, tails, clusters, several tiles of a cluster,
+// single elements, channels beyond the registers, unequal bins; channels_last with lanes that share
+// a pixel, with a tail of lanes and of pixels; and the walk that takes any channels.
 const Case kCases[] = {
     {{2, 64, 49, {1, 2, 4}}, false, ""},
     {{1, 64, 256, {1, 2, 4}}, false, "q=96,groups=2,cluster=2"},
@@ -112,9 +119,9 @@ template <class T>
 int check_all() {
   int runs = 0;
   for (const Case& wanted : kCases)
-    for (const Mode mode : {Mode::kScale, Mode::kAddRelu, Mode::kGate})
-      for (const bool backward : {false, true}) {
-        check<T>(wanted, mode, backward);
+    for (const Operation operation : {Operation::kPpcr, Operation::kAddRelu, Operation::kGate})
+      for (const Pass pass : {Pass::kForward, Pass::kBackward}) {
+        check<T>(wanted, operation, pass);
         ++runs;
       }
   return runs;
@@ -152,8 +159,9 @@ int main(int count, char** arguments) {
   } else if (fault == "blocks") {
     run_race_of_blocks();
   } else if (!fault.empty()) {
-    for (const bool pixel_major : {false, true})
-      check<float>({{2, 64, 16, {1, 2, 4}}, pixel_major, ""}, Mode::kScale, true, fault);
+    for (const bool channels_last : {false, true})
+      check<float>({{2, 64, 16, {1, 2, 4}}, channels_last, ""}, Operation::kPpcr, Pass::kBackward,
+                   fault);
   } else {
     run_race(true);
     const int runs = check_all<float>() + check_all<ppcr::cuda::BFloat16>();

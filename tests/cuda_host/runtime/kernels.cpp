@@ -56,17 +56,26 @@ struct Registrar : KernelVisitor {
   }
 };
 
+template <class T>
+void visit(const CpuRun& run) {
+  try {
+    run_on_cpu<T>(run);
+  } catch (const std::runtime_error&) {
+    // No kernel is compiled for this plan.
+  }
+}
+
 // Of all that a plan says, dispatching looks at little; every value of it is tried.
 template <class Call>
 void for_every_plan(const Call& call) {
   Plan plan;
   plan.unit_count = 4;
-  plan.kind = KernelKind::kChannelMajor;
+  plan.method = Method::kContiguousPipelined;
   for (plan.vector = 1; plan.vector <= 8; plan.vector *= 2)
     for (plan.steps = 1; plan.steps <= 16; ++plan.steps) call(plan);
-  plan.kind = KernelKind::kPixelMajor;
+  plan.method = Method::kChannelsLastRegisters;
   for (plan.variant = 0; plan.variant < kLaneVariantCount; ++plan.variant) call(plan);
-  plan.kind = KernelKind::kPixelTile;
+  plan.method = Method::kChannelsLastShared;
   for (const bool staged : {false, true}) {
     plan.staged = staged;
     call(plan);
@@ -79,24 +88,23 @@ extern "C" __attribute__((visibility("default"))) void cuda_host_kernels(cuda_ho
   Registrar registrar;
   registrar.add = add;
   const Operands operands;
-  const std::vector<int64_t> standard = {1, 2, 4}, any = {1, 3};
-  for (const auto& levels : {standard, any}) {
+  for (const std::vector<int64_t>& levels : {std::vector<int64_t>{1, 2, 4}, {1, 3}}) {
     ppcr::Pooling pooling;
     ppcr::make_pooling(levels.data(), int64_t(levels.size()), 12, pooling);
-    Problem problem;
-    problem.channels = 12;
-    problem.pooling = &pooling;
-    for (const Mode mode : {Mode::kScale, Mode::kGate, Mode::kAddRelu})
-      for (const bool backward : {false, true}) {
-        problem.mode = mode;
-        problem.backward = backward;
+    Workload workload;
+    workload.channels = 12;
+    workload.pooling = &pooling;
+    for (const auto operation : {Operation::kPpcr, Operation::kGate, Operation::kAddRelu})
+      for (const auto pass : {Pass::kForward, Pass::kBackward}) {
+        workload.operation = operation;
+        workload.pass = pass;
         for_every_plan([&](const Plan& plan) {
-          CpuRun run{&problem, &plan, &operands};
+          CpuRun run{&workload, &plan, &operands};
           run.visitor = &registrar;
-          run_on_cpu<float>(run);
-          run_on_cpu<Half>(run);
-          run_on_cpu<BFloat16>(run);
-          run_on_cpu<double>(run);
+          visit<float>(run);
+          visit<Half>(run);
+          visit<BFloat16>(run);
+          visit<double>(run);
         });
       }
   }

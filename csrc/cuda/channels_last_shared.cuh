@@ -1,5 +1,5 @@
-// Pixel-major layout (channels_last), any bins, any number of channels, any alignment: a block owns
-// neighbouring pixels, which lie in memory without a gap. It copies them to shared memory in
+// channels_last layout (channels_last), any bins, any number of channels, any alignment: a block
+// owns neighbouring pixels, which lie in memory without a gap. It copies them to shared memory in
 // vectors of 16 bytes, whatever the number of channels, works on them there element by element, and
 // copies the result back: the tensor crosses the memory bus once.
 //
@@ -13,42 +13,42 @@
 namespace ppcr::cuda {
 
 template <class T, class Bins>
-struct PixelTileArguments {
+struct SharedTileArguments {
   Tensors<T> tensors;
-  PixelTile tile;
+  SharedTile tile;
   Bins bins;
 };
 
-// Copies what the block reads, `count` elements from `base` on, to shared memory, as far as whole
-// vectors go; returns how far. Of the add_relu mode, other is the residual (forward) or gy behind
-// the ReLU (backward), which is dresidual and leaves at once.
-template <class T, int V, Mode MODE, bool BACKWARD>
+// Copies `count` elements from `base` on to shared memory, as far as whole vectors go; returns how
+// far. The second tensor is the residual (forward) or gy (backward); gy behind the ReLU is
+// d_residual and is stored at once.
+template <class T, int V, Operation OP, Pass PASS>
 PPCR_DEVICE int stage(const Tensors<T>& tensors, int64_t base, int from, int count, T* x,
-                      T* other) {
-  constexpr bool kOther = tile_streams(MODE, BACKWARD) > 1;
+                      T* second) {
+  constexpr bool kBackward = is_backward(PASS), kSecond = shared_tensors(OP, PASS) > 1;
   constexpr int kInFlight = V == 1 ? 2 * kBatch : kBatch;
   const int end = from + (count - from) / V * V;
   PPCR_ROLLED
   for (int first = from + int(threadIdx.x) * V; first < end;
        first += kInFlight * int(blockDim.x) * V) {
-    Word<T, V> x_words[kInFlight], other_words[kInFlight] = {};
-    PPCR_UNROLLED
+    Word<T, V> x_words[kInFlight], second_words[kInFlight] = {};
+    PPCR_UNROLL
     for (int i = 0; i < kInFlight; ++i) {
       const int at = first + i * int(blockDim.x) * V;
       x_words[i] = load_if<T, V>(at < end, tensors.x + base + at);
-      if constexpr (kOther && BACKWARD)
-        other_words[i] = load_gradient<T, V, MODE>(tensors, at < end, base + at);
-      if constexpr (kOther && !BACKWARD)
-        other_words[i] = load_if<T, V>(at < end, tensors.extra_in + base + at);
+      if constexpr (kSecond && kBackward)
+        second_words[i] = load_gradient<T, V, OP>(tensors, at < end, base + at);
+      if constexpr (kSecond && !kBackward)
+        second_words[i] = load_if<T, V>(at < end, tensors.residual + base + at);
     }
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int i = 0; i < kInFlight; ++i) {
       const int at = first + i * int(blockDim.x) * V;
       if (at >= end) break;
       *reinterpret_cast<Word<T, V>*>(x + at) = x_words[i];
-      if constexpr (kOther) *reinterpret_cast<Word<T, V>*>(other + at) = other_words[i];
-      if constexpr (BACKWARD && MODE == Mode::kAddRelu)
-        store_if<T, V>(true, tensors.extra_out + base + at, other_words[i]);
+      if constexpr (kSecond) *reinterpret_cast<Word<T, V>*>(second + at) = second_words[i];
+      if constexpr (kBackward && OP == Operation::kAddRelu)
+        store_if<T, V>(true, tensors.d_residual + base + at, second_words[i]);
     }
   }
   return end;
@@ -63,11 +63,11 @@ PPCR_DEVICE int write_back(const T* x, T* out, int from, int count) {
   return end;
 }
 
-// Calls visit(exists, pixel, segment, first channel, channel hop, end) with a group of lanes for
+// Calls visit(exists, pixel, segment, first channel, channel stride, end) with a group of lanes for
 // each segment of each pixel, and with whole warps, so that it may shuffle.
 template <class Bins, class Visit>
-PPCR_DEVICE void each_segment(const PixelTile& tile, const Bins& bins, const int* edges, int pixels,
-                              Visit visit) {
+PPCR_DEVICE void each_segment(const SharedTile& tile, const Bins& bins, const int* edges,
+                              int pixels, Visit visit) {
   const int lanes = 1 << tile.lanes_log2, groups = int(blockDim.x) >> tile.lanes_log2;
   const int group = int(threadIdx.x) >> tile.lanes_log2, segments = bins.segments();
   const int warp_group = (int(threadIdx.x) & ~(kWarp - 1)) >> tile.lanes_log2;
@@ -85,28 +85,29 @@ PPCR_DEVICE void each_segment(const PixelTile& tile, const Bins& bins, const int
   }
 }
 
-template <class T, class Bins, Mode MODE, bool BACKWARD, bool STAGED>
-PPCR_DEVICE void pixel_tile(const PixelTileArguments<T, Bins>& arguments) {
+template <class T, class Bins, Operation OP, Pass PASS, bool STAGED>
+PPCR_DEVICE void channels_last_shared(const SharedTileArguments<T, Bins>& arguments) {
   using A = Acc<T>;
   using Index = std::conditional_t<STAGED, int, int64_t>;
   const Tensors<T>& tensors = arguments.tensors;
-  const PixelTile& tile = arguments.tile;
+  const SharedTile& tile = arguments.tile;
   const Bins& bins = arguments.bins;
   constexpr int kVector = 16 / int(sizeof(T));
-  constexpr bool kDot = BACKWARD && MODE != Mode::kGate;
+  constexpr bool kBackward = is_backward(PASS), kDot = kBackward && OP != Operation::kGate;
 
   wait_for_kernels_before();
   PPCR_SHARED(raw);
-  const PixelTileMemory memory = pixel_tile_memory(tile, bins.contexts(), bins.segments(),
-                                                   int(sizeof(T)), MODE, BACKWARD, STAGED);
+  const SharedTileMemory memory =
+      shared_tile_memory(tile, bins.contexts(), bins.segments(), int(sizeof(T)), OP, PASS, STAGED);
   T* const x = reinterpret_cast<T*>(raw);  // later the result
-  T* const other = reinterpret_cast<T*>(raw + memory.other);
+  T* const second = reinterpret_cast<T*>(raw + memory.second);
   A* const parameters = reinterpret_cast<A*>(raw + memory.parameters);
   A* const sums = reinterpret_cast<A*>(raw + memory.sums);  // [pixels][row], later their gradients
   A* const dots = reinterpret_cast<A*>(raw + memory.dots);  // [pixels][row]
   A* const gates = reinterpret_cast<A*>(raw + memory.gates);    // [pixels]
   A* const shares = reinterpret_cast<A*>(raw + memory.shares);  // [contexts + 1][warps]
   int* const edges = reinterpret_cast<int*>(raw + memory.edges);
+  T* const result = kBackward ? tensors.dx : tensors.y;
   const int row = tile_row(bins.segments());
 
   const int64_t first = int64_t(blockIdx.x) * tile.q, base = first * tile.channels;
@@ -114,8 +115,8 @@ PPCR_DEVICE void pixel_tile(const PixelTileArguments<T, Bins>& arguments) {
   const int count = STAGED ? pixels * tile.channels : 0;
   if constexpr (STAGED) {
     const int done =
-        tile.vector > 1 ? stage<T, kVector, MODE, BACKWARD>(tensors, base, 0, count, x, other) : 0;
-    stage<T, 1, MODE, BACKWARD>(tensors, base, done, count, x, other);
+        tile.vector > 1 ? stage<T, kVector, OP, PASS>(tensors, base, 0, count, x, second) : 0;
+    stage<T, 1, OP, PASS>(tensors, base, done, count, x, second);
   }
   stage_parameters<T>(tensors.weight, tensors.bias, bins.contexts(), parameters);
   // From shared memory, where lanes may read different ones at once, and not from the arguments.
@@ -127,32 +128,32 @@ PPCR_DEVICE void pixel_tile(const PixelTileArguments<T, Bins>& arguments) {
     return STAGED ? widen(x[at]) : widen(__ldg(tensors.x + base + at));
   };
   // The residual, or gy as it arrives or behind the ReLU.
-  const auto value_of_other = [&](Index at) {
-    if constexpr (STAGED) return widen(other[at]);
-    if constexpr (!STAGED && !BACKWARD) return widen(__ldg(tensors.extra_in + base + at));
-    if constexpr (!STAGED && BACKWARD) {
+  const auto value_of_second = [&](Index at) {
+    if constexpr (STAGED) return widen(second[at]);
+    if constexpr (!STAGED && !kBackward) return widen(__ldg(tensors.residual + base + at));
+    if constexpr (!STAGED && kBackward) {
       const A grad = widen(__ldg(tensors.grad + base + at));
-      if constexpr (MODE == Mode::kAddRelu)
-        return widen(__ldg(tensors.extra_in + base + at)) <= A(0) ? A(0) : grad;
+      if constexpr (OP == Operation::kAddRelu)
+        return widen(__ldg(tensors.y + base + at)) <= A(0) ? A(0) : grad;
       return grad;
     }
   };
 
   each_segment(tile, bins, edges, pixels,
-               [&](bool exists, int pixel, int segment, int channel, int hop, int end) {
+               [&](bool exists, int pixel, int segment, int channel, int stride, int end) {
                  A sum = 0, dot = 0;
                  if (exists) {
                    PPCR_BY_FOUR
-                   for (int c = channel; c < end; c += hop) {
+                   for (int c = channel; c < end; c += stride) {
                      const A value = value_of_x(Index(pixel) * tile.channels + c);
                      sum += value;
                      if constexpr (kDot)
-                       dot += value_of_other(Index(pixel) * tile.channels + c) * value;
+                       dot += value_of_second(Index(pixel) * tile.channels + c) * value;
                    }
                  }
-                 sum = sum_lanes(sum, hop);
-                 if constexpr (kDot) dot = sum_lanes(dot, hop);
-                 if (exists && (int(threadIdx.x) & (hop - 1)) == 0) {
+                 sum = sum_lanes(sum, stride);
+                 if constexpr (kDot) dot = sum_lanes(dot, stride);
+                 if (exists && (int(threadIdx.x) & (stride - 1)) == 0) {
                    sums[pixel * row + segment] = sum;
                    if constexpr (kDot) dots[pixel * row + segment] = dot;
                  }
@@ -161,12 +162,12 @@ PPCR_DEVICE void pixel_tile(const PixelTileArguments<T, Bins>& arguments) {
 
   const int own =
       int(threadIdx.x);  // a thread per pixel: the planner takes no more pixels than threads
-  if constexpr (!BACKWARD) {
+  if constexpr (!kBackward) {
     if (own < pixels) {
       Pixel<A, Bins> pixel;
-      gate_forward(bins, sums + own * row, parameters, tensors.eps, pixel);
-      if constexpr (MODE == Mode::kGate)
-        narrow(pixel.g, tensors.out[first + own]);
+      compute_gate(bins, sums + own * row, parameters, tensors.eps, pixel);
+      if constexpr (OP == Operation::kGate)
+        narrow(pixel.g, tensors.y[first + own]);
       else
         gates[own] = pixel.g;
     }
@@ -176,19 +177,19 @@ PPCR_DEVICE void pixel_tile(const PixelTileArguments<T, Bins>& arguments) {
     if (own < pixels) {
       A dg = 0;
       if constexpr (kDot) {
-        PPCR_UNROLLED
+        PPCR_UNROLL
         for (int k = 0; k < bins.segments(); ++k) dg += dots[own * row + k];
       } else {
         dg = widen(tensors.grad[first + own]);
       }
-      gate_forward(bins, sums + own * row, parameters, tensors.eps, pixel);
+      compute_gate(bins, sums + own * row, parameters, tensors.eps, pixel);
       A gradients[Bins::kSegments];
-      dz = gate_backward(bins, pixel, dg, parameters, gradients);
-      PPCR_UNROLLED
+      dz = compute_gradients(bins, pixel, dg, parameters, gradients);
+      PPCR_UNROLL
       for (int k = 0; k < bins.segments(); ++k) sums[own * row + k] = gradients[k];
       gates[own] = pixel.g;
     }
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int l = 0; l <= bins.contexts(); ++l) {
       const A share = sum_lanes(own >= pixels         ? A(0)
                                 : l < bins.contexts() ? dz * pixel.n[l]
@@ -197,9 +198,9 @@ PPCR_DEVICE void pixel_tile(const PixelTileArguments<T, Bins>& arguments) {
       if (own % kWarp == 0) shares[l * kTileWarps + own / kWarp] = share;
     }
   }
-  if constexpr (MODE == Mode::kGate && !BACKWARD) return;
+  if constexpr (OP == Operation::kGate && !kBackward) return;
   __syncthreads();
-  if constexpr (BACKWARD) {
+  if constexpr (kBackward) {
     for (int l = int(threadIdx.x); l <= bins.contexts(); l += int(blockDim.x)) {
       A share = 0;
       for (int warp = 0; warp * kWarp < pixels; ++warp) share += shares[l * kTileWarps + warp];
@@ -208,46 +209,47 @@ PPCR_DEVICE void pixel_tile(const PixelTileArguments<T, Bins>& arguments) {
   }
 
   each_segment(tile, bins, edges, pixels,
-               [&](bool exists, int pixel, int segment, int channel, int hop, int end) {
+               [&](bool exists, int pixel, int segment, int channel, int stride, int end) {
                  if (!exists) return;
-                 const A gate = MODE == Mode::kGate ? A(0) : gates[pixel],
-                         dsum = BACKWARD ? sums[pixel * row + segment] : A(0);
+                 const A gate = OP == Operation::kGate ? A(0) : gates[pixel],
+                         dsum = kBackward ? sums[pixel * row + segment] : A(0);
                  PPCR_BY_FOUR
-                 for (int c = channel; c < end; c += hop) {
+                 for (int c = channel; c < end; c += stride) {
                    const Index at = Index(pixel) * tile.channels + c;
                    A value = dsum;
-                   if constexpr (!BACKWARD) {
+                   if constexpr (!kBackward) {
                      value = value_of_x(at) * gate;
-                     if constexpr (MODE == Mode::kAddRelu) value = relu(value + value_of_other(at));
-                   } else if constexpr (MODE != Mode::kGate) {
-                     const A grad = value_of_other(at);
+                     if constexpr (OP == Operation::kAddRelu)
+                       value = relu(value + value_of_second(at));
+                   } else if constexpr (OP != Operation::kGate) {
+                     const A grad = value_of_second(at);
                      value += grad * gate;
-                     if constexpr (!STAGED && MODE == Mode::kAddRelu)
-                       narrow(grad, tensors.extra_out[base + at]);
+                     if constexpr (!STAGED && OP == Operation::kAddRelu)
+                       narrow(grad, tensors.d_residual[base + at]);
                    }
                    if constexpr (STAGED)
                      narrow(value, x[at]);
                    else
-                     narrow(value, tensors.out[base + at]);
+                     narrow(value, result[base + at]);
                  }
                });
   if constexpr (STAGED) {
     __syncthreads();
-    const int done = tile.vector > 1 ? write_back<T, kVector>(x, tensors.out + base, 0, count) : 0;
-    write_back<T, 1>(x, tensors.out + base, done, count);
+    const int done = tile.vector > 1 ? write_back<T, kVector>(x, result + base, 0, count) : 0;
+    write_back<T, 1>(x, result + base, done, count);
   }
 }
 
-template <class T, class Bins, Mode MODE, bool STAGED>
+template <class T, class Bins, Operation OP, bool STAGED>
 __global__ void __launch_bounds__(kThreads, 4)
-    pixel_tile_forward(const __grid_constant__ PixelTileArguments<T, Bins> arguments) {
-  pixel_tile<T, Bins, MODE, false, STAGED>(arguments);
+    channels_last_shared_forward(const __grid_constant__ SharedTileArguments<T, Bins> arguments) {
+  channels_last_shared<T, Bins, OP, Pass::kForward, STAGED>(arguments);
 }
 
-template <class T, class Bins, Mode MODE, bool STAGED>
+template <class T, class Bins, Operation OP, bool STAGED>
 __global__ void __launch_bounds__(kThreads, 4)
-    pixel_tile_backward(const __grid_constant__ PixelTileArguments<T, Bins> arguments) {
-  pixel_tile<T, Bins, MODE, true, STAGED>(arguments);
+    channels_last_shared_backward(const __grid_constant__ SharedTileArguments<T, Bins> arguments) {
+  channels_last_shared<T, Bins, OP, Pass::kBackward, STAGED>(arguments);
 }
 
 }  // namespace ppcr::cuda

@@ -1,4 +1,4 @@
-// Pixel-major layout (channels_last), standard bins: LANES lanes of a warp own a pixel, a quarter
+// channels_last layout (channels_last), standard bins: LANES lanes of a warp own a pixel, a quarter
 // of them each segment. Every lane keeps STEPS vectors of each of PIXELS pixels in registers (x
 // forward, gy backward), so the tensor crosses the memory bus once.
 //
@@ -11,16 +11,17 @@
 namespace ppcr::cuda {
 
 template <class T>
-struct PixelMajorArguments {
+struct LaneArguments {
   Tensors<T> tensors;
   Lanes lanes;
   StandardBins<Acc<T>> bins;
 };
 
-constexpr int pixel_major_blocks(int element_size, int held_bytes, Mode mode, bool backward) {
-  if (held_bytes > 128) return backward || mode == Mode::kAddRelu || element_size < 4 ? 1 : 2;
-  if (backward) return held_bytes > 64 || mode == Mode::kAddRelu ? 2 : 3;
-  return held_bytes > 64 ? 2 : mode == Mode::kAddRelu ? 3 : 4;
+constexpr int lane_blocks(int element_size, int cached_bytes, Operation operation, Pass pass) {
+  const bool backward = is_backward(pass), added = operation == Operation::kAddRelu;
+  if (cached_bytes > 128) return backward || added || element_size < 4 ? 1 : 2;
+  if (backward) return cached_bytes > 64 || added ? 2 : 3;
+  return cached_bytes > 64 ? 2 : added ? 3 : 4;
 }
 
 template <int V, int STEPS, int PIXELS, int LANES>
@@ -29,13 +30,14 @@ struct LaneGeometry {
   static constexpr int kGroups = kWarp / LANES;  // pixels that a warp reads at once
   static constexpr int kWarpPixels = kGroups * PIXELS;
   static constexpr int kSegmentLanes = LANES / kSegments;
-  static constexpr int kHop = kSegmentLanes * V;  // channels from one vector of a lane to its next
+  static constexpr int kStride =
+      kSegmentLanes * V;  // channels from one vector of a lane to its next
   static constexpr int kRow =
       kSegments + 1;  // words per pixel in shared memory: odd, against bank conflicts
   static_assert(kWarpPixels <= kWarp, "one lane per pixel computes the gate");
 };
 
-// Where a lane works: vectors (i, r) lie at offset(i) + r * kHop.
+// Where a lane works: vectors (i, r) lie at offset(i) + r * kStride.
 template <class G>
 struct LanePlace {
   int segment;
@@ -62,15 +64,15 @@ PPCR_DEVICE LanePlace<G> lane_place(const Lanes& lanes) {
 // One value for all elements of a vector: they belong to one pixel.
 template <int V, class A>
 PPCR_DEVICE void fill(A value, A (&values)[V]) {
-  PPCR_UNROLLED
+  PPCR_UNROLL
   for (int j = 0; j < V; ++j) values[j] = value;
 }
 
-template <class T, int V, int STEPS, int PIXELS, int LANES, Mode MODE>
-__global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)),
-                                                               int(sizeof(T)) * V * STEPS * PIXELS,
-                                                               MODE, false))
-    pixel_major_forward(const __grid_constant__ PixelMajorArguments<T> arguments) {
+template <class T, int V, int STEPS, int PIXELS, int LANES, Operation OP>
+__global__ void __launch_bounds__(kThreads,
+                                  lane_blocks(int(sizeof(T)), int(sizeof(T)) * V * STEPS * PIXELS,
+                                              OP, Pass::kForward))
+    channels_last_registers_forward(const __grid_constant__ LaneArguments<T> arguments) {
   using A = Acc<T>;
   using Bins = StandardBins<A>;
   using G = LaneGeometry<V, STEPS, PIXELS, LANES>;
@@ -83,29 +85,29 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)),
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   A* const parameters = reinterpret_cast<A*>(raw);
   A* const sums = parameters + parameter_slots(Bins::kContexts) +
-                  warp * lanes_warp_values(G::kWarpPixels, Bins::kSegments, false);
+                  warp * lanes_warp_values(G::kWarpPixels, Bins::kSegments, Pass::kForward);
   A* const gates = sums + G::kWarpPixels * G::kRow;
 
   const LanePlace<G> place = lane_place<G, V, LANES>(lanes);
-  const int64_t pixel_hop = int64_t(G::kGroups) * lanes.channels;
-  Word<T, V> held[PIXELS][STEPS];
-  PPCR_UNROLLED
+  const int64_t pixel_stride = int64_t(G::kGroups) * lanes.channels;
+  Word<T, V> cached[PIXELS][STEPS];
+  PPCR_UNROLL
   for (int i = 0; i < PIXELS; ++i) {
     const bool inside = place.first + i * G::kGroups + place.group < lanes.pixels;
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r)
-      held[i][r] = load_if<T, V>(inside && place.channel + r * G::kHop < lanes.segment,
-                                 tensors.x + place.offset + i * pixel_hop + r * G::kHop);
+      cached[i][r] = load_if<T, V>(inside && place.channel + r * G::kStride < lanes.segment,
+                                   tensors.x + place.offset + i * pixel_stride + r * G::kStride);
   }
   stage_parameters<T>(tensors.weight, tensors.bias, Bins::kContexts, parameters);
-  PPCR_UNROLLED
+  PPCR_UNROLL
   for (int i = 0; i < PIXELS; ++i) {
     A sum = 0;
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r) {
       A values[V];
-      unpack<T, V>(held[i][r], values);
-      PPCR_UNROLLED
+      unpack<T, V>(cached[i][r], values);
+      PPCR_UNROLL
       for (int j = 0; j < V; ++j) sum += values[j];
     }
     sum = sum_lanes(sum, G::kSegmentLanes);
@@ -115,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)),
   __syncthreads();  // the sums are the warp's own, the parameters the block's
   if (lane < G::kWarpPixels) {
     Pixel<A, Bins> pixel;
-    gate_forward(bins, sums + lane * G::kRow, parameters, tensors.eps, pixel);
+    compute_gate(bins, sums + lane * G::kRow, parameters, tensors.eps, pixel);
     gates[lane] = pixel.g;
   }
   __syncwarp();
@@ -123,36 +125,36 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)),
   static_assert(PIXELS * STEPS % kBatch == 0, "whole batches");
   const auto exists = [&](int s) {
     return place.first + s / STEPS * G::kGroups + place.group < lanes.pixels &&
-           place.channel + s % STEPS * G::kHop < lanes.segment;
+           place.channel + s % STEPS * G::kStride < lanes.segment;
   };
   const auto offset = [&](int s) {
-    return place.offset + s / STEPS * pixel_hop + s % STEPS * G::kHop;
+    return place.offset + s / STEPS * pixel_stride + s % STEPS * G::kStride;
   };
-  PPCR_UNROLLED
+  PPCR_UNROLL
   for (int first = 0; first < PIXELS * STEPS; first += kBatch) {
     Word<T, V> residual[kBatch] =
         {};  // all loads of a batch before its first store, which they could not pass
-    if constexpr (MODE == Mode::kAddRelu) {
-      PPCR_UNROLLED
+    if constexpr (OP == Operation::kAddRelu) {
+      PPCR_UNROLL
       for (int b = 0; b < kBatch; ++b)
-        residual[b] = load_if<T, V>(exists(first + b), tensors.extra_in + offset(first + b));
+        residual[b] = load_if<T, V>(exists(first + b), tensors.residual + offset(first + b));
     }
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int b = 0; b < kBatch; ++b) {
       const int s = first + b;
       A gate[V];
       fill<V>(gates[s / STEPS * G::kGroups + place.group], gate);
-      store_if<T, V>(exists(s), tensors.out + offset(s),
-                     recalibrate<T, V, MODE>(held[s / STEPS][s % STEPS], residual[b], gate));
+      store_if<T, V>(exists(s), tensors.y + offset(s),
+                     recalibrate<T, V, OP>(cached[s / STEPS][s % STEPS], residual[b], gate));
     }
   }
 }
 
-template <class T, int V, int STEPS, int PIXELS, int LANES, Mode MODE>
-__global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)),
-                                                               int(sizeof(T)) * V * STEPS * PIXELS,
-                                                               MODE, true))
-    pixel_major_backward(const __grid_constant__ PixelMajorArguments<T> arguments) {
+template <class T, int V, int STEPS, int PIXELS, int LANES, Operation OP>
+__global__ void __launch_bounds__(kThreads,
+                                  lane_blocks(int(sizeof(T)), int(sizeof(T)) * V * STEPS * PIXELS,
+                                              OP, Pass::kBackward))
+    channels_last_registers_backward(const __grid_constant__ LaneArguments<T> arguments) {
   using A = Acc<T>;
   using Bins = StandardBins<A>;
   using G = LaneGeometry<V, STEPS, PIXELS, LANES>;
@@ -168,34 +170,35 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)),
   A* const parameters = reinterpret_cast<A*>(raw);
   A* const shared = parameters + parameter_slots(kContexts);
   // Per pixel: the segments' sums and the dot product, later their gradients and the gate.
-  A* const rows = shared + warp * lanes_warp_values(G::kWarpPixels, kSegments, true);
+  A* const rows = shared + warp * lanes_warp_values(G::kWarpPixels, kSegments, Pass::kBackward);
   A* const contributions =
-      shared + warps * lanes_warp_values(G::kWarpPixels, kSegments, true);  // [contexts + 1][warps]
+      shared + warps * lanes_warp_values(G::kWarpPixels, kSegments,
+                                         Pass::kBackward);  // [contexts + 1][warps]
 
   const LanePlace<G> place = lane_place<G, V, LANES>(lanes);
-  const int64_t pixel_hop = int64_t(G::kGroups) * lanes.channels;
-  Word<T, V> held[PIXELS][STEPS], x[PIXELS][STEPS];
-  PPCR_UNROLLED
+  const int64_t pixel_stride = int64_t(G::kGroups) * lanes.channels;
+  Word<T, V> cached[PIXELS][STEPS], x[PIXELS][STEPS];
+  PPCR_UNROLL
   for (int i = 0; i < PIXELS; ++i) {
     const bool inside = place.first + i * G::kGroups + place.group < lanes.pixels;
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r) {
-      const bool wanted = inside && place.channel + r * G::kHop < lanes.segment;
-      const int64_t at = place.offset + i * pixel_hop + r * G::kHop;
+      const bool wanted = inside && place.channel + r * G::kStride < lanes.segment;
+      const int64_t at = place.offset + i * pixel_stride + r * G::kStride;
       x[i][r] = load_if<T, V>(wanted, tensors.x + at);
-      held[i][r] = load_gradient<T, V, MODE>(tensors, wanted, at);
+      cached[i][r] = load_gradient<T, V, OP>(tensors, wanted, at);
     }
   }
   stage_parameters<T>(tensors.weight, tensors.bias, kContexts, parameters);
-  PPCR_UNROLLED
+  PPCR_UNROLL
   for (int i = 0; i < PIXELS; ++i) {
     A sum = 0, dot = 0;
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r) {
       A values[V], gradients[V];
       unpack<T, V>(x[i][r], values);
-      unpack<T, V>(held[i][r], gradients);
-      PPCR_UNROLLED
+      unpack<T, V>(cached[i][r], gradients);
+      PPCR_UNROLL
       for (int j = 0; j < V; ++j) {
         sum += values[j];
         dot += gradients[j] * values[j];
@@ -214,17 +217,17 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)),
   if (lane < G::kWarpPixels) {
     A* const row = rows + lane * G::kRow;
     Pixel<A, Bins> pixel;
-    gate_forward(bins, row, parameters, tensors.eps, pixel);
+    compute_gate(bins, row, parameters, tensors.eps, pixel);
     A dsums[kSegments];
-    const A dz = gate_backward(bins, pixel, row[kSegments], parameters, dsums);
-    PPCR_UNROLLED
+    const A dz = compute_gradients(bins, pixel, row[kSegments], parameters, dsums);
+    PPCR_UNROLL
     for (int k = 0; k < kSegments; ++k) row[k] = dsums[k];
     row[kSegments] = pixel.g;
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int l = 0; l < kContexts; ++l) shares[l] = dz * pixel.n[l];
     shares[kContexts] = dz;
   }
-  PPCR_UNROLLED
+  PPCR_UNROLL
   for (int l = 0; l <= kContexts; ++l) {
     const A share = sum_lanes(shares[l], G::kWarpPixels);
     if (lane == 0) contributions[l * warps + warp] = share;
@@ -236,18 +239,18 @@ __global__ void __launch_bounds__(kThreads, pixel_major_blocks(int(sizeof(T)),
     tensors.partials[int64_t(threadIdx.x) * gridDim.x + blockIdx.x] = share;
   }
 
-  PPCR_UNROLLED
+  PPCR_UNROLL
   for (int i = 0; i < PIXELS; ++i) {
     if (place.first + i * G::kGroups + place.group >= lanes.pixels) break;
     const A* const row = rows + (i * G::kGroups + place.group) * G::kRow;
     A gate[V], dsum[V];
     fill<V>(row[kSegments], gate);
     fill<V>(row[place.segment], dsum);
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r) {
-      if (place.channel + r * G::kHop >= lanes.segment) continue;
-      write_backward<T, V, MODE>(tensors, true, place.offset + i * pixel_hop + r * G::kHop,
-                                 held[i][r], gate, dsum);
+      if (place.channel + r * G::kStride >= lanes.segment) continue;
+      write_backward<T, V, OP>(tensors, true, place.offset + i * pixel_stride + r * G::kStride,
+                               cached[i][r], gate, dsum);
     }
   }
 }

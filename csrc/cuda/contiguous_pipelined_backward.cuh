@@ -1,6 +1,6 @@
-// The backward kernel of the channel-major layout; how it works stands in channel_major_block.cuh.
+// The backward kernel of the contiguous layout; how it works stands in contiguous_pipelined.cuh.
 #pragma once
-#include "channel_major_block.cuh"
+#include "contiguous_pipelined.cuh"
 
 namespace ppcr::cuda {
 
@@ -10,51 +10,52 @@ PPCR_DEVICE void add_product(const Word<T, V>& x, const Word<T, V>& grad, Acc<T>
   Acc<T> values[V], gradients[V];
   unpack<T, V>(x, values);
   unpack<T, V>(grad, gradients);
-  PPCR_UNROLLED
+  PPCR_UNROLL
   for (int j = 0; j < V; ++j) {
     sum[j] += values[j];
     dot[j] += gradients[j] * values[j];
   }
 }
 
-template <class T, int V, Mode MODE>
-PPCR_DEVICE void products_from_memory(const Tensors<T>& tensors, const UnitPart& part, int64_t hop,
-                                      int from, Acc<T> (&sum)[V], Acc<T> (&dot)[V]) {
+template <class T, int V, Operation OP>
+PPCR_DEVICE void products_from_memory(const Tensors<T>& tensors, const UnitPart& part,
+                                      int64_t stride, int from, Acc<T> (&sum)[V],
+                                      Acc<T> (&dot)[V]) {
   PPCR_ROLLED
   for (int step = from; step < part.steps; step += kBatch) {
     Word<T, V> words[kBatch], gradients[kBatch];
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int b = 0; b < kBatch; ++b) {
-      const int64_t at = part.offset + (step + b) * hop;
+      const int64_t at = part.offset + (step + b) * stride;
       words[b] = load_if<T, V>(step + b < part.steps, tensors.x + at);
-      gradients[b] = load_gradient<T, V, MODE>(tensors, step + b < part.steps, at);
+      gradients[b] = load_gradient<T, V, OP>(tensors, step + b < part.steps, at);
     }
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int b = 0; b < kBatch; ++b) add_product<T, V>(words[b], gradients[b], sum, dot);
   }
 }
 
-template <class T, int V, Mode MODE>
+template <class T, int V, Operation OP>
 PPCR_DEVICE void write_backward_from_memory(const Tensors<T>& tensors, const UnitPart& part,
-                                            int64_t hop, int from, const Acc<T> (&gate)[V],
+                                            int64_t stride, int from, const Acc<T> (&gate)[V],
                                             const Acc<T> (&dsum)[V]) {
-  if constexpr (MODE == Mode::kGate) {
+  if constexpr (OP == Operation::kGate) {
     const Word<T, V> word = pack<T, V>(dsum);
     PPCR_BY_FOUR
     for (int step = from; step < part.steps; ++step)
-      store_if<T, V>(true, tensors.out + part.offset + step * hop, word);
+      store_if<T, V>(true, tensors.dx + part.offset + step * stride, word);
   } else {
     PPCR_ROLLED
     for (int step = from; step < part.steps; step += kBatch) {
       Word<T, V> gradients[kBatch];
-      PPCR_UNROLLED
+      PPCR_UNROLL
       for (int b = 0; b < kBatch; ++b)
-        gradients[b] = load_gradient<T, V, MODE>(tensors, step + b < part.steps,
-                                                 part.offset + (step + b) * hop);
-      PPCR_UNROLLED
+        gradients[b] = load_gradient<T, V, OP>(tensors, step + b < part.steps,
+                                               part.offset + (step + b) * stride);
+      PPCR_UNROLL
       for (int b = 0; b < kBatch; ++b)
-        write_backward<T, V, MODE>(tensors, step + b < part.steps, part.offset + (step + b) * hop,
-                                   gradients[b], gate, dsum);
+        write_backward<T, V, OP>(tensors, step + b < part.steps, part.offset + (step + b) * stride,
+                                 gradients[b], gate, dsum);
     }
   }
 }
@@ -72,54 +73,54 @@ PPCR_DEVICE void write_partials(const Tile& tile, unsigned cluster, unsigned clu
   }
 }
 
-template <class T, int V, int STEPS, class Bins, Mode MODE>
-__global__ void __launch_bounds__(kThreads,
-                                  channel_major_blocks(V, int(sizeof(T)) * V * STEPS, MODE, true))
-    channel_major_backward(const __grid_constant__ ChannelMajorArguments<T, Bins> arguments) {
+template <class T, int V, int STEPS, class Bins, Operation OP>
+__global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) * V * STEPS, OP,
+                                                              Pass::kBackward))
+    contiguous_pipelined_backward(const __grid_constant__ ContiguousArguments<T, Bins> arguments) {
   using A = Acc<T>;
   using Units = typename UnitsOf<Bins>::type;
   const Tensors<T>& tensors = arguments.tensors;
   const Tile& tile = arguments.tile;
   const Units& units = arguments.units;
   const Bins& bins = arguments.bins;
-  constexpr bool kGate = MODE == Mode::kGate, kAdd = MODE == Mode::kAddRelu;
+  constexpr bool kGate = OP == Operation::kGate, kAdd = OP == Operation::kAddRelu;
 
   wait_for_kernels_before();
   PPCR_SHARED(raw);
-  ChannelMajorBlock<T, V, STEPS, Bins, MODE, true> block(arguments, raw);
-  constexpr bool kSlots = decltype(block)::kStreams > 0;
-  constexpr bool kGradAhead = kSlots && grad_ahead(MODE, STEPS);
+  ContiguousBlock<T, V, STEPS, Bins, OP, Pass::kBackward> block(arguments, raw);
+  constexpr bool kSlots = decltype(block)::kStagedTensors > 0;
+  constexpr bool kGradAhead = kSlots && grad_ahead(OP, STEPS);
   const Slots<T, V> xs = block.stream(0), others = block.stream(1);  // others: y or gy
   A* const gates = block.gates();
   A* const dsums = gates + tile.q;  // [segments][q]
   A* const contributions =
       dsums + bins.segments() * tile.q;  // [contexts + 1][q]: dz n_l, dz, over the tiles
   block.begin();
-  int64_t hop = step_hop(tile);
+  int64_t stride = step_stride(tile);
   const auto part_in = [&](unsigned tile_index, int round) {
     return block.part_in(units, tile_index, round);
   };
 
-  Word<T, V> held[STEPS];
-  const auto load_held = [&](int r, const UnitPart& part) {
-    held[r] =
-        load_if<T, V>(r < part.steps, (kGate ? tensors.x : tensors.grad) + part.offset + r * hop);
+  Word<T, V> cached[STEPS];
+  const auto load_cached = [&](int r, const UnitPart& part) {
+    cached[r] = load_if<T, V>(r < part.steps,
+                              (kGate ? tensors.x : tensors.grad) + part.offset + r * stride);
   };
   const auto copy_ahead = [&](int r, const UnitPart& part) {
     if constexpr (kSlots) {
-      const int64_t at = part.offset + r * hop;
+      const int64_t at = part.offset + r * stride;
       copy_async(xs.at(r), tensors.x + at, r < part.steps);
       if constexpr (kAdd || kGradAhead)
-        copy_async(others.at(r), (kAdd ? tensors.extra_in : tensors.grad) + at, r < part.steps);
+        copy_async(others.at(r), (kAdd ? tensors.y : tensors.grad) + at, r < part.steps);
     }
   };
   unsigned index = block.first_tile();
   {
     const UnitPart part = part_in(index, 0);
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r) {
       copy_ahead(r, part);
-      if constexpr (!kGradAhead) load_held(r, part);
+      if constexpr (!kGradAhead) load_cached(r, part);
     }
   }
   close_copies();
@@ -129,50 +130,50 @@ __global__ void __launch_bounds__(kThreads,
   block.await_cluster();
 
   for (; index < tile.tiles; index += block.tile_stride(), ++block.turn) {
-    hop = opaque(hop);  // as in the forward kernel
+    stride = opaque(stride);  // as in the forward kernel
     A sum[V] = {}, dot[V] = {};
     {
       const UnitPart next = part_in(index + block.tile_stride(), 0);
       [[maybe_unused]] UnitPart part;
       if constexpr (!kGate && !kSlots) part = part_in(index, 0);
       if constexpr (kSlots) wait_for_copies<0>();
-      PPCR_UNROLLED
+      PPCR_UNROLL
       for (int r = 0; r < STEPS; ++r) {
         if constexpr (kGate) {
-          add_word<T, V>(held[r], sum);
-          load_held(r, next);
+          add_word<T, V>(cached[r], sum);
+          load_cached(r, next);
         } else {
           const auto other = [&](const Slots<T, V>& slots, const T* from) {
             if constexpr (kSlots)
               return *slots.at(r);
             else
-              return load_if<T, V>(r < part.steps, from + part.offset + r * hop);
+              return load_if<T, V>(r < part.steps, from + part.offset + r * stride);
           };
-          if constexpr (kGradAhead) held[r] = *others.at(r);
-          if constexpr (kAdd) held[r] = mask_relu<T, V>(held[r], other(others, tensors.extra_in));
-          add_product<T, V>(other(xs, tensors.x), held[r], sum, dot);
+          if constexpr (kGradAhead) cached[r] = *others.at(r);
+          if constexpr (kAdd) cached[r] = mask_relu<T, V>(cached[r], other(others, tensors.y));
+          add_product<T, V>(other(xs, tensors.x), cached[r], sum, dot);
           copy_ahead(r, next);
-          hop = opaque(hop);
+          stride = opaque(stride);
         }
       }
       close_copies();
     }
     if (tile.steps > STEPS) {
       if constexpr (kGate)
-        sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, 0), hop, STEPS, sum);
+        sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, 0), stride, STEPS, sum);
       else
-        products_from_memory<T, V, MODE>(tensors, part_in(index, 0), hop, STEPS, sum, dot);
+        products_from_memory<T, V, OP>(tensors, part_in(index, 0), stride, STEPS, sum, dot);
     }
     block.put_sums(0, sum);
     if constexpr (!Units::kOneRound) {
       PPCR_ROLLED
       for (int round = 1; round < tile.rounds; ++round) {
-        PPCR_UNROLLED
+        PPCR_UNROLL
         for (int j = 0; j < V; ++j) sum[j] = 0;
         if constexpr (kGate)
-          sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, round), hop, 0, sum);
+          sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, round), stride, 0, sum);
         else
-          products_from_memory<T, V, MODE>(tensors, part_in(index, round), hop, 0, sum, dot);
+          products_from_memory<T, V, OP>(tensors, part_in(index, round), stride, 0, sum, dot);
         block.put_sums(round, sum);
       }
     }
@@ -194,13 +195,13 @@ __global__ void __launch_bounds__(kThreads,
       segment_sums(tile, units, bins, block.memory.lines, parts, q, segments);
       if constexpr (!kGate) dg = dot_sum(tile, block.memory.lines, parts, q);
       Pixel<A, Bins> pixel;
-      gate_forward(bins, segments, block.parameters(), tensors.eps, pixel);
+      compute_gate(bins, segments, block.parameters(), tensors.eps, pixel);
       A gradients[Bins::kSegments];
-      const A dz = gate_backward(bins, pixel, dg, block.parameters(), gradients);
+      const A dz = compute_gradients(bins, pixel, dg, block.parameters(), gradients);
       gates[q] = pixel.g;
-      PPCR_UNROLLED
+      PPCR_UNROLL
       for (int k = 0; k < bins.segments(); ++k) dsums[k * tile.q + q] = gradients[k];
-      PPCR_UNROLLED
+      PPCR_UNROLL
       for (int l = 0; l < bins.contexts(); ++l) contributions[l * tile.q + q] += dz * pixel.n[l];
       contributions[bins.contexts() * tile.q + q] += dz;
     }
@@ -213,24 +214,24 @@ __global__ void __launch_bounds__(kThreads,
     pixel_values<V>(tile, gates, column, gate);
     pixel_values<V>(tile, dsums + units.segment(part.unit) * tile.q, column, dsum);
     if constexpr (kGate) {
-      write_backward_from_memory<T, V, MODE>(tensors, part, hop, 0, gate, dsum);
+      write_backward_from_memory<T, V, OP>(tensors, part, stride, 0, gate, dsum);
     } else {
       const UnitPart next = part_in(index + block.tile_stride(), 0);
-      PPCR_UNROLLED
+      PPCR_UNROLL
       for (int r = 0; r < STEPS; ++r) {
-        write_backward<T, V, MODE>(tensors, r < part.steps, part.offset + r * hop, held[r], gate,
-                                   dsum);
-        if constexpr (!kGradAhead) load_held(r, next);
+        write_backward<T, V, OP>(tensors, r < part.steps, part.offset + r * stride, cached[r], gate,
+                                 dsum);
+        if constexpr (!kGradAhead) load_cached(r, next);
       }
       if (tile.steps > STEPS)
-        write_backward_from_memory<T, V, MODE>(tensors, part, hop, STEPS, gate, dsum);
+        write_backward_from_memory<T, V, OP>(tensors, part, stride, STEPS, gate, dsum);
     }
     if constexpr (!Units::kOneRound) {
       PPCR_ROLLED
       for (int round = 1; round < tile.rounds; ++round) {
         const UnitPart later = part_in(index, round);
         pixel_values<V>(tile, dsums + units.segment(later.unit) * tile.q, column, dsum);
-        write_backward_from_memory<T, V, MODE>(tensors, later, hop, 0, gate, dsum);
+        write_backward_from_memory<T, V, OP>(tensors, later, stride, 0, gate, dsum);
       }
     }
   }

@@ -1,76 +1,77 @@
-// The forward kernel of the channel-major layout; how it works stands in channel_major_block.cuh.
+// The forward kernel of the contiguous layout; how it works stands in contiguous_pipelined.cuh.
 #pragma once
-#include "channel_major_block.cuh"
+#include "contiguous_pipelined.cuh"
 
 namespace ppcr::cuda {
 
-// Steps first .. first+BATCH-1, none of them held: all loads before the first store, which they
+// Steps first .. first+BATCH-1, none of them cached: all loads before the first store, which they
 // could not pass.
-template <class T, int V, Mode MODE>
+template <class T, int V, Operation OP>
 PPCR_DEVICE void write_forward_from_memory(const Tensors<T>& tensors, const UnitPart& part,
-                                           int64_t hop, int from, const Acc<T> (&gate)[V]) {
+                                           int64_t stride, int from, const Acc<T> (&gate)[V]) {
   PPCR_ROLLED
   for (int step = from; step < part.steps; step += kBatch) {
     Word<T, V> words[kBatch], residual[kBatch] = {};
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int b = 0; b < kBatch; ++b) {
-      const int64_t at = part.offset + (step + b) * hop;
+      const int64_t at = part.offset + (step + b) * stride;
       words[b] = load_if<T, V>(step + b < part.steps, tensors.x + at);
-      if constexpr (MODE == Mode::kAddRelu)
-        residual[b] = load_if<T, V>(step + b < part.steps, tensors.extra_in + at);
+      if constexpr (OP == Operation::kAddRelu)
+        residual[b] = load_if<T, V>(step + b < part.steps, tensors.residual + at);
     }
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int b = 0; b < kBatch; ++b)
-      store_if<T, V>(step + b < part.steps, tensors.out + part.offset + (step + b) * hop,
-                     recalibrate<T, V, MODE>(words[b], residual[b], gate));
+      store_if<T, V>(step + b < part.steps, tensors.y + part.offset + (step + b) * stride,
+                     recalibrate<T, V, OP>(words[b], residual[b], gate));
   }
 }
 
-template <class T, int V, int STEPS, class Bins, Mode MODE>
-__global__ void __launch_bounds__(kThreads,
-                                  channel_major_blocks(V, int(sizeof(T)) * V * STEPS, MODE, false))
-    channel_major_forward(const __grid_constant__ ChannelMajorArguments<T, Bins> arguments) {
+template <class T, int V, int STEPS, class Bins, Operation OP>
+__global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) * V * STEPS, OP,
+                                                              Pass::kForward))
+    contiguous_pipelined_forward(const __grid_constant__ ContiguousArguments<T, Bins> arguments) {
   using A = Acc<T>;
   using Units = typename UnitsOf<Bins>::type;
   const Tensors<T>& tensors = arguments.tensors;
   const Tile& tile = arguments.tile;
   const Units& units = arguments.units;
   const Bins& bins = arguments.bins;
-  constexpr bool kGate = MODE == Mode::kGate, kAdd = MODE == Mode::kAddRelu;
+  constexpr bool kGate = OP == Operation::kGate, kAdd = OP == Operation::kAddRelu;
 
   wait_for_kernels_before();
   PPCR_SHARED(raw);
-  ChannelMajorBlock<T, V, STEPS, Bins, MODE, false> block(arguments, raw);
-  constexpr bool kSlots = decltype(block)::kStreams > 0;
+  ContiguousBlock<T, V, STEPS, Bins, OP, Pass::kForward> block(arguments, raw);
+  constexpr bool kSlots = decltype(block)::kStagedTensors > 0;
   const Slots<T, V> xs = block.stream(0), residuals = block.stream(1);
   A* const gates = block.gates();
   block.begin();
-  int64_t hop = step_hop(tile);
+  int64_t stride = step_stride(tile);
   const auto part_in = [&](unsigned tile_index, int round) {
     return block.part_in(units, tile_index, round);
   };
 
-  Word<T, V> held[STEPS];
-  const auto load_held = [&](int r, const UnitPart& part) {
-    held[r] = load_if<T, V>(r < part.steps, tensors.x + part.offset + r * hop);
+  Word<T, V> cached[STEPS];
+  const auto load_cached = [&](int r, const UnitPart& part) {
+    cached[r] = load_if<T, V>(r < part.steps, tensors.x + part.offset + r * stride);
   };
   const auto copy_x = [&](int r, const UnitPart& part) {
-    if constexpr (kSlots) copy_async(xs.at(r), tensors.x + part.offset + r * hop, r < part.steps);
+    if constexpr (kSlots)
+      copy_async(xs.at(r), tensors.x + part.offset + r * stride, r < part.steps);
   };
   const auto copy_residual = [&](int r, const UnitPart& part) {
     if constexpr (kSlots && kAdd)
-      copy_async(residuals.at(r), tensors.extra_in + part.offset + r * hop, r < part.steps);
+      copy_async(residuals.at(r), tensors.residual + part.offset + r * stride, r < part.steps);
   };
   unsigned index = block.first_tile();
   {
     const UnitPart part = part_in(index, 0);
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r) {
       copy_x(r, part);
-      if constexpr (!kSlots) load_held(r, part);
+      if constexpr (!kSlots) load_cached(r, part);
     }
     close_copies();
-    PPCR_UNROLLED
+    PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r) copy_residual(r, part);
     close_copies();
   }
@@ -83,34 +84,34 @@ __global__ void __launch_bounds__(kThreads,
   for (; index < tile.tiles; index += block.tile_stride(), ++block.turn) {
     // Opaque, or the compiler would keep in registers from tile to tile, and from phase to phase,
     // what is quick to compute anew.
-    hop = opaque(hop);
+    stride = opaque(stride);
     A sum[V] = {};
     if constexpr (kSlots || kGate) {
       const UnitPart next = part_in(index + block.tile_stride(), 0);
       if constexpr (kSlots) wait_for_copies<kLater>();
-      PPCR_UNROLLED
+      PPCR_UNROLL
       for (int r = 0; r < STEPS; ++r) {
-        if constexpr (kSlots) held[r] = *xs.at(r);
-        add_word<T, V>(held[r], sum);
+        if constexpr (kSlots) cached[r] = *xs.at(r);
+        add_word<T, V>(cached[r], sum);
         if constexpr (kSlots)
           copy_x(r, next);
         else
-          load_held(r, next);
+          load_cached(r, next);
       }
       close_copies();
     } else {
-      PPCR_UNROLLED
-      for (int r = 0; r < STEPS; ++r) add_word<T, V>(held[r], sum);
+      PPCR_UNROLL
+      for (int r = 0; r < STEPS; ++r) add_word<T, V>(cached[r], sum);
     }
     if (tile.steps > STEPS)
-      sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, 0), hop, STEPS, sum);
+      sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, 0), stride, STEPS, sum);
     block.put_sums(0, sum);
     if constexpr (!Units::kOneRound) {
       PPCR_ROLLED
       for (int round = 1; round < tile.rounds; ++round) {
-        PPCR_UNROLLED
+        PPCR_UNROLL
         for (int j = 0; j < V; ++j) sum[j] = 0;
-        sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, round), hop, 0, sum);
+        sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, round), stride, 0, sum);
         block.put_sums(round, sum);
       }
     }
@@ -122,13 +123,13 @@ __global__ void __launch_bounds__(kThreads,
       A segments[Bins::kSegments];
       segment_sums(tile, units, bins, block.memory.lines, block.parts(), q, segments);
       Pixel<A, Bins> pixel;
-      gate_forward(bins, segments, block.parameters(), tensors.eps, pixel);
+      compute_gate(bins, segments, block.parameters(), tensors.eps, pixel);
       if constexpr (kGate) {
         const TilePlace place = tile_place(tile, tile_thread<V>(tile), index);
         if (block.is_first() && place.first + q < tile.image_pixels) {
           T gate;
           narrow(pixel.g, gate);
-          tensors.out[int64_t(place.image) * tile.image_pixels + place.first + q] = gate;
+          tensors.y[int64_t(place.image) * tile.image_pixels + place.first + q] = gate;
         }
       } else {
         gates[q] = pixel.g;
@@ -142,35 +143,35 @@ __global__ void __launch_bounds__(kThreads,
       if constexpr (kSlots && kAdd) wait_for_copies<kLater>();
       const UnitPart part = part_in(index, 0), next = part_in(index + block.tile_stride(), 0);
       constexpr int kAtOnce = kSlots ? 1 : 2;  // residuals
-      PPCR_UNROLLED
+      PPCR_UNROLL
       for (int first = 0; first < STEPS; first += kAtOnce) {
         const int end = first + kAtOnce < STEPS ? first + kAtOnce : STEPS;
         Word<T, V> residual[kAtOnce] = {};
         if constexpr (kAdd) {
-          PPCR_UNROLLED
+          PPCR_UNROLL
           for (int r = first; r < end; ++r) {
             if constexpr (kSlots)
               residual[r - first] = *residuals.at(r);
             else
               residual[r - first] =
-                  load_if<T, V>(r < part.steps, tensors.extra_in + part.offset + r * hop);
+                  load_if<T, V>(r < part.steps, tensors.residual + part.offset + r * stride);
           }
         }
-        PPCR_UNROLLED
+        PPCR_UNROLL
         for (int r = first; r < end; ++r) {
-          store_if<T, V>(r < part.steps, tensors.out + part.offset + r * hop,
-                         recalibrate<T, V, MODE>(held[r], residual[r - first], gate));
-          if constexpr (!kSlots) load_held(r, next);
+          store_if<T, V>(r < part.steps, tensors.y + part.offset + r * stride,
+                         recalibrate<T, V, OP>(cached[r], residual[r - first], gate));
+          if constexpr (!kSlots) load_cached(r, next);
           copy_residual(r, next);
         }
       }
       close_copies();
       if (tile.steps > STEPS)
-        write_forward_from_memory<T, V, MODE>(tensors, part, hop, STEPS, gate);
+        write_forward_from_memory<T, V, OP>(tensors, part, stride, STEPS, gate);
       if constexpr (!Units::kOneRound) {
         PPCR_ROLLED
         for (int round = 1; round < tile.rounds; ++round)
-          write_forward_from_memory<T, V, MODE>(tensors, part_in(index, round), hop, 0, gate);
+          write_forward_from_memory<T, V, OP>(tensors, part_in(index, round), stride, 0, gate);
       }
     }
   }

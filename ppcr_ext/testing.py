@@ -1,0 +1,302 @@
+"""What PPCR must compute, and how exactly: for the tests, the benchmarks, and a build of your own.
+
+Inputs are drawn, a backend computes them, and the errors are compared with what they may be::
+
+    inputs = testing.make_inputs("ppcr", (8, 256, 56, 56), dtype=torch.float16)
+    results = testing.evaluate(ppcr_ext.ppcr, inputs, backend="native")
+    errors = testing.truth(inputs).errors(results)
+    assert errors.within(testing.tolerance(inputs.x.dtype, inputs.levels)), errors
+
+Results are dicts of tensors: ``y``, ``dx``, ``dweight``, and where they exist ``dbias`` and
+``dresidual``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reference import accumulation_dtype, bins
+
+OPERATORS = ("ppcr", "ppcr_gate", "ppcr_add_relu")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+LAYOUTS = ("contiguous", "channels_last")  # at any rank
+LEVELS = (1, 2, 4)
+EPS = 1e-5
+
+# Channels and side at the end of every stage, for pictures of 224 x 224.
+STAGES = {
+    "ResNet-18": ((64, 56), (128, 28), (256, 14), (512, 7)),
+    "ResNet-50": ((256, 56), (512, 28), (1024, 14), (2048, 7)),
+}
+# The eight shapes whose speed is reported.
+SHAPES = (
+    (8, 64, 56, 56),
+    (8, 256, 56, 56),
+    (8, 512, 28, 28),
+    (8, 1024, 14, 14),
+    (8, 2048, 7, 7),
+    (1, 64, 224, 224),
+    (64, 32, 32, 32),
+    (32, 64, 8, 8),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Errors:
+    """Relative L2 errors, or limits of them.
+
+    Attributes:
+        y: of the output.
+        dx: of the gradient of x, or of the residual where that one is larger.
+        parameters: of the gradient of weight or of bias, the larger one.
+    """
+
+    y: float
+    dx: float
+    parameters: float
+
+    def __str__(self) -> str:
+        return f"y {self.y:.1e}, dx {self.dx:.1e}, dweight and dbias {self.parameters:.1e}"
+
+    def within(self, limits: Errors) -> bool:
+        """Whether no error exceeds its limit. An error that is NaN does."""
+        return self.y <= limits.y and self.dx <= limits.dx and self.parameters <= limits.parameters
+
+
+_TOLERANCES = {
+    torch.float64: Errors(1e-11, 1e-11, 1e-11),
+    torch.float16: Errors(7e-4, 7e-4, 7e-4),
+    torch.bfloat16: Errors(5e-3, 5e-3, 5e-3),
+}
+
+
+def tolerance(dtype: torch.dtype, levels: Sequence[int] = LEVELS) -> Errors:
+    """What the errors may be, for an x of ``dtype`` whose values are drawn as by make_inputs.
+
+    With u the unit roundoff (half a unit in the last place):
+
+    * float16 and bfloat16 are computed in float32 and rounded once, to u = 4.9e-4 or 3.9e-3 at
+      most. 7e-4 and 5e-3 leave 1.4 u and 1.3 u.
+    * float32 has u = 6e-8, and normalization amplifies it. A context t_l carries an error of a few
+      u of its size, which ``n_l = (t_l - mean(t)) / sqrt(var(t) + eps)`` divides by the spread of
+      the contexts: by A = max|t| / sqrt(var + eps) in all, which is 10 to 100 where the channels
+      are drawn from 1.5 + 2 N(0, 1), and larger at single pixels. Of y and the parameters that is
+      1e-5; dx meets it again in the normalization's own gradient, hence 5e-5.
+    * Other levels than (1, 2, 4) may have contexts that lie closer together (with two of them a
+      normalized context is almost a sign), so that A is larger: five times as much, for dx six.
+    * float64 has u = 1.1e-16, amplified in the same way.
+
+    Larger offsets than 1.5 amplify more, in any implementation, and these limits are not for them.
+    """
+    if dtype != torch.float32:
+        return _TOLERANCES[dtype]
+    return Errors(1e-5, 5e-5, 1e-5) if tuple(levels) == LEVELS else Errors(5e-5, 3e-4, 5e-5)
+
+
+def to_layout(t: Tensor, layout: str) -> Tensor:
+    """``t [N, C, *spatial]`` contiguous, or channels_last, which is defined here at any rank."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}")
+    if layout == "channels_last":
+        return t.movedim(1, -1).contiguous().movedim(-1, 1)
+    return t.contiguous()
+
+
+@dataclasses.dataclass
+class Inputs:
+    """The inputs of one call of an operator, and the gradient that comes back to its output.
+
+    ``residual`` is an input of ppcr_add_relu alone; the other operators ignore it.
+    """
+
+    operator: str
+    x: Tensor
+    residual: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    grad: Tensor
+    levels: tuple[int, ...] = LEVELS
+    eps: float = EPS
+
+    @property
+    def has_residual(self) -> bool:
+        return self.operator == "ppcr_add_relu"
+
+    def to(self, dtype: torch.dtype, layout: str) -> Inputs:
+        """x, residual and grad in another dtype and layout; the parameters stay."""
+        maps = {name: getattr(self, name) for name in ("x", "residual", "grad")}
+        moved: dict[str, Any] = {
+            name: to_layout(t.detach().to(dtype), layout) for name, t in maps.items()
+        }
+        return dataclasses.replace(self, **moved)
+
+
+def make_inputs(
+    operator: str,
+    shape: Sequence[int],
+    levels: Sequence[int] = LEVELS,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "contiguous",
+    *,
+    parameter_dtype: torch.dtype | None = None,
+    bias: bool = True,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> Inputs:
+    """Random inputs: x from 1.5 + 2 N(0, 1), all others from N(0, 1).
+
+    Args:
+        operator: one of :data:`OPERATORS`.
+        shape: of x, ``[N, C, *spatial]``.
+        levels: of the operator.
+        dtype, layout: of x, the residual and the gradient.
+        parameter_dtype: of weight and bias; float32, or float64 for a float64 x, where it is None.
+        bias: whether there is one.
+        device: where the tensors are put. The values do not depend on it.
+        seed: of the random values.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    kind = accumulation_dtype(dtype) if parameter_dtype is None else parameter_dtype
+    like_y = (shape[0], 1, *shape[2:]) if operator == "ppcr_gate" else shape
+    return Inputs(
+        operator,
+        x=to_layout((1.5 + 2 * draw(*shape)).to(device, dtype), layout),
+        residual=to_layout(draw(*shape).to(device, dtype), layout),
+        weight=draw(sum(levels)).to(device, kind),
+        bias=draw(1).to(device, kind) if bias else None,
+        grad=to_layout(draw(*like_y).to(device, dtype), layout),
+        levels=tuple(levels),
+    )
+
+
+def evaluate(
+    function: Callable[..., Tensor], inputs: Inputs, **options: object
+) -> dict[str, Tensor]:
+    """The output of ``function``, which is called as the operator is, and its gradients.
+
+    Args:
+        function: ``ppcr_ext.ppcr``, or another that takes its arguments.
+        options: more keywords for it, such as ``backend="native"``.
+    """
+    leaves = {"x": inputs.x, "weight": inputs.weight}
+    if inputs.bias is not None:
+        leaves["bias"] = inputs.bias
+    if inputs.has_residual:
+        leaves["residual"] = inputs.residual
+    leaves = {name: t.detach().requires_grad_() for name, t in leaves.items()}
+    maps = [leaves[name] for name in ("x", "residual") if name in leaves]
+    y = function(
+        *maps,
+        leaves["weight"],
+        leaves.get("bias"),
+        levels=inputs.levels,
+        eps=inputs.eps,
+        **options,
+    )
+    gradients = torch.autograd.grad(y, list(leaves.values()), inputs.grad)
+    named = zip(leaves, gradients, strict=True)
+    return {"y": y.detach(), **{f"d{name}": gradient for name, gradient in named}}
+
+
+@dataclasses.dataclass
+class Truth:
+    """The results in float64, and for each the tensor whose norm its error is relative to.
+
+    ``scales`` are the results themselves but for sums whose terms cancel. There the sum of the
+    absolute terms stands: over all pixels for the parameters' gradients, and over the contexts for
+    dx of ppcr_gate, which vanishes for two contexts.
+    """
+
+    values: dict[str, Tensor]
+    scales: dict[str, Tensor]
+
+    def error(self, name: str, got: Tensor) -> float:
+        """The relative L2 error of one result."""
+        return relative(got, self.values[name], self.scales[name])
+
+    def errors(self, results: Mapping[str, Tensor]) -> Errors:
+        """The errors of results, which may lack some of the parameters' gradients."""
+        found = {name: self.error(name, got) for name, got in results.items()}
+        return Errors(
+            found["y"],
+            _largest(found, "dx", "dresidual"),
+            _largest(found, "dweight", "dbias"),
+        )
+
+
+def _largest(errors: dict[str, float], *names: str) -> float:
+    """The largest of those that exist, NaN where one of them is."""
+    return float(torch.tensor([0.0, *(errors[n] for n in names if n in errors)]).double().amax())
+
+
+def relative(got: Tensor, exact: Tensor, scale: Tensor | None = None) -> float:
+    """L2 norm of the difference over that of ``scale``, or of the exact values where it is None."""
+    scale = exact if scale is None else scale
+    return float((got.to(exact) - exact).norm() / scale.norm().clamp_min(1e-300))
+
+
+@torch.no_grad()
+def truth(
+    inputs: Inputs, y: Tensor | None = None, device: torch.device | str | None = None
+) -> Truth:
+    """The formulas of an operator and its gradients by hand, in float64, of the stored inputs.
+
+    Args:
+        inputs: the inputs; their dtypes and layout do not matter.
+        y: of ppcr_add_relu, the output whose zeros mask the gradients. The operator takes its own,
+            where rounding may have decided which side of 0 a value is on; pass it where the errors
+            of gradients shall not hold that. None: the exact output.
+        device: where to compute; that of x where it is None.
+    """
+    x, grad, weight, residual = (
+        t.detach().to(device, torch.float64).contiguous()
+        for t in (inputs.x, inputs.grad, inputs.weight, inputs.residual)
+    )
+    is_gate = inputs.operator == "ppcr_gate"
+    edges = [edge for level in inputs.levels for edge in bins(x.shape[1], level)]
+    contexts = torch.stack([x[:, begin:end].mean(1) for begin, end in edges], 1)
+    centred = contexts - contexts.mean(1, keepdim=True)
+    deviation = (centred.square().mean(1, keepdim=True) + inputs.eps).sqrt()
+    n = centred / deviation
+    w = weight.view(-1, *[1] * (x.dim() - 2))
+    z = (n * w).sum(1, keepdim=True)
+    if inputs.bias is not None:
+        z = z + inputs.bias.detach().to(z)
+    gate = z.sigmoid()
+
+    values = {"y": gate if is_gate else x * gate}
+    if inputs.has_residual:
+        values["y"] = (values["y"] + residual).relu()
+        shown = values["y"] if y is None else y.detach().to(x.device)
+        grad = values["dresidual"] = torch.where(shown <= 0, 0, grad)
+    dgate = grad if is_gate else (grad * x).sum(1, keepdim=True)
+    dz = dgate * gate * (1 - gate)
+
+    def spread(dt: Tensor, dx: Tensor) -> Tensor:
+        """dx plus the gradients of the contexts, shared among the channels of their bins."""
+        for context, (begin, end) in enumerate(edges):
+            dx[:, begin:end] += dt[:, context : context + 1] / (end - begin)
+        return dx
+
+    dn = dz * w
+    dt = (dn - dn.mean(1, keepdim=True) - n * (dn * n).mean(1, keepdim=True)) / deviation
+    values["dx"] = spread(dt, torch.zeros_like(x) if is_gate else grad * gate)
+    values["dweight"], values["dbias"] = _over_pixels(dz * n), _over_pixels(dz)
+    scales = {**values, "dweight": _over_pixels((dz * n).abs()), "dbias": _over_pixels(dz.abs())}
+    if is_gate:
+        terms = w.abs() + w.abs().mean() + n.abs() * (w * n).abs().mean(1, keepdim=True)
+        scales["dx"] = spread(dz.abs() * terms / deviation, torch.zeros_like(x))
+    return Truth(values, scales)
+
+
+def _over_pixels(t: Tensor) -> Tensor:
+    return t.transpose(0, 1).flatten(1).sum(1)
