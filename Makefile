@@ -23,7 +23,7 @@ COPY := build/minimal
 ABI := build/abi
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-input
 
-NATIVE := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml ppcr_ext/_build.py ppcr_ext/_cuda_build.py
+NATIVE := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml $(wildcard ppcr_ext/_build/*.py)
 PACKAGE := $(NATIVE) $(shell find ppcr_ext -name '*.py' 2>/dev/null) MANIFEST.in README.md LICENSE
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 

@@ -33,10 +33,10 @@ ROOT = Path(__file__).resolve().parent
 
 # The recipes are modules of the package; under another name, without its __init__.py, which would import torch and load a library.
 recipes = types.ModuleType("ppcr_ext_recipes")
-recipes.__path__ = [str(ROOT / "ppcr_ext")]
+recipes.__path__ = [str(ROOT / "ppcr_ext" / "_build")]
 sys.modules[recipes.__name__] = recipes
-recipe = importlib.import_module("ppcr_ext_recipes._build")
-cuda_recipe = importlib.import_module("ppcr_ext_recipes._cuda_build")
+recipe = importlib.import_module("ppcr_ext_recipes.cpu")
+cuda_recipe = importlib.import_module("ppcr_ext_recipes.cuda")
 
 # Then the package is pure Python, and so is the tag of its wheel, which setuptools takes from the
 # list of extensions.
@@ -55,7 +55,7 @@ def record(folder, cpu, cuda):
     if cuda:  # then one from an earlier build does not go with this CPU library
         if recipe.cuda_wanted() == "1":
             sys.exit(f"ppcr_ext: PPCR_BUILD_CUDA=1, but the CUDA library cannot be built: {cuda}")
-        (folder / "_cuda.abi3.so").unlink(missing_ok=True)
+        (folder / cuda_recipe.LIBRARY).unlink(missing_ok=True)
     parts = {"cpu": cpu, "cuda": cuda}
     (folder / "_build.json").write_text(json.dumps(parts, indent=1) + "\n")
     for part, why_not in parts.items():
@@ -93,7 +93,7 @@ class Build(build_ext if NO_TORCH else BuildExtension):
         folder.mkdir(parents=True, exist_ok=True)
         if cuda is None:
             try:
-                library, work = folder / "_cuda.abi3.so", Path(self.build_temp) / "cuda"
+                library, work = folder / cuda_recipe.LIBRARY, Path(self.build_temp) / "cuda"
                 of_torch, version = Path(torch.__file__).parent, torch.version.cuda
                 cuda_recipe.build(library, ROOT / "csrc", work, of_torch, version)
             except cuda_recipe.CannotBuild as error:
@@ -112,7 +112,7 @@ folders = {
 }
 
 setup(
-    packages=["ppcr_ext", *folders],
+    packages=["ppcr_ext", "ppcr_ext._build", "ppcr_ext._triton", *folders],
     package_dir={"ppcr_ext": "ppcr_ext", **folders},
     package_data={"ppcr_ext": ["py.typed"], **dict.fromkeys(folders, SOURCES)},
     ext_modules=[] if PURE else [cpu_extension()],

@@ -5,15 +5,16 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
+import torch
 from torch.jit._trace import TracerWarning
 
-from . import _sharding, native, testing, triton_ops
-from .backends import available_backends, backends, warn_once
+from . import _dispatch, _native, _registration, testing
+from ._dispatch import available_backends, backends
+from ._registration import build
 from .functional import ppcr, ppcr_add_relu, ppcr_gate
-from .interpret import record_gates
 from .module import PPCR
-from .native import build
 from .networks import insert_ppcr
+from .recording import record_gates
 
 __all__ = [
     "PPCR",
@@ -42,8 +43,6 @@ def _version() -> str:
 __version__ = _version()
 # torch.jit.trace need not follow the checks of shapes; PyTorch silences its own modules as well.
 warnings.filterwarnings("ignore", category=TracerWarning, module=r"ppcr_ext\.")
-native.load()
-triton_ops.register()
-_sharding.register()
-if native.is_pure_build():  # pip shows nothing of what an installation says
-    warn_once("cpu", "reference", stacklevel=3)
+_registration.load()
+if _native.is_pure_build():  # pip shows nothing of what an installation says
+    _dispatch.warn_once(torch.device("cpu"), "reference", stacklevel=3)

@@ -5,18 +5,18 @@ import platform
 import torch
 
 import ppcr_ext
-from ppcr_ext import native
+from ppcr_ext import _native
 
 
 def main() -> None:
     print(f"ppcr_ext         {ppcr_ext.__version__}")
     print(f"PyTorch          {torch.__version__} (CUDA {torch.version.cuda or 'none'})")
     print(f"Python           {platform.python_version()}, {platform.platform()}")
-    print(f"CPU library      {native.library() or 'none'}")
+    print(f"CPU library      {_native.library() or 'none'}")
     print(
-        f"CPU capability   {native.cpu_capability() or 'none'} (PyTorch's: {torch.backends.cpu.get_cpu_capability()})"
+        f"CPU capability   {_native.cpu_capability() or 'none'} (PyTorch's: {torch.backends.cpu.get_cpu_capability()})"
     )
-    print(f"CUDA archs       {native.cuda_architectures() or 'none compiled'}")
+    print(f"CUDA archs       {_native.cuda_architectures() or 'none compiled'}")
     print(
         f"CUDA device      {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}"
     )

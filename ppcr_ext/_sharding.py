@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ._operators import OPERATORS
+
 _registered: set[Any] = set()
 
 
@@ -22,13 +24,16 @@ def register() -> None:
     """
     if "torch.distributed.tensor" not in sys.modules:
         return
-    for prefix in ("", "triton_"):
-        for name in ("ppcr", "ppcr_gate", "ppcr_add_relu"):
-            for suffix, strategy in (("", _forward), ("_backward", _backward)):
-                operator = getattr(torch.ops.ppcr_ext, f"{prefix}{name}{suffix}", None)
-                if operator is not None and operator not in _registered:
-                    _register(operator.default, strategy)
-                    _registered.add(operator)
+    for name, entry in OPERATORS.items():
+        strategy = _backward if name.endswith("_backward") else _forward
+        for registered in (entry.native, entry.triton):
+            try:
+                operator = registered()
+            except AttributeError:  # the compiled operators may not be there
+                continue
+            if operator not in _registered:
+                _register(operator, strategy)
+                _registered.add(operator)
 
 
 def _register(operator: Any, strategy: Any) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
-from . import _arguments, _recording, functional
+from . import _checks, functional
+
+# What the layers call with themselves and their input while record_gates listens in any thread.
+recorder: Callable[[PPCR, Tensor], None] | None = None
 
 
 class PPCR(nn.Module):
@@ -49,14 +52,14 @@ class PPCR(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not _arguments.is_integer(channels):
+        if not _checks.is_integer(channels):
             raise TypeError(f"channels must be an int, got {channels!r}")
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
-        contexts, self.levels = _arguments.check_levels(levels, channels)
-        self.eps = _arguments.check_eps(eps)
-        _arguments.check_backend(backend)
-        if not (_arguments.is_number(init_gate) and 0 < init_gate < 1):
+        contexts, self.levels = _checks.check_levels(levels, channels)
+        self.eps = _checks.check_eps(eps)
+        _checks.check_backend(backend)
+        if not (_checks.is_number(init_gate) and 0 < init_gate < 1):
             raise ValueError(f"init_gate must lie between 0 and 1, got {init_gate!r}")
         if init_gate != 0.5 and not bias:
             raise ValueError(
@@ -94,8 +97,8 @@ class PPCR(nn.Module):
         Raises:
             TypeError, ValueError: an argument is not as above; the message names it.
         """
-        if _recording.enabled:
-            _recording.record(self, x)
+        if recorder is not None:
+            recorder(self, x)
         if isinstance(x, Tensor):
             self._check_channels(x)
         elif isinstance(residual, torch.fx.Proxy) and residual.node.args == (None,):
@@ -111,12 +114,7 @@ class PPCR(nn.Module):
             )
         if residual is None:
             return functional.ppcr(
-                x,
-                self.weight,
-                self.bias,
-                levels=self.levels,
-                eps=self.eps,
-                backend=self.backend,
+                x, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend
             )
         return functional.ppcr_add_relu(
             x,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ._arguments import is_integer
+from ._checks import is_integer
 from .module import PPCR
 
 if TYPE_CHECKING:

@@ -240,7 +240,8 @@ def _largest(errors: dict[str, float], *names: str) -> float:
 
 def relative(got: Tensor, exact: Tensor, scale: Tensor | None = None) -> float:
     """L2 norm of the difference over that of ``scale``, or of the exact values where it is None."""
-    scale = exact if scale is None else scale
+    exact = exact.double()
+    scale = exact if scale is None else scale.double()
     return float((got.to(exact) - exact).norm() / scale.norm().clamp_min(1e-300))
 
 

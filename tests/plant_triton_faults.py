@@ -13,7 +13,12 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMON, TILE, WALK, OPS = "triton_common.py", "triton_tile.py", "triton_walk.py", "triton_ops.py"
+COMMON, TILE, WALK, OPS = (
+    "_triton/common.py",
+    "_triton/one_pass.py",
+    "_triton/two_passes.py",
+    "_triton/operators.py",
+)
 
 # The tests that are there to see a fault in a file: quicker than all of them.
 TESTS = {
@@ -51,8 +56,8 @@ FAULTS = (
     ("walk, backward: the mask of relu ignored in the gate's gradient", WALK, "<= 0, 0, u)", "<= 0, u, u)"),
     ("walk: bias left out of the gate", WALK, "        z += tl.load(bias).to(ACC)", "        z += 0"),
     ("gradient not brought to x's layout", OPS, "_in_layout_of(grad, x)", "grad"),
-    ("no copy of strides that no kernel reads", OPS, "x if x.is_contiguous() or native.is_pixel_major(x) else x.contiguous()", "x"),
-    ("misjudged layout", OPS, "pixel_major = pixels == 1 or not x.is_contiguous()", "pixel_major = pixels == 1"),
+    ("no copy of strides that no kernel reads", OPS, "x if x.is_contiguous() or is_channels_last(x) else x.contiguous()", "x"),
+    ("misjudged layout", OPS, "channels_last = pixels == 1 or not x.is_contiguous()", "channels_last = pixels == 1"),
 )  # fmt: skip
 
 

@@ -5,18 +5,19 @@ from collections import UserList
 
 import pytest
 import torch
-from conftest import DEVICES, LAYOUTS, OPERATORS, make_case, run, to_layout
+from cases import DEVICES, make_case, run
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
 
 import ppcr_ext
+from ppcr_ext.testing import LAYOUTS, OPERATORS, to_layout
 
 LEVELS = [(1, 2, 4), (2, 3)]
 
 
 def function(case, backend="native"):
     def call(x, weight, bias, residual):
-        return run(case.name, x, residual, weight, bias, levels=case.levels, backend=backend)
+        return run(case.operator, x, residual, weight, bias, levels=case.levels, backend=backend)
 
     return call
 
@@ -258,13 +259,13 @@ def test_bit_identical_for_any_number_of_threads(shape, dtype, layout):
 
 def test_expanded_and_differently_laid_out_gradients():
     """dx takes x's layout whatever the gradient's; y.sum().backward() hands in a gradient of stride 0."""
-    case = make_case("ppcr_add_relu", (2, 8, 5, 3), (1, 2, 4), torch.float64, "pixel-major")
+    case = make_case("ppcr_add_relu", (2, 8, 5, 3), (1, 2, 4), torch.float64, "channels_last")
     reference_case = make_case(
-        "ppcr_add_relu", (2, 8, 5, 3), (1, 2, 4), torch.float64, "pixel-major"
+        "ppcr_add_relu", (2, 8, 5, 3), (1, 2, 4), torch.float64, "channels_last"
     )
     for grad_ in (
         torch.ones(()).double().expand(2, 8, 5, 3),
-        to_layout(case.grad, "channel-major"),
+        to_layout(case.grad, "contiguous"),
     ):
         case.grad = reference_case.grad = grad_
         for a, b in zip(case.run("native"), reference_case.run("reference"), strict=True):

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import ppcr_ext
-from ppcr_ext import _build, native
+from ppcr_ext import _native
+from ppcr_ext._build import cpu as recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = "import torch, ppcr_ext; print(ppcr_ext.available_backends(), ppcr_ext.ppcr(torch.ones(1, 4), torch.zeros(7)).tolist())"
@@ -44,8 +45,8 @@ def without_compiler(tmp_path):
 def test_jit_build(checkout, tmp_path):
     cache = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "MAX_JOBS": "2"}
     first = call("-c", SMOKE, cwd=checkout, PPCR_JIT="1", **cache)
-    assert f"compiling {len(_build.CPU_SOURCES)} files into {tmp_path}" in first
-    assert f"[{len(_build.CPU_SOURCES)}/" in first  # ninja's progress
+    assert f"compiling {len(recipe.CPU_SOURCES)} files into {tmp_path}" in first
+    assert f"[{len(recipe.CPU_SOURCES)}/" in first  # ninja's progress
     assert "('native', 'reference') [[0.5, 0.5, 0.5, 0.5]]" in first
     # A later import finds it by itself, and compiles nothing.
     second = call("-c", SMOKE, cwd=checkout, **cache)
@@ -88,7 +89,7 @@ def test_install_without_a_compiler_is_pure_python_and_says_so(checkout, tmp_pat
     assert "('reference',) [[0.5, 0.5, 0.5, 0.5]]" in output
     report = call("-W", "ignore", "-m", "ppcr_ext", cwd=site, **environment)
     assert f"cpu: the extension is not built ({NO_COMPILER}" in report
-    assert f"; {native._REMEDY}" in report
+    assert f"; {_native._REMEDY}" in report
     assert "available        reference" in report
     assert "cpp_extension" not in report  # PyTorch's module would warn at every import
 
@@ -116,7 +117,7 @@ def test_compiler_that_is_too_old(says, words, tmp_path, monkeypatch):
     (tmp_path / "g++-4").chmod(0o755)
     monkeypatch.setenv("CXX", str(tmp_path / "g++-4"))
     reason = f"no C++17 compiler: '{tmp_path}/g++-4' cannot compile a line of it ({words}); "
-    assert _build.why_no_compiler().startswith(reason)
+    assert recipe.why_no_compiler().startswith(reason)
 
 
 @pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs a checkout")
@@ -155,7 +156,7 @@ def test_editable_install(checkout, tmp_path):
     done = subprocess.run(ask, cwd=tmp_path, capture_output=True, text=True)
     assert f"('native', 'reference') [[0.5, 0.5, 0.5, 0.5]]\n{checkout}" in done.stdout, done.stderr
     objects = {path: path.stat().st_mtime_ns for path in checkout.glob("build/**/*.o")}
-    assert len(objects) == len(_build.CPU_SOURCES)
+    assert len(objects) == len(recipe.CPU_SOURCES)
     os.utime(checkout / "csrc" / "register.cpp")
     call(*install, cwd=checkout, **settings)
     compiled = [path.name for path in objects if path.stat().st_mtime_ns != objects[path]]
@@ -208,7 +209,7 @@ def test_wheel(checkout, tmp_path):
     build = ["-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index"]
     output = call(*build, "-w", str(wheels), ".", cwd=checkout, PPCR_BUILD_CUDA="0", MAX_JOBS="2")
     # though pip shows nothing of a build
-    assert f"ppcr_ext: compiling the CPU kernels, {len(_build.CPU_SOURCES)} files" in output
+    assert f"ppcr_ext: compiling the CPU kernels, {len(recipe.CPU_SOURCES)} files" in output
     assert "ppcr_ext: CPU kernels: built" in output
     assert "ppcr_ext: CUDA kernels: not built: PPCR_BUILD_CUDA=0" in output
     (wheel,) = wheels.glob("*.whl")
@@ -243,6 +244,6 @@ def test_module_report():
 
 
 def test_debug_flag(monkeypatch):
-    assert "-O3" in _build.compiler_flags()
+    assert "-O3" in recipe.compiler_flags()
     monkeypatch.setenv("DEBUG", "1")
-    assert {"-O0", "-g"} <= set(_build.compiler_flags())
+    assert {"-O0", "-g"} <= set(recipe.compiler_flags())

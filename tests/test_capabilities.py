@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ppcr_ext
-from ppcr_ext import native
+from ppcr_ext import _native
 
 TESTS = Path(__file__).parent
 ORDER = ["default", "avx2", "avx512"]
@@ -19,7 +19,7 @@ X86 = platform.machine() == "x86_64"
 
 
 def narrower():
-    best = native.cpu_capability() or "default"
+    best = _native.cpu_capability() or "default"
     return ORDER[: ORDER.index(best)]
 
 
@@ -27,7 +27,7 @@ def narrower():
 def test_accuracy(capability):
     if capability not in narrower():
         pytest.skip(
-            f"this CPU's own capability is {native.cpu_capability()}: the other tests run it, or nothing can"
+            f"this CPU's own capability is {_native.cpu_capability()}: the other tests run it, or nothing can"
         )
     package = Path(ppcr_ext.__file__).parents[1]
     environment = os.environ | {
@@ -43,14 +43,14 @@ def test_accuracy(capability):
 
 def test_same_capability_as_asked_for():
     wanted = os.environ.get("PPCR_EXPECTED_CAPABILITY")
-    assert native.cpu_capability() == wanted if wanted else native.cpu_capability() in ORDER
+    assert _native.cpu_capability() == wanted if wanted else _native.cpu_capability() in ORDER
 
 
 @pytest.mark.skipif(not X86 or shutil.which("objdump") is None, reason="needs x86-64 and objdump")
 def test_assembly_is_vectorized():
     """One portable binary: each capability's kernels use its registers, and only its own."""
     listing = subprocess.run(
-        ["objdump", "-d", "-C", "--no-show-raw-insn", str(native.library())],
+        ["objdump", "-d", "-C", "--no-show-raw-insn", str(_native.library())],
         capture_output=True,
         text=True,
         check=True,

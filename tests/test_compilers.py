@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import make_case, run
+from cases import make_case, run
 from torch.func import grad, jvp, vmap
 
 from ppcr_ext import PPCR

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import BACKENDS
+from cases import BACKENDS
 
 import ppcr_ext
 from ppcr_ext import reference

@@ -9,20 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
-    BACKENDS,
-    DTYPES,
-    LAYOUTS,
-    OPERATORS,
-    make_case,
-    relative_error,
-    run,
-    to_layout,
-    tolerance,
-)
+from cases import BACKENDS, make_case, run
 
 import ppcr_ext
 from ppcr_ext import functional
+from ppcr_ext._build import cpu as recipe
+from ppcr_ext.testing import DTYPES, LAYOUTS, OPERATORS, relative, to_layout, tolerance
 
 
 def operators_called(f):
@@ -76,9 +68,9 @@ def test_any_alignment(dtype, layout, offset):
     expected = case.run("native")
     for field in ("x", "grad"):
         t = getattr(case, field).detach()
-        dense = t.movedim(1, -1) if layout == "pixel-major" else t
+        dense = t.movedim(1, -1) if layout == "channels_last" else t
         moved = torch.empty(t.numel() + offset, dtype=dtype)[offset:].view(dense.shape).copy_(dense)
-        setattr(case, field, moved.movedim(-1, 1) if layout == "pixel-major" else moved)
+        setattr(case, field, moved.movedim(-1, 1) if layout == "channels_last" else moved)
     assert all(torch.equal(a, b) for a, b in zip(case.run("native"), expected, strict=True))
 
 
@@ -165,7 +157,7 @@ def test_one_channel_a_bin_and_many_channels():
         (4099, (1, 7)),
     ):
         case = make_case("ppcr", (2, channels, 3), levels, torch.float64)
-        for a, b in zip(case.run("native"), case.in_float64().run("reference"), strict=True):
+        for a, b in zip(case.run("native"), case.run("reference"), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
@@ -176,9 +168,7 @@ def test_most_segments_that_64_contexts_can_cut():
             case = make_case("ppcr", (2, channels, 5, 4), levels, torch.float64)
             for layout in LAYOUTS:
                 case.x, case.grad = to_layout(case.x.detach(), layout), to_layout(case.grad, layout)
-                for a, b in zip(
-                    case.run("native"), case.in_float64().run("reference"), strict=True
-                ):
+                for a, b in zip(case.run("native"), case.run("reference"), strict=True):
                     torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
@@ -205,7 +195,7 @@ def test_missing_native_library_warns_once_and_names_the_remedy(tmp_path, first)
         tmp_path / "ppcr_ext",
         ignore=shutil.ignore_patterns("*.so", "__pycache__", "_build.json"),
     )
-    shutil.copytree(ppcr_ext._build.csrc(), tmp_path / "csrc", dirs_exist_ok=True)
+    shutil.copytree(recipe.csrc(), tmp_path / "csrc", dirs_exist_ok=True)
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "ppcr_ext"\nversion = "0"\n')
     program = (
         f"FIRST = {first!r}"
@@ -291,7 +281,7 @@ def test_out_of_memory_on_cuda(monkeypatch):
     for name in ("ppcr", "ppcr_backward"):
         monkeypatch.setattr(torch.ops.ppcr_ext, name, types.SimpleNamespace(default=operator))
     x, w = torch.ones(1, 4), torch.zeros(7)
-    operators = functional._PPCR["native"]
+    operation = functional.PPCR["native"]
     on_cuda = x.as_subclass(OnCuda)
     for tensor, words, kind in (
         (on_cuda, "CUDA out of memory. Tried to allocate 20.00 GiB.", torch.OutOfMemoryError),
@@ -301,8 +291,8 @@ def test_out_of_memory_on_cuda(monkeypatch):
     ):
         said.append(words)
         for call in (
-            lambda t=tensor: operators.forward(t, w, None, levels=(1, 2, 4), eps=1e-5),
-            lambda t=tensor: operators.backward(t, t, w, None, levels=(1, 2, 4), eps=1e-5),
+            lambda t=tensor: operation.forward(t, w, None, (1, 2, 4), 1e-5),
+            lambda t=tensor: operation.backward(t, t, w, None, (1, 2, 4), 1e-5),
         ):
             with pytest.raises(RuntimeError) as raised:
                 call()
@@ -320,7 +310,7 @@ def test_channels_beyond_the_range_of_the_variance(name, dtype, backend):
         tensors = case.x, case.residual, case.weight, case.bias
         expected = run(name, *(t.double() for t in tensors))
         got = run(name, *tensors, backend=backend)
-        assert relative_error(got, expected) < tolerance(dtype, (1, 2, 4))["y"]
+        assert relative(got, expected) < tolerance(dtype, (1, 2, 4)).y
     case = make_case("ppcr_gate", (2, 8, 3, 3), (2, 4), dtype)
     for scale in (1e21, 1e36):
         case.x = (torch.arange(8.0).reshape(1, 8, 1, 1).expand(2, 8, 3, 3) * scale).to(dtype)

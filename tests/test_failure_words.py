@@ -12,7 +12,9 @@ import pytest
 import torch
 from test_build import SMOKE, call
 
-from ppcr_ext import _build, native
+from ppcr_ext import _native
+from ppcr_ext._build import cpu as recipe
+from ppcr_ext._operators import OPERATORS
 
 pytestmark = pytest.mark.full
 REMEDY = "call ppcr_ext.build(), or set PPCR_JIT=1, or install again (pip: with --no-cache-dir)"
@@ -23,7 +25,7 @@ def compile_library(path, source):
     source_file = path.with_suffix(".cpp")
     source_file.write_text(source)
     flags = [
-        f"-DTORCH_TARGET_VERSION={_build.TORCH_TARGET}",
+        f"-DTORCH_TARGET_VERSION={recipe.TORCH_TARGET}",
         "-DTORCH_STABLE_ONLY",
         "-std=c++20",
         "-isystem",
@@ -54,7 +56,7 @@ def test_broken_library(checkout):
 def test_library_that_is_cut_off(checkout):
     """The loader maps what is missing and dies of SIGBUS."""
     path = checkout / "ppcr_ext" / "_cpu.abi3.so"
-    path.write_bytes(Path(native.library()).read_bytes()[:100_000])
+    path.write_bytes(Path(_native.library()).read_bytes()[:100_000])
     assert (
         f"cpu: {path} does not load: it is cut off, as by a full disk or a copy that was interrupted; "
         in report(checkout)
@@ -88,14 +90,14 @@ STABLE_TORCH_LIBRARY_IMPL(ppcr_ext, CPU, m) { m.impl("ppcr", TORCH_BOX(&forward)
 def test_stale_library(checkout):
     path = checkout / "ppcr_ext" / "_cpu.abi3.so"
     compile_library(path, STALE)
-    missing = ", ".join(name for name in native.OPERATORS if name != "ppcr")
+    missing = ", ".join(name for name in OPERATORS if name != "ppcr")
     assert f"cpu: {path} is of another version of ppcr_ext: it lacks {missing}; " in report(
         checkout
     )
 
 
 def test_stale_cuda_library(checkout):
-    shutil.copy(native.library(), checkout / "ppcr_ext")
+    shutil.copy(_native.library(), checkout / "ppcr_ext")
     path = checkout / "ppcr_ext" / "_cuda.abi3.so"
     compile_library(path, "int value;\n")
     text = call("-m", "ppcr_ext", cwd=checkout)
@@ -114,7 +116,7 @@ print(ppcr_ext.backends()["native"])
 
 def test_cuda_library_of_another_major_version(checkout):
     """The loader finds the runtime that it wants, and there would be two in one process."""
-    shutil.copy(native.library(), checkout / "ppcr_ext")
+    shutil.copy(_native.library(), checkout / "ppcr_ext")
     path, runtime = checkout / "ppcr_ext" / "_cuda.abi3.so", checkout / "libcudart.so.12"
     for target, flags in (
         (runtime, [f"-Wl,-soname,{runtime.name}"]),
@@ -130,7 +132,7 @@ def test_cuda_library_of_another_major_version(checkout):
 
 def test_cuda_library_beside_a_pytorch_without_cuda(checkout):
     """No library that could be built would help."""
-    shutil.copy(native.library(), checkout / "ppcr_ext")
+    shutil.copy(_native.library(), checkout / "ppcr_ext")
     words = "usable; cuda: this PyTorch was built without CUDA; install a CUDA build of PyTorch, "
     words += "see https://pytorch.org/get-started\n"
     assert call("-c", CUDA_TEXT, "", cwd=checkout).endswith(words)

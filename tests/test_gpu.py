@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import DTYPES, LAYOUTS, OPERATORS, check_numbers, make_case
+from cases import check_numbers, make_case
 
 import ppcr_ext
-from ppcr_ext import native
+from ppcr_ext import _native
+from ppcr_ext.testing import DTYPES, LAYOUTS, OPERATORS
 
 pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():
@@ -29,7 +30,7 @@ both_backends = pytest.mark.parametrize("backend", ["native", "triton"])
 
 
 def test_native_kernels_are_there():
-    assert native.why_not("cuda") is None
+    assert _native.why_not(torch.device("cuda")) is None
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

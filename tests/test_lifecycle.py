@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import to_layout
 
 import ppcr_ext
+from ppcr_ext.testing import to_layout
 
 ROOT = Path(ppcr_ext.__file__).parents[1]
 OVERHEAD = (
@@ -205,7 +205,7 @@ def test_one_pixel_one_channel_a_bin_and_many_channels():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["channel-major", "pixel-major"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_more_than_2_to_the_31_elements(layout):
     """float16, 4.3 GB each for x and the output, forward and backward: the last pixels are right, where 32-bit offsets would wrap."""
     samples, channels, side = 2, 64, 4100
@@ -214,11 +214,11 @@ def test_more_than_2_to_the_31_elements(layout):
     torch.set_num_threads(2)
     shape = (
         (samples, side, side, channels)
-        if layout == "pixel-major"
+        if layout == "channels_last"
         else (samples, channels, side, side)
     )
     x = torch.zeros(shape, dtype=torch.float16)
-    x = x.permute(0, 3, 1, 2) if layout == "pixel-major" else x
+    x = x.permute(0, 3, 1, 2) if layout == "channels_last" else x
     tail = to_layout(torch.randn(1, channels, 3, 50).half() + 1.5, layout)
     x[-1:, :, -3:, -50:] = tail
     w, b = torch.randn(7), torch.randn(1)

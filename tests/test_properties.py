@@ -10,7 +10,7 @@ import os
 
 import pytest
 import torch
-from conftest import DTYPES, OPERATORS, run, to_layout
+from cases import run
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given, settings
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import ppcr_ext
 from ppcr_ext import reference
+from ppcr_ext.testing import DTYPES, OPERATORS, to_layout
 
 pytestmark = pytest.mark.full
 
@@ -43,7 +44,7 @@ def rounded_like(t, dtype):
 
 LAYOUTS = [
     "contiguous",
-    "pixel-major",
+    "channels_last",
     "transposed",
     "sliced",
     "expanded",
@@ -55,8 +56,8 @@ LAYOUTS = [
 
 def laid_out(t, layout, draw):
     """``t``'s values in memory of another kind (expanded: of the first sample alone)."""
-    if layout == "pixel-major":
-        return to_layout(t, "pixel-major")
+    if layout == "channels_last":
+        return to_layout(t, "channels_last")
     if layout == "transposed" and t.dim() > 3:
         return t.transpose(-1, -2).contiguous().transpose(-1, -2)
     if layout == "sliced":
@@ -238,7 +239,7 @@ ALL = {"x", "residual", "weight", "bias"}
 
 
 @METAMORPHIC
-@given(problems(layouts=("contiguous", "pixel-major")))
+@given(problems(layouts=("contiguous", "channels_last")))
 def test_batch_of_n_is_n_batches_of_one(problem):
     """Bit for bit: outputs and the gradients of x and the residual."""
     name, x, residual, weight, bias, grad, levels, eps, _ = problem
@@ -292,7 +293,7 @@ def test_constant_added_to_a_pixel(problem, constant):
 def test_layouts_agree(problem):
     name, x, residual, weight, bias, grad, levels, eps, _ = problem
     y, gradients = evaluate(*problem[:-1], ALL)
-    for layout in ("contiguous", "pixel-major"):
+    for layout in ("contiguous", "channels_last"):
         moved = [laid_out(t, layout, None) for t in (x, residual, grad)]
         other, others = evaluate(name, moved[0], moved[1], weight, bias, moved[2], levels, eps, ALL)
         assert close(other, y)

@@ -6,12 +6,13 @@ import pickle
 
 import pytest
 import torch
-from conftest import DEVICES, LAYOUTS, OPERATORS, make_case, run, to_layout
+from cases import DEVICES, make_case, run
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 import ppcr_ext
-from ppcr_ext import PPCR, native
+from ppcr_ext import PPCR, _native
+from ppcr_ext.testing import LAYOUTS, OPERATORS, to_layout
 
 
 def operator_samples(name, layout, dtype=torch.float32, bias=True):
@@ -44,7 +45,7 @@ def test_opcheck(name, layout, dtype, bias):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_opcheck_of_strides_that_are_copied(name):
-    forward, backward = operator_samples(name, "channel-major")
+    forward, backward = operator_samples(name, "contiguous")
     x = torch.randn(2, 8, 5, 3).transpose(2, 3)
     opcheck(getattr(torch.ops.ppcr_ext, name).default, (x, *forward[1:]))
     opcheck(
@@ -94,12 +95,13 @@ def test_compile_with_inductor_does_not_recompile():
 
 def test_what_runs_on_the_devices_is_asked_outside_the_graph(monkeypatch):
     """The answer comes from the driver and the library, which the compiler cannot trace."""
-    monkeypatch.setattr(native, "_why_no_device", native.cpu_capability)  # asks a library, too
+    # A question that asks a library, too.
+    monkeypatch.setattr(_native, "_why_not_on", lambda index: _native.cpu_capability())
     torch.compiler.reset()
 
     @torch.compile(fullgraph=True, backend="eager")
     def f(x):
-        return x + 1 if native.why_no_device() is None else x - 1
+        return x + 1 if _native.why_not_on(0) is None else x - 1
 
     assert f(torch.zeros(1)).item() == -1
 
@@ -323,7 +325,7 @@ class TestModule:
 def test_layouts_agree():
     case = make_case("ppcr", (2, 24, 5, 6), (1, 2, 4), torch.float64)
     a = run("ppcr", case.x, case.residual, case.weight, case.bias)
-    b = run("ppcr", to_layout(case.x, "pixel-major"), case.residual, case.weight, case.bias)
+    b = run("ppcr", to_layout(case.x, "channels_last"), case.residual, case.weight, case.bias)
     torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-14)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from ppcr_ext import _build, native
+from ppcr_ext import _native
+from ppcr_ext._build import cpu as recipe
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
@@ -25,7 +26,7 @@ ULPS = 2.5  # of the float32 sigmoid, over all float32 values
 
 @pytest.fixture(scope="module", params=CAPABILITIES)
 def probe(request, tmp_path_factory):
-    best = native.cpu_capability() or "default"
+    best = _native.cpu_capability() or "default"
     if CAPABILITIES.index(request.param) > CAPABILITIES.index(best):
         pytest.skip(f"this CPU runs {best} at the most")
     library = tmp_path_factory.mktemp("probe") / f"{request.param}.so"
@@ -37,7 +38,7 @@ def probe(request, tmp_path_factory):
         "-shared",
         "-fPIC",
         f"-DPPCR_SIMD_BYTES={width}",
-        f"-I{_build.csrc() / 'cpu'}",
+        f"-I{recipe.csrc() / 'cpu'}",
     ]
     subprocess.run(["g++", *flags, str(source), "-o", str(library)], check=True)
     loaded = ctypes.CDLL(str(library))

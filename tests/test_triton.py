@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LAYOUTS, LEVELS
+from cases import LEVELS
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ppcr_ext
-from ppcr_ext import native, reference, triton_launch, triton_ops, triton_tune
-from ppcr_ext.backends import choose
-from ppcr_ext.triton_launch import Launch, Problem
+from ppcr_ext import _dispatch, _native, reference
+from ppcr_ext._dispatch import choose
+from ppcr_ext._triton import launch_rule, operators, tune
+from ppcr_ext._triton.launch_rule import Launch, Problem
+from ppcr_ext.testing import LAYOUTS
 
 TESTS = Path(__file__).parent
 PACKAGE = Path(ppcr_ext.__file__).parents[1]
@@ -56,9 +58,7 @@ def test_in_the_interpreter(tmp_path):
         "-k",
     ]
     processes = []
-    for i, chosen in enumerate(
-        ("channel-major or every_kernel", "not channel-major or every_kernel")
-    ):
+    for i, chosen in enumerate(("contiguous or every_kernel", "not contiguous or every_kernel")):
         processes.append(
             subprocess.Popen(
                 [*command, chosen],
@@ -93,7 +93,7 @@ def test_in_the_interpreter(tmp_path):
 
 def test_importing_the_package_does_not_import_the_kernels():
     """They import Triton, which may be missing. (PyTorch itself looks for it when an operator is registered.)"""
-    program = "import sys, ppcr_ext; print([m for m in sys.modules if m in ('ppcr_ext.triton_common', 'ppcr_ext.triton_tile')])"
+    program = "import sys, ppcr_ext; print([m for m in sys.modules if m in ('ppcr_ext._triton.common', 'ppcr_ext._triton.one_pass')])"
     output = subprocess.run(
         [sys.executable, "-c", program], cwd=PACKAGE, capture_output=True, text=True, check=True
     ).stdout
@@ -104,9 +104,9 @@ def test_importing_the_package_does_not_import_the_kernels():
 def without_caches():
     def clear():
         for function in (
-            triton_ops._why_no_triton,
-            triton_ops._why_no_device,
-            triton_ops._interpreted,
+            operators._why_no_triton,
+            operators._why_not_on,
+            operators._interpreted,
         ):
             function.cache_clear()
 
@@ -117,7 +117,7 @@ def without_caches():
 
 def test_without_triton(monkeypatch, without_caches):
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert "pip install 'ppcr_ext[triton]'" in triton_ops.why_not("cuda")
+    assert "pip install 'ppcr_ext[triton]'" in operators.why_not(torch.device("cuda"))
     x, w = torch.randn(2, 8, 3), torch.randn(7)
     with pytest.raises(
         RuntimeError,
@@ -130,7 +130,7 @@ def test_without_triton(monkeypatch, without_caches):
 
 def test_with_an_old_triton(monkeypatch, without_caches):
     monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__="3.5.1"))
-    assert "needs Triton 3.6 or newer, this is 3.5.1" in triton_ops.why_not("cuda")
+    assert "needs Triton 3.6 or newer, this is 3.5.1" in operators.why_not(torch.device("cuda"))
 
 
 @needs_triton
@@ -139,24 +139,24 @@ def test_a_cpu_tensor_needs_the_interpreter():
         RuntimeError, match="'triton' cannot run for cpu tensors: its kernels take CUDA tensors"
     ):
         ppcr_ext.ppcr(torch.randn(2, 8, 3), torch.randn(7), backend="triton")
-    assert triton_ops.why_not("meta") == "there are no Triton kernels for meta tensors"
+    assert operators.why_not(torch.device("meta")) == "there are no Triton kernels for meta tensors"
 
 
 def test_devices_that_are_too_old(monkeypatch, without_caches):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: ((9, 0), (7, 5))[i])
-    assert triton_ops._why_no_device() == "device 1 has compute capability 7.5, Triton needs 8.0"
+    assert operators._why_not_on() == "device 1 has compute capability 7.5, Triton needs 8.0"
 
 
 @pytest.fixture
 def a_device_without_native_kernels(monkeypatch):
     if not torch.cuda.is_available():
-        monkeypatch.setattr(triton_ops, "_why_no_device", lambda: None)
+        monkeypatch.setattr(operators, "_why_not_on", lambda index: None)
     monkeypatch.setattr(
-        native, "_cuda_reason", "the CUDA library is not built; build it with PPCR_BUILD_CUDA=1"
+        _native, "_cuda_reason", "the CUDA library is not built; build it with PPCR_BUILD_CUDA=1"
     )
-    monkeypatch.setattr(sys.modules["ppcr_ext.backends"], "_warned", set())
+    monkeypatch.setattr(_dispatch, "_warned", set())
 
 
 @needs_triton
@@ -181,7 +181,7 @@ def test_the_warning_of_the_reference_gives_both_reasons(
     a_device_without_native_kernels, monkeypatch
 ):
     monkeypatch.setattr(
-        triton_ops,
+        operators,
         "_why_no_triton",
         lambda: "Triton cannot be imported; pip install 'ppcr_ext[triton]'",
     )
@@ -194,12 +194,12 @@ def test_the_warning_of_the_reference_gives_both_reasons(
 
 @needs_triton
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", triton_ops.MODES)
+@pytest.mark.parametrize("name", operators.MODES)
 def test_traced_for_a_cuda_device(name, layout, a_device_without_native_kernels):
     """Forward and backward are one operator each, without a GPU and without a graph break."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    form = torch.channels_last if layout == "pixel-major" else torch.contiguous_format
+    form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     with FakeTensorMode():
         x = torch.empty(2, 8, 3, 5, device="cuda", dtype=torch.float16).to(memory_format=form)
         w, grad = (
@@ -264,7 +264,7 @@ def every_problem():
 def test_launches_fit():
     families = set()
     for p in every_problem():
-        launch = triton_launch.launch_for(p)
+        launch = launch_rule.launch_for(p)
         channels = launch.chunk or p.padded_channels
         assert launch.pixels & (launch.pixels - 1) == 0
         assert launch.pixels < 2 * p.pixels
@@ -288,10 +288,10 @@ def test_segments_of_the_levels(levels):
         edges = sorted(
             {edge for level in levels for pair in reference.bins(channels, level) for edge in pair}
         )
-        assert triton_launch.longest_segment(levels, channels) == max(
+        assert launch_rule.longest_segment(levels, channels) == max(
             b - a for a, b in itertools.pairwise(edges)
         )
-        factor = triton_launch.common_edge_factor(levels, channels)
+        factor = launch_rule.common_edge_factor(levels, channels)
         assert factor in (1, 2, 4, 8, 16)
         assert all(edge % factor == 0 for edge in edges)
         assert factor == 16 or any(edge % (2 * factor) for edge in edges)
@@ -299,8 +299,8 @@ def test_segments_of_the_levels(levels):
 
 def test_tuning_finds_the_fastest_and_keeps_the_rule_where_it_is(capsys):
     problem = Problem(8, 256, 3136, False, 4, (1, 2, 4))
-    rule, *others = triton_tune.candidates(problem)
-    assert rule == triton_launch.rule(problem)
+    rule, *others = tune.candidates(problem)
+    assert rule == launch_rule.rule(problem)
     assert len(set(others)) == len(others) > 5
     assert {launch.chunk is None for launch in others} == {True, False}
     fast = others[3]
@@ -310,18 +310,18 @@ def test_tuning_finds_the_fastest_and_keeps_the_rule_where_it_is(capsys):
             raise RuntimeError("out of resources")
         return 1.0 if launch == rule else 0.5 if launch == fast else 0.99
 
-    assert triton_tune.best(problem, seconds) == fast
-    assert triton_tune.best(problem, lambda _, launch: 1.0 if launch == rule else 0.99) is None
+    assert tune.best(problem, seconds) == fast
+    assert tune.best(problem, lambda _, launch: 1.0 if launch == rule else 0.99) is None
     assert "RuntimeError" in capsys.readouterr().out
 
 
 def test_the_table_goes_before_the_rule(monkeypatch):
     for pixel_major in (False, True):
         problem = Problem(8, 256, 3136, pixel_major, 4, (1, 2, 4))
-        monkeypatch.setitem(triton_launch.TABLE, triton_launch.key_of(problem), Launch(2, 1))
-        assert triton_launch.launch_for(problem) == Launch(2, 1)
+        monkeypatch.setitem(launch_rule.TABLE, launch_rule.key_of(problem), Launch(2, 1))
+        assert launch_rule.launch_for(problem) == Launch(2, 1)
         monkeypatch.undo()
-        assert triton_launch.launch_for(problem) != Launch(2, 1)
+        assert launch_rule.launch_for(problem) != Launch(2, 1)
 
 
 # ---- what the compiler makes of them ------------------------------------------------------------------------------------------------

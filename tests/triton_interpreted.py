@@ -14,21 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
-    DTYPES,
-    LAYOUTS,
-    LEVELS,
-    OPERATORS,
-    absolute_terms,
-    make_case,
-    relative_error,
-    tolerance,
-)
+from cases import LEVELS, check_results, make_case
 from guarded import guarded, sparse
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppcr_ext import triton_launch, triton_ops
+from ppcr_ext import testing
+from ppcr_ext._triton import launch_rule, operators
+from ppcr_ext.testing import DTYPES, LAYOUTS, OPERATORS, relative, tolerance
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="test_triton.py runs this"
@@ -115,16 +108,20 @@ class Fences(TorchDispatchMode):
 
 
 def calls(case, at_end=True):
-    """Output, then gradients of (x, weight[, bias][, residual]), as Case.run returns them, from the launchers themselves."""
+    """Output and gradients, as Case.run returns them, from the launchers themselves."""
+    return tuple(results_of(case, at_end).values())
+
+
+def results_of(case, at_end):
     global programs
-    mode = triton_ops.MODES[case.name]
+    mode = operators.MODES[case.operator]
     x, weight, grad = (fenced(t.detach(), at_end) for t in (case.x, case.weight, case.grad))
     bias = None if case.bias is None else fenced(case.bias.detach(), at_end)
-    residual = fenced(case.residual.detach(), at_end) if case.name == "ppcr_add_relu" else None
+    residual = fenced(case.residual.detach(), at_end) if case.operator == "ppcr_add_relu" else None
     with torch.no_grad(), Fences(at_end) as fences:
-        y = triton_ops.forward(mode, x, residual, weight, bias, case.levels, case.eps)
-        saved = y if case.name == "ppcr_add_relu" else None
-        dx, *d_residual, d_weight, d_bias = triton_ops.backward(
+        y = operators.forward(mode, x, residual, weight, bias, case.levels, case.eps)
+        saved = y if case.operator == "ppcr_add_relu" else None
+        dx, *d_residual, d_weight, d_bias = operators.backward(
             mode, grad, x, saved, weight, bias, case.levels, case.eps
         )
     assert fences.count >= 4 + (
@@ -132,13 +129,13 @@ def calls(case, at_end=True):
     )  # y, dx, partial sums, dweight: the mode sees what the launchers allocate
     layout = "contiguous" if x.is_contiguous() else "channels_last"
     for backward in (False, True):
-        kernel, grid, _, _ = triton_ops.plan(
+        kernel, grid, _, _ = operators.plan(
             mode, backward, x, bias is not None, case.levels, case.eps
         )
         programs += grid[0]
         name = (
             kernel.__name__
-            + {"ppcr": "", "ppcr_add_relu": " add_relu", "ppcr_gate": " gate"}[case.name]
+            + {"ppcr": "", "ppcr_add_relu": " add_relu", "ppcr_gate": " gate"}[case.operator]
         )
         executed.add(
             (
@@ -149,7 +146,9 @@ def calls(case, at_end=True):
                 str(case.levels),
             )
         )
-    return y, dx, d_weight, *(() if bias is None else (d_bias,)), *d_residual
+    found = {"y": y, "dx": dx, "dweight": d_weight, "dbias": None if bias is None else d_bias}
+    found["dresidual"] = d_residual[0] if d_residual else None
+    return {name: t for name, t in found.items() if t is not None}
 
 
 # ---- numbers ------------------------------------------------------------------------------------------------------------------------
@@ -163,39 +162,12 @@ def as_stored(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_numbers(case, at_end=True):
-    results = calls(case, at_end)
-    dtype = case.x.dtype
-    wide = case.in_float64()
-    expected_y = wide.run("reference")[0]
-    if case.name == "ppcr_add_relu":
-        # The gradients' mask follows the stored y. Where rounding took it to 0, their expectation has to stand on the same side.
-        shown = results[0] > 0
-        wide.residual = torch.where(shown, wide.residual.detach(), wide.residual.detach() - 1e3)
-        assert torch.equal(results[-1], torch.where(shown, case.grad, 0))
-        assert results[0].min() >= 0
-    expected = wide.run("reference")
-    allowed = tolerance(dtype, case.levels)
-    scales = absolute_terms(case)
-    assert not any(t.isnan().any() for t in results)
-    assert results[0].stride() == (case.grad if case.name == "ppcr_gate" else case.x).stride()
-    assert results[1].stride() == case.x.stride()
-    assert relative_error(results[0], as_stored(expected_y, dtype)) <= allowed["y"]
-    assert (
-        relative_error(
-            results[1],
-            as_stored(expected[1], dtype),
-            scales[0] if case.name == "ppcr_gate" else None,
-        )
-        <= allowed["dx"]
-    )
-    for got, want, scale in zip(
-        results[2:4] if case.bias is not None else results[2:3],
-        expected[2:4],
-        scales[1:],
-        strict=False,
-    ):
-        assert relative_error(got, as_stored(want, got.dtype), scale) <= allowed["parameters"]
-    return results
+    results = results_of(case, at_end)
+    assert not any(t.isnan().any() for t in results.values())
+    assert results["y"].stride() == (case.grad if case.operator == "ppcr_gate" else case.x).stride()
+    assert results["dx"].stride() == case.x.stride()
+    check_results(case, results, stored=as_stored)
+    return tuple(results.values())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -234,19 +206,19 @@ def test_2048_channels_of_7_by_7(name, dtype, layout):
 def test_equal_segments_both_ways(name, layout, monkeypatch):
     """The levels (1, 2, 4) through the kernels for any levels, in chunks that do not divide the segments."""
     case = make_case(name, (2, 56, 9), (1, 2, 4), torch.float32, layout)
-    tile = check_numbers(case)
-    monkeypatch.setattr(triton_launch, "tile_rule", lambda problem: None)
-    monkeypatch.setattr(triton_launch, "_WALK_CHUNK", 4)
+    one = check_numbers(case)
+    monkeypatch.setattr(launch_rule, "one_pass_rule", lambda problem: None)
+    monkeypatch.setattr(launch_rule, "_TWO_PASSES_CHUNK", 4)
     clear_plans()
-    walk = check_numbers(case)
+    two = check_numbers(case)
     clear_plans()
-    for a, b in zip(tile, walk, strict=True):
+    for a, b in zip(one, two, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def clear_plans():
-    triton_launch.rule.cache_clear()
-    triton_ops.forget_plans()
+    launch_rule.rule.cache_clear()
+    operators.forget_plans()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -255,9 +227,9 @@ def test_offsets_of_64_bits_inside_a_tile(levels, layout, monkeypatch):
     """The kernels for images of over 2^31 elements give the same bits."""
     case = make_case("ppcr_add_relu", (2, 16, 9), levels, torch.float32, layout)
     expected = calls(case)
-    monkeypatch.setattr(triton_ops, "_NARROW_OFFSETS", 1)
+    monkeypatch.setattr(operators, "_NARROW_OFFSETS", 1)
     clear_plans()
-    assert triton_ops.plan(0, False, case.x, True, levels, 1e-5)[3]["WIDE"]
+    assert operators.plan(0, False, case.x, True, levels, 1e-5)[3]["WIDE"]
     assert all(torch.equal(a, b) for a, b in zip(calls(case), expected, strict=True))
     clear_plans()
 
@@ -277,7 +249,7 @@ def test_more_than_2_to_the_31_elements(levels, layout, monkeypatch):
         flat = sparse(count, torch.float16)
         return (
             flat.view(images, pixels, channels).transpose(1, 2)
-            if layout == "pixel-major"
+            if layout == "channels_last"
             else flat.view(shape)
         )
 
@@ -286,12 +258,10 @@ def test_more_than_2_to_the_31_elements(levels, layout, monkeypatch):
     grad[-1:, :, -shown:] = case.grad
     builder = interpreter.interpreter_builder
     set_index, set_size = builder.set_grid_idx, builder.set_grid_dim
-    expected = case.in_float64().run("reference")
+    exact = testing.truth(case).values
     for backward in (False, True):
-        kernel, (programs,), arguments, options = triton_ops.plan(
-            0, backward, x, True, levels, 1e-5
-        )
-        assert options["WIDE"] == (layout == "channel-major")
+        kernel, (programs,), arguments, options = operators.plan(0, backward, x, True, levels, 1e-5)
+        assert options["WIDE"] == (layout == "contiguous")
         monkeypatch.setattr(builder, "set_grid_dim", lambda i, j, k, n=programs: set_size(n, j, k))
         monkeypatch.setattr(
             builder, "set_grid_idx", lambda i, j, k, n=programs: set_index(n - 1, j, k)
@@ -299,13 +269,13 @@ def test_more_than_2_to_the_31_elements(levels, layout, monkeypatch):
         if backward:
             partials = sparse((sum(levels) + 1) * programs, torch.float32).view(-1, programs)
             kernel[(1,)](x, grad, x, weight, bias, out, out, partials, *arguments, **options)
-            parameters = torch.cat((expected[2], expected[3]))
-            assert relative_error(partials[:, -1], parameters) <= 1e-4
+            parameters = torch.cat((exact["dweight"], exact["dbias"]))
+            assert relative(partials[:, -1], parameters) <= 1e-4
         else:
             kernel[(1,)](x, x, weight, bias, out, *arguments, **options)
         assert (
-            relative_error(out[-1:, :, -shown:], expected[backward])
-            <= tolerance(torch.float16, levels)["y"]
+            relative(out[-1:, :, -shown:], exact["dx" if backward else "y"])
+            <= tolerance(torch.float16, levels).y
         )
 
 
@@ -394,7 +364,7 @@ def test_every_kernel_was_executed():
     got = {entry[:3] for entry in executed}
     names = [
         f"ppcr_{family}_{way}{mode}"
-        for family in ("tile", "walk")
+        for family in ("one_pass", "two_passes")
         for way in ("forward", "backward")
         for mode in ("", " add_relu", " gate")
     ]

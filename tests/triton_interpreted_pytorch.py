@@ -6,14 +6,15 @@ import os
 
 import pytest
 import torch
-from conftest import LAYOUTS, OPERATORS, make_case, run
+from cases import make_case, run
 from torch import Tensor
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ppcr_ext
-from ppcr_ext import native
-from ppcr_ext.backends import choose
+from ppcr_ext import _native
+from ppcr_ext._dispatch import choose
+from ppcr_ext.testing import LAYOUTS, OPERATORS
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="test_triton.py runs this"
@@ -135,7 +136,7 @@ def test_direct_calls_cannot_read_out_of_bounds():
 
 
 def test_automatic_choice_stays_native_on_the_cpu():
-    assert native.why_not("cpu") is None
+    assert _native.why_not(torch.device("cpu")) is None
     assert choose(None, torch.zeros(1, 8), 7) == "native"
     assert "triton" in ppcr_ext.available_backends()
 

@@ -18,11 +18,11 @@ WORK = ROOT / "build" / "cuda"
 
 
 def recipe() -> ModuleType:
-    """ppcr_ext/_cuda_build.py without the package around it, which would load a library that is about to be replaced."""
+    """ppcr_ext/_build/cuda.py without the package around it, which would load a library that is about to be replaced."""
     package = ModuleType("ppcr_ext_recipes")
-    package.__path__ = [str(ROOT / "ppcr_ext")]
+    package.__path__ = [str(ROOT / "ppcr_ext" / "_build")]
     sys.modules[package.__name__] = package
-    return importlib.import_module("ppcr_ext_recipes._cuda_build")
+    return importlib.import_module("ppcr_ext_recipes.cuda")
 
 
 def build(output: Path = LIBRARY, arch: str | None = None, work: Path = WORK) -> str:

@@ -24,10 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(
     0, str(ROOT / "ppcr_ext")
-)  # for _build, without the package around it, which would import torch
+)  # for _build/, without the package around it, which would import torch
 
-import _build
 import sanitize
+from _build import cpu as _build
 from mutants import Mutant, cpu, cuda
 
 WORK = ROOT / "build" / "mutants"

@@ -134,7 +134,7 @@ def try_wheel(folder: Path, python: Path) -> str:
     shutil.rmtree(site, ignore_errors=True)
     install = ["install", "--no-deps", "--no-index", "--target", site, wheel]
     call("wheel", python, "-m", "pip", *install)
-    ask = "import ppcr_ext; print(ppcr_ext.native.library())"
+    ask = "import ppcr_ext; print(ppcr_ext._native.library())"
     where = call("wheel", python, "-c", ask, cwd=folder, PYTHONPATH=str(site))
     if not where.startswith(str(site)):
         raise Failed(f"the library of {wheel.name} was not loaded: {where}")

@@ -21,15 +21,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 import cuda_report
 
-from ppcr_ext import triton_launch, triton_ops
+from ppcr_ext._triton import launch_rule, operators
 
 RESNET = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))
 IMAGES = 256
 LAYOUTS = ("contiguous", "channels_last")
 MODES = {
-    triton_launch.SCALE: "scale",
-    triton_launch.ADD_RELU: "add_relu",
-    triton_launch.GATE: "gate",
+    launch_rule.SCALE: "scale",
+    launch_rule.ADD_RELU: "add_relu",
+    launch_rule.GATE: "gate",
 }
 DTYPES = {
     torch.float32: "fp32",
@@ -58,7 +58,7 @@ class Variant:
         row = (
             self.side**2
             if self.layout == "contiguous"
-            else triton_launch.common_edge_factor(self.levels, self.channels)
+            else launch_rule.common_edge_factor(self.levels, self.channels)
         )
         return row * self.dtype.itemsize % 16 == 0
 
@@ -97,7 +97,7 @@ def compile_variant(variant: Variant) -> Compiled:
     )
     if variant.layout == "channels_last":
         x = x.to(memory_format=torch.channels_last)
-    kernel, _, arguments, options = triton_ops.plan(
+    kernel, _, arguments, options = operators.plan(
         variant.mode, variant.backward, x, True, variant.levels, 1e-5
     )
     constants = {name: value for name, value in options.items() if name != "num_warps"}
@@ -150,12 +150,12 @@ def variants() -> Iterator[Variant]:
         for mode in MODES:
             for layout in LAYOUTS:
                 for channels, side in RESNET:
-                    for dtype in DTYPES if mode == triton_launch.SCALE else list(DTYPES)[:3]:
+                    for dtype in DTYPES if mode == launch_rule.SCALE else list(DTYPES)[:3]:
                         yield Variant(channels, side, dtype, layout, mode, backward)
         for layout in LAYOUTS:
             for levels in ((1, 2, 4, 8), (1, 3, 7)):
                 for dtype in (torch.float32, torch.float16):
-                    yield Variant(256, 56, dtype, layout, triton_launch.SCALE, backward, levels)
+                    yield Variant(256, 56, dtype, layout, launch_rule.SCALE, backward, levels)
 
 
 def render(found: list[Compiled], version: str) -> str:
@@ -169,7 +169,7 @@ def render(found: list[Compiled], version: str) -> str:
         f"- Levels (1, 2, 4) in float32, float16 and bfloat16: {len(small)}, of which {sum(c.spills > 0 for c in small)} spill.",
         f"- Of {sum(c.variant.aligned for c in small)} with rows aligned to 16 bytes, {sum(c.variant.aligned and not vectorized(c) for c in small)} "
         "have narrower accesses than 16 bytes to whole feature maps.",
-        "- `ppcr_tile_*` keep a tile of pixels in registers, `ppcr_walk_*` read it twice; pixels: of a tile; spills: instructions on local memory.",
+        "- `ppcr_one_pass_*` keep a tile of pixels in registers, `ppcr_two_passes_*` read it twice; pixels: of a tile; spills: instructions on local memory.",
         "- Narrow loads and stores beside wide ones are of weights, partial sums, and gates.",
     ]
     for backward in (False, True):
@@ -193,7 +193,7 @@ def render(found: list[Compiled], version: str) -> str:
 def vectorized(c: Compiled) -> bool:
     """Whether all accesses but those to parameters, partial sums and gates are 16 bytes wide."""
     weights = sum(c.variant.levels) + 1
-    gates = c.pixels if c.variant.mode == triton_launch.GATE else 0
+    gates = c.pixels if c.variant.mode == launch_rule.GATE else 0
     narrow_loads = sum(n for w, n in c.loads.items() if w != "16")
     narrow_stores = sum(n for w, n in c.stores.items() if w != "16")
     return (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_common import GATE, channel_stride, finished, incoming, offsets_of, place, sigmoid
+from .common import GATE, channel_stride, finished, incoming, offsets_of, place, sigmoid
 
 
 @triton.jit
@@ -63,7 +63,7 @@ def _normalized(s0, s1, s2, s3, EPS: tl.constexpr, S: tl.constexpr):
 
 
 @triton.jit
-def ppcr_tile_forward(
+def ppcr_one_pass_forward(
     x,
     residual,
     weight,
@@ -77,21 +77,21 @@ def ppcr_tile_forward(
     P: tl.constexpr,
     UNIT: tl.constexpr,
     MODE: tl.constexpr,
-    PIXEL_MAJOR: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """S: channels of a segment, SP: the power of two above, P: pixels of a tile."""
     pixels = pixel_units * UNIT
-    start, pixel, left = place(pixels, tiles, 4 * S, P, PIXEL_MAJOR)
+    start, pixel, left = place(pixels, tiles, 4 * S, P, CHANNELS_LAST)
     c = tl.arange(0, SP)
     p = tl.arange(0, P)
     inside = (p < left)[None, :]
     if SP != S:
         inside = inside & (c < S)[:, None]
-    offsets = offsets_of(c, p, pixels, 4 * S, PIXEL_MAJOR, WIDE)
-    segment = channel_stride(pixels, PIXEL_MAJOR) * S
+    offsets = offsets_of(c, p, pixels, 4 * S, CHANNELS_LAST, WIDE)
+    segment = channel_stride(pixels, CHANNELS_LAST) * S
     o0 = start
     o1 = start + segment
     o2 = start + segment * 2
@@ -137,7 +137,7 @@ def ppcr_tile_forward(
 
 
 @triton.jit
-def ppcr_tile_backward(
+def ppcr_one_pass_backward(
     x,
     grad,
     y,
@@ -154,21 +154,21 @@ def ppcr_tile_backward(
     P: tl.constexpr,
     UNIT: tl.constexpr,
     MODE: tl.constexpr,
-    PIXEL_MAJOR: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """Holds the incoming gradient: what comes after the gates, dx = grad g + dsums, needs no x. partials: [8, programs]."""
     pixels = pixel_units * UNIT
-    start, pixel, left = place(pixels, tiles, 4 * S, P, PIXEL_MAJOR)
+    start, pixel, left = place(pixels, tiles, 4 * S, P, CHANNELS_LAST)
     c = tl.arange(0, SP)
     p = tl.arange(0, P)
     inside = (p < left)[None, :]
     if SP != S:
         inside = inside & (c < S)[:, None]
-    offsets = offsets_of(c, p, pixels, 4 * S, PIXEL_MAJOR, WIDE)
-    segment = channel_stride(pixels, PIXEL_MAJOR) * S
+    offsets = offsets_of(c, p, pixels, 4 * S, CHANNELS_LAST, WIDE)
+    segment = channel_stride(pixels, CHANNELS_LAST) * S
     o0 = start
     o1 = start + segment
     o2 = start + segment * 2

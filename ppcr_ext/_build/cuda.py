@@ -19,8 +19,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ._build import TORCH_TARGET, announce
+from . import devices
+from .cpu import TORCH_TARGET, announce
 
+LIBRARY = "_cuda.abi3.so"
 KERNEL_SOURCES = (
     "launch_bfloat16.cu",
     "launch_half.cu",
@@ -166,11 +168,9 @@ def why_not(torch_cuda: str | None) -> str | None:
 
 def visible_architectures() -> str | None:
     """The compute capabilities of the devices that PyTorch sees, such as ``"8.0;9.0"``, or None."""
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    capabilities = {torch.cuda.get_device_capability(i) for i in range(count)}
-    return ";".join(f"{major}.{minor}" for major, minor in sorted(capabilities)) or None
+    found = {devices.capability(index) for index in range(devices.count())}
+    listed = sorted(capability for capability in found if capability)
+    return ";".join(f"{major}.{minor}" for major, minor in listed) or None
 
 
 def architectures(nvcc: Path, wanted: str | None = None) -> Architectures:

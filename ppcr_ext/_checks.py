@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _sharding
-from .backends import NAMES
-
 Levels = Sequence[int]
+BACKENDS = ("native", "triton", "reference")  # best first
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _DENSE = torch.strided
 
@@ -66,18 +64,16 @@ def check_eps(eps: float) -> float:
 
 
 def check_backend(backend: str | None) -> None:
-    if backend is not None and backend not in NAMES:
-        raise ValueError(f"backend must be one of {NAMES} or None, got {backend!r}")
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS} or None, got {backend!r}")
 
 
 def check_arguments(
     x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float, backend: str | None
 ) -> tuple[int, tuple[int, ...], float]:
     """L, and the levels and eps as Python's own numbers; raises TypeError or ValueError."""
-    if type(x) is not Tensor:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a Tensor, got {type(x).__name__}")
-        _sharding.register()
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a Tensor, got {type(x).__name__}")
     if x.layout is not _DENSE:
         raise _not_dense("x", x)
     dtype, device = x.dtype, x.device  # each look costs as much as ten comparisons

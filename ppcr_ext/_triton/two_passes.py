@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_common import (
+from .common import (
     ADD_RELU,
     GATE,
     channel_stride,
@@ -71,7 +71,7 @@ def _contexts(
 
 
 @triton.jit
-def ppcr_walk_forward(
+def ppcr_two_passes_forward(
     x,
     residual,
     weight,
@@ -89,19 +89,19 @@ def ppcr_walk_forward(
     UNIT: tl.constexpr,
     ALIGN: tl.constexpr,
     MODE: tl.constexpr,
-    PIXEL_MAJOR: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """L, LP: contexts, and the power of two above. CHUNK: channels at a time. ALIGN: divides every edge of a bin."""
     pixels = pixel_units * UNIT
-    start, pixel, left = place(pixels, tiles, C, P, PIXEL_MAJOR)
-    stride = channel_stride(pixels, PIXEL_MAJOR)
+    start, pixel, left = place(pixels, tiles, C, P, CHANNELS_LAST)
+    stride = channel_stride(pixels, CHANNELS_LAST)
     c = tl.arange(0, CHUNK)
     p = tl.arange(0, P)
     shown = (p < left)[None, :]
-    offsets = offsets_of(c, p, pixels, C, PIXEL_MAJOR, WIDE)
+    offsets = offsets_of(c, p, pixels, C, CHANNELS_LAST, WIDE)
     begin, end = _bins(LEVELS, C, LP)
     t = tl.zeros((LP, P), ACC)
     first = tl.full((), 0, tl.int32)
@@ -142,7 +142,7 @@ def ppcr_walk_forward(
 
 
 @triton.jit
-def ppcr_walk_backward(
+def ppcr_two_passes_backward(
     x,
     grad,
     y,
@@ -163,19 +163,19 @@ def ppcr_walk_backward(
     UNIT: tl.constexpr,
     ALIGN: tl.constexpr,
     MODE: tl.constexpr,
-    PIXEL_MAJOR: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """partials: [L + 1, programs]."""
     pixels = pixel_units * UNIT
-    start, pixel, left = place(pixels, tiles, C, P, PIXEL_MAJOR)
-    stride = channel_stride(pixels, PIXEL_MAJOR)
+    start, pixel, left = place(pixels, tiles, C, P, CHANNELS_LAST)
+    stride = channel_stride(pixels, CHANNELS_LAST)
     c = tl.arange(0, CHUNK)
     p = tl.arange(0, P)
     shown = (p < left)[None, :]
-    offsets = offsets_of(c, p, pixels, C, PIXEL_MAJOR, WIDE)
+    offsets = offsets_of(c, p, pixels, C, CHANNELS_LAST, WIDE)
     begin, end = _bins(LEVELS, C, LP)
     t = tl.zeros((LP, P), ACC)
     dg = tl.zeros((P,), ACC)

@@ -1,5 +1,5 @@
-"""``python -m ppcr_ext.triton_tune [CHANNELSxHEIGHTxWIDTH ...]``: measures launches of the Triton kernels on a GPU, and prints those that
-beat the rule as lines for ``triton_launch.TABLE``. Nothing of it runs unless asked for: calls never tune.
+"""``python -m ppcr_ext._triton.tune [CHANNELSxHEIGHTxWIDTH ...]``: measures launches of the Triton kernels on a GPU, and prints those that
+beat the rule as lines for ``launch_rule.TABLE``. Nothing of it runs unless asked for: calls never tune.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from . import triton_launch, triton_ops
-from .triton_launch import Launch, Problem
+from . import launch_rule, operators
+from .launch_rule import Launch, Problem
 
 GAIN = 0.97  # a launch is better when it takes less than this share of the rule's time
 _SHAPES = ("64x56x56", "256x56x56", "512x28x28", "1024x14x14", "2048x7x7")
@@ -20,8 +20,8 @@ Timer = Callable[[Problem, Launch], float]
 
 def candidates(problem: Problem) -> list[Launch]:
     """The rule's launch first, then smaller and larger tiles of both families with fewer and more warps."""
-    found = [triton_launch.rule(problem)]
-    for base in (triton_launch.tile_rule(problem), triton_launch.walk_rule(problem)):
+    found = [launch_rule.rule(problem)]
+    for base in (launch_rule.one_pass_rule(problem), launch_rule.two_passes_rule(problem)):
         if base is None:
             continue
         for pixels in (base.pixels // 2, base.pixels, base.pixels * 2):
@@ -64,7 +64,7 @@ def problems(shape: str, images: int) -> Iterator[tuple[Problem, torch.Tensor]]:
                 memory_format=form
             )
             for backward in (False, True):
-                yield triton_ops.problem_of(triton_launch.SCALE, backward, x, (1, 2, 4)), x
+                yield operators.problem_of(launch_rule.SCALE, backward, x, (1, 2, 4)), x
 
 
 def measure(problem: Problem, launch: Launch, x: torch.Tensor) -> float:
@@ -76,20 +76,20 @@ def measure(problem: Problem, launch: Launch, x: torch.Tensor) -> float:
 
     def call() -> object:
         if problem.backward:
-            return triton_ops.backward(problem.mode, x, x, None, *arguments)
-        return triton_ops.forward(problem.mode, x, None, *arguments)
+            return operators.backward(problem.mode, x, x, None, *arguments)
+        return operators.forward(problem.mode, x, None, *arguments)
 
-    key = triton_launch.key_of(problem)
-    before = triton_launch.TABLE.get(key)
-    triton_launch.TABLE[key] = launch
-    triton_ops.forget_plans()
+    key = launch_rule.key_of(problem)
+    before = launch_rule.TABLE.get(key)
+    launch_rule.TABLE[key] = launch
+    operators.forget_plans()
     try:
         return float(do_bench(call, return_mode="median"))
     finally:
-        del triton_launch.TABLE[key]
+        del launch_rule.TABLE[key]
         if before is not None:
-            triton_launch.TABLE[key] = before
-        triton_ops.forget_plans()
+            launch_rule.TABLE[key] = before
+        operators.forget_plans()
 
 
 def main() -> None:
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", default=_SHAPES, help="CHANNELSxHEIGHTxWIDTH")
     parser.add_argument("--images", type=int, default=256)
     options = parser.parse_args()
-    reason = triton_ops.why_not("cuda")
+    reason = operators.why_not("cuda")
     if reason is not None:
         raise SystemExit(f"nothing to tune: {reason}")
     print(f"# {torch.cuda.get_device_name()}, {options.images} images")
@@ -105,7 +105,7 @@ def main() -> None:
         for problem, x in problems(shape, options.images):
             winner = best(problem, lambda p, launch, x=x: measure(p, launch, x))  # type: ignore[misc]
             if winner is not None:
-                print(f"    {triton_launch.key_of(problem)}: {winner},", flush=True)
+                print(f"    {launch_rule.key_of(problem)}: {winner},", flush=True)
 
 
 if __name__ == "__main__":

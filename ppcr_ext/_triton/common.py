@@ -1,6 +1,6 @@
 """What the Triton kernels of both families share: places, the gate, what one chunk needs, and the sums of partial gradients.
 
-A tensor is [channels, pixels] per image (channel-major: contiguous) or [pixels, channels] of all images in one (pixel-major:
+A tensor is [channels, pixels] per image (contiguous: contiguous) or [pixels, channels] of all images in one (channels_last:
 channels_last). A program computes a tile of pixels with all their channels. An offset inside a tile has 32 bits unless WIDE; where a
 tile begins, 64. Numbers of pixels come as ``pixel_units * UNIT``, which tells the compiler how far rows are aligned. No atomics:
 programs write partial sums of the parameters' gradients, which ``ppcr_finish`` adds in a fixed order.
@@ -11,18 +11,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-ADD_RELU: tl.constexpr = tl.constexpr(1)  # as in triton_launch.py
+ADD_RELU: tl.constexpr = tl.constexpr(1)  # as in launch_rule.py
 GATE: tl.constexpr = tl.constexpr(2)
 
 
 @triton.jit
-def place(pixels, tiles, C: tl.constexpr, P: tl.constexpr, PIXEL_MAJOR: tl.constexpr):
+def place(pixels, tiles, C: tl.constexpr, P: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """Of this program's tile: the offset of its first element, its first pixel among those of all images, how many are left."""
     program = tl.program_id(0)
     image = (program // tiles).to(tl.int64)
     first = (program % tiles).to(tl.int64) * P
     pixel = image * pixels + first
-    if PIXEL_MAJOR:
+    if CHANNELS_LAST:
         start = pixel * C
     else:
         start = image * pixels * C + first
@@ -30,8 +30,8 @@ def place(pixels, tiles, C: tl.constexpr, P: tl.constexpr, PIXEL_MAJOR: tl.const
 
 
 @triton.jit
-def channel_stride(pixels, PIXEL_MAJOR: tl.constexpr):
-    if PIXEL_MAJOR:
+def channel_stride(pixels, CHANNELS_LAST: tl.constexpr):
+    if CHANNELS_LAST:
         stride = tl.full((), 1, tl.int64)
     else:
         stride = tl.full((), 1, tl.int64) * pixels
@@ -39,12 +39,12 @@ def channel_stride(pixels, PIXEL_MAJOR: tl.constexpr):
 
 
 @triton.jit
-def offsets_of(c, p, pixels, C: tl.constexpr, PIXEL_MAJOR: tl.constexpr, WIDE: tl.constexpr):
+def offsets_of(c, p, pixels, C: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
     """Of channels c and pixels p, both counted from the tile's first: [channels, pixels]."""
     if WIDE:
         c = c.to(tl.int64)
         p = p.to(tl.int64)
-    if PIXEL_MAJOR:
+    if CHANNELS_LAST:
         offsets = c[:, None] + p[None, :] * C
     else:
         offsets = c[:, None] * pixels + p[None, :]

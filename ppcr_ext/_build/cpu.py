@@ -24,7 +24,7 @@ CPU_SOURCES = (
 
 def csrc() -> Path:
     """The folder of the C++ sources: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     inside = package / "csrc"
     return inside if inside.is_dir() else package.parent / "csrc"
 

@@ -7,11 +7,11 @@ import functools
 import itertools
 import math
 
-from .reference import bins
+from ..reference import bins
 
-SCALE, ADD_RELU, GATE = 0, 1, 2  # as in triton_common.py
+SCALE, ADD_RELU, GATE = 0, 1, 2  # as in common.py
 
-# A tile in registers: bytes of x, and in channel-major backward and gate elements, that a thread holds, because more of them spill
+# A tile in registers: bytes of x, and in contiguous backward and gate elements, that a thread holds, because more of them spill
 # when compiled for sm_90 (docs/triton_kernels.md). Where runs of contiguous memory would be short, a tile gets more warps, up to as many
 # as the registers of a multiprocessor serve; runs of less than one 32-byte sector are left to the two passes.
 _THREAD_BYTES = 128
@@ -22,19 +22,19 @@ _LONG_RUN = 64
 _SHORT_RUN = 32
 # Two passes: eight elements of a chunk per thread, and no more contexts than that. With few pixels (16 in long segments) all tiles
 # that run at a time, about two per multiprocessor, fit in the L2 cache, also with 2048 channels.
-_WALK_WARPS = 8
-_WALK_CHUNK = 128
-_WALK_ELEMENTS = 8 * 32 * _WALK_WARPS
+_TWO_PASSES_WARPS = 8
+_TWO_PASSES_CHUNK = 128
+_TWO_PASSES_ELEMENTS = 8 * 32 * _TWO_PASSES_WARPS
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What a launch depends on. Pixel-major tensors are one image of all their pixels."""
+    """What a launch depends on. channels_last tensors are one image of all their pixels."""
 
     images: int
     channels: int
     pixels: int  # of an image
-    pixel_major: bool
+    channels_last: bool
     element_size: int
     levels: tuple[int, ...]
     mode: int = SCALE
@@ -61,19 +61,19 @@ class Launch:
 
 
 Key = tuple[int, bool, bool, int, int, int]
-# For levels (1, 2, 4), what `python -m ppcr_ext.triton_tune` printed; empty as long as none of these kernels has run on a GPU.
+# For levels (1, 2, 4), what `python -m ppcr_ext._triton.tune` printed; empty as long as none of these kernels has run on a GPU.
 TABLE: dict[Key, Launch] = {}
 
 
 def key_of(p: Problem) -> Key:
-    """Where TABLE holds a problem: mode, backward, pixel_major, element_size, channels, and pixels unless pixel-major."""
+    """Where TABLE holds a problem: mode, backward, channels_last, element_size, channels, and pixels unless channels_last."""
     return (
         p.mode,
         p.backward,
-        p.pixel_major,
+        p.channels_last,
         p.element_size,
         p.channels,
-        0 if p.pixel_major else p.pixels,
+        0 if p.channels_last else p.pixels,
     )
 
 
@@ -104,21 +104,21 @@ def launch_for(problem: Problem) -> Launch:
 def rule(problem: Problem) -> Launch:
     """A tile in registers where there is a good one, else two passes over the channels."""
     p = problem
-    return tile_rule(p) or walk_rule(p)
+    return one_pass_rule(p) or two_passes_rule(p)
 
 
-def tile_rule(p: Problem) -> Launch | None:
+def one_pass_rule(p: Problem) -> Launch | None:
     """Four segments of [channels, pixels] in registers, or None where that makes no good tile."""
     if not p.standard:
         return None
     held = _THREAD_BYTES // p.element_size
-    if (p.backward or p.mode == GATE) and not p.pixel_major:
+    if (p.backward or p.mode == GATE) and not p.channels_last:
         held = min(held, _FEW_ELEMENTS)
     all_pixels = power_of_two(p.pixels)
     long_run = _SHORT_RUN if p.backward and p.element_size == 2 else _LONG_RUN
     wanted, needed = (
         (1, 1)
-        if p.pixel_major
+        if p.channels_last
         else (min(run // p.element_size, all_pixels) for run in (long_run, _SHORT_RUN))
     )
     most_warps = 2 * _MAX_WARPS if p.element_size == 4 and not p.backward else _MAX_WARPS
@@ -134,7 +134,7 @@ def tile_rule(p: Problem) -> Launch | None:
     return Launch(pixels, warps)
 
 
-def walk_rule(p: Problem) -> Launch:
-    chunk = min(_WALK_CHUNK, power_of_two(longest_segment(p.levels, p.channels)))
-    pixels = _WALK_ELEMENTS // max(chunk, power_of_two(sum(p.levels)))
-    return Launch(min(pixels, power_of_two(p.pixels)), _WALK_WARPS, chunk)
+def two_passes_rule(p: Problem) -> Launch:
+    chunk = min(_TWO_PASSES_CHUNK, power_of_two(longest_segment(p.levels, p.channels)))
+    pixels = _TWO_PASSES_ELEMENTS // max(chunk, power_of_two(sum(p.levels)))
+    return Launch(min(pixels, power_of_two(p.pixels)), _TWO_PASSES_WARPS, chunk)

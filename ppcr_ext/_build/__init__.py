@@ -1,0 +1,1 @@
+"""How the compiled libraries are built. setup.py imports these modules without the package."""

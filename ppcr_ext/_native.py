@@ -1,0 +1,181 @@
+"""The compiled kernels: finds and loads their libraries, and keeps the reason where it cannot."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import struct
+from pathlib import Path
+
+import torch
+
+from ._build import cuda, devices, jit
+from ._operators import OPERATORS, calling
+
+# pip keeps what it once built in its cache, and installs that again where more could be built.
+_CUDA_REMEDY = "build it with PPCR_BUILD_CUDA=1 (pip: and --no-cache-dir)"
+_REMEDY = "call ppcr_ext.build(), or set PPCR_JIT=1, or install again (pip: with --no-cache-dir)"
+
+# By function: its forward and backward.
+KERNELS = {
+    name: (calling(OPERATORS[name].native), calling(OPERATORS[f"{name}_backward"].native))
+    for name in ("ppcr", "ppcr_gate", "ppcr_add_relu")
+}
+
+_library: Path | None = None
+_reason: str | None = "not loaded yet"
+_cuda_library: Path | None = None
+_cuda_reason: str | None = "the CUDA library is not built"
+
+
+# ---- what can run -----------------------------------------------------------------------------
+
+
+def why_not(device: torch.device) -> str | None:
+    """Why the compiled kernels cannot run on tensors of a device, or None where they can."""
+    if _library is None:
+        return _reason
+    kind = device.type
+    if kind == "cpu":
+        return None
+    if kind == "cuda":
+        return _cuda_reason or why_not_on(device.index or 0)
+    return f"there are no compiled kernels for {kind} tensors"
+
+
+@torch.compiler.assume_constant_result  # the compiler cannot look into what it asks
+def why_not_on(index: int) -> str | None:
+    """Why the CUDA library cannot run on a device of this machine, or None where it can."""
+    return _why_not_on(index)
+
+
+@devices.remembered
+def _why_not_on(index: int) -> str | None:
+    if devices.count() == 0:
+        return devices.NO_DEVICE
+    capability = devices.capability(index)
+    if capability is None:
+        return devices.NOT_ASKED
+    return cuda.why_not_usable(capability, cuda_architectures() or "")
+
+
+def cuda_architectures() -> str | None:
+    """What the CUDA library was compiled for, such as ``sm_80 sm_90 compute_90``, or None."""
+    return None if _cuda_library is None else _text(_cuda_library, "ppcr_cuda_architectures")
+
+
+def cpu_capability() -> str | None:
+    """The instruction set of the CPU kernels here: ``default``, ``avx2`` or ``avx512``."""
+    return None if _library is None else _text(_library, "ppcr_cpu_capability")
+
+
+def _text(library: Path, function: str) -> str:
+    """What a function of a library says that takes nothing and returns a C string."""
+    query = getattr(ctypes.CDLL(str(library)), function)
+    query.restype = ctypes.c_char_p
+    return str(query().decode())
+
+
+def library() -> Path | None:
+    """The loaded CPU library."""
+    return _library
+
+
+def is_pure_build() -> bool:
+    """Whether this was installed without compiled kernels, and none were compiled since."""
+    return _library is None and bool(_build_record().get("cpu"))
+
+
+def _build_record() -> dict[str, str | None]:
+    """What setup.py wrote about the build: for each part None, or why it was not built."""
+    path = Path(__file__).parent / "_build.json"
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+# ---- loading ----------------------------------------------------------------------------------
+
+
+def build(verbose: bool) -> Path:
+    """Compiles the libraries, or takes an earlier build, and loads them: see ppcr_ext.build."""
+    return _library or _adopt(*jit.build(_why_not_loaded, verbose))
+
+
+def load() -> None:
+    """Loads the built library, or keeps why it cannot."""
+    global _reason
+    if _library is not None:  # the package is reloaded, its modules are not
+        return
+    if os.environ.get("PPCR_JIT", "0") not in ("", "0"):
+        build(verbose=True)
+        return
+    beside = sorted(Path(__file__).parent.glob("_cpu*.so"))
+    path = beside[0] if beside else jit.built()
+    if path is None:
+        why = _build_record().get("cpu") or "no library beside the package"
+        reason: str | None = f"the extension is not built ({why})"
+    else:
+        reason = _why_not_loaded(path)
+    if path is None or reason:
+        _reason = f"{reason}; {_REMEDY}"
+    else:
+        _adopt(path, _build_record().get("cuda"))
+
+
+def _why_not_loaded(path: Path) -> str | None:
+    """Loads a library; None, or why that failed."""
+    if _is_cut_off(path):
+        why = "it is cut off, as by a full disk or a copy that was interrupted"
+        return f"{path} does not load: {why}"
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch refuses what it registers
+        said = str(error.__cause__ or error)  # torch says only that it could not
+        other = f": it was built for another PyTorch than {torch.__version__}"
+        return f"{path} does not load{other if 'undefined symbol' in said else ''} ({said})"
+    key = "CUDA" if path.name == cuda.LIBRARY else "CPU"
+    registered = set(torch._C._dispatch_get_registrations_for_dispatch_key(key))
+    missing = ", ".join(name for name in OPERATORS if f"ppcr_ext::{name}" not in registered)
+    return f"{path} is of another version of ppcr_ext: it lacks {missing}" if missing else None
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether an ELF file ends before its section headers, which are its last part.
+
+    Loading such a file would kill the process (SIGBUS).
+    """
+    try:
+        with path.open("rb") as file:
+            header = file.read(64)
+    except OSError:
+        return False  # the loader's words are better
+    if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
+        return False
+    (offset,) = struct.unpack_from("<Q", header, 0x28)
+    size, count = struct.unpack_from("<HH", header, 0x3A)
+    return bool(path.stat().st_size < offset + size * count)
+
+
+def _adopt(path: Path, why_no_cuda: str | None) -> Path:
+    """Takes the loaded CPU library, which holds the schemas, and the CUDA library beside it."""
+    global _library, _reason, _cuda_library, _cuda_reason
+    _library, _reason = path, None
+    beside = path.parent / cuda.LIBRARY
+    if torch.version.cuda is None:  # nothing that could be built would help
+        _cuda_reason = cuda.why_not(None)
+        return path
+    if not beside.exists():
+        reason: str | None = (
+            f"the CUDA library is not built ({why_no_cuda or 'none beside the CPU library'})"
+        )
+    else:
+        reason = cuda.why_not_beside(beside, torch.version.cuda) or _why_not_loaded(beside)
+    if reason:
+        _cuda_reason = f"{reason}; {_CUDA_REMEDY}"
+    else:
+        _cuda_library, _cuda_reason = beside, None
+    return path

@@ -1,0 +1,66 @@
+"""Registers the operators with PyTorch, in one place: once when the package is imported, and again
+after a build, for what it brought."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _autograd, _native, _sharding
+from ._operators import OPERATORS
+from ._triton import operators as _triton
+
+
+def load() -> None:
+    """Called when the package is imported: loads the compiled libraries and registers all."""
+    _native.load()
+    _register()
+
+
+def build(verbose: bool = True) -> Path:
+    """JIT-compiles the extension now, with ninja, into PyTorch's extension cache, and loads it.
+
+    The cache is keyed by the sources, the flags and the version of PyTorch: a second call, in this
+    process or a later one, compiles nothing, and later imports of ppcr_ext find it by themselves.
+    The CUDA library is built too where a CUDA device is visible or PPCR_BUILD_CUDA=1, for that
+    device or TORCH_CUDA_ARCH_LIST. Honours CXX, MAX_JOBS, DEBUG and TORCH_EXTENSIONS_DIR.
+
+    Args:
+        verbose: show the progress of the compiler, one line a file.
+
+    Returns:
+        The loaded CPU library. Where one is loaded already that one: a process cannot exchange it.
+
+    Raises:
+        RuntimeError: no compiler or no ninja, the compiler failed, or the cache cannot be written;
+            the message holds the remedy.
+    """
+    path = _native.build(verbose)
+    _register()
+    return path
+
+
+def _register() -> None:
+    """Triton's operators, whether or not Triton is there; fake kernels and derivatives of them and
+    of the compiled ones; how they are split over devices. All of it outlives a reload."""
+    _triton.define()
+    if _native.library() is not None:
+        _register_for_tracing("native", "")
+    _register_for_tracing("triton", "triton_")
+    _sharding.register()
+
+
+def _register_for_tracing(backend: str, prefix: str) -> None:
+    registered = torch._C._dispatch_get_registrations_for_dispatch_key("Autograd")
+    if f"ppcr_ext::{prefix}ppcr" in registered:
+        compiler: Any = sys.modules.get("torch._dynamo.symbolic_convert")
+        if hasattr(compiler, "_import_module"):
+            # torch.compile keeps modules by name, also those of before a purge of sys.modules.
+            compiler._import_module.cache_clear()
+        return
+    for name, operator in OPERATORS.items():
+        torch.library.register_fake(f"ppcr_ext::{prefix}{name}", operator.fake)
+    _autograd.register(backend)

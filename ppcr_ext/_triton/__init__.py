@@ -1,0 +1,1 @@
+"""The Triton backend. Its kernels are imported, and Triton with them, when one is first launched."""

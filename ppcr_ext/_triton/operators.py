@@ -1,0 +1,342 @@
+"""The Triton backend: operators ``torch.ops.ppcr_ext.triton_*``, computed by the kernels of
+one_pass.py and two_passes.py.
+
+They run for CUDA tensors; with TRITON_INTERPRET=1, in Triton's interpreter, for CPU tensors too,
+slowly, as the tests do. Triton is imported when a kernel is first asked for. To torch.compile they
+are opaque, as the compiled ones are: their launch parameters depend on sizes in ways that would
+otherwise become guards, and recompile where sizes change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _operators
+from .._build import devices
+from .._checks import check_arguments
+from .._operators import OPERATORS, gate_like, is_channels_last, parameter_gradients
+from ..reference import accumulation_dtype
+from .launch_rule import (
+    ADD_RELU,
+    GATE,
+    SCALE,
+    Problem,
+    common_edge_factor,
+    launch_for,
+    power_of_two,
+)
+
+MODES = {"ppcr": SCALE, "ppcr_add_relu": ADD_RELU, "ppcr_gate": GATE}
+MINIMUM_VERSION = (3, 6)
+MINIMUM_CAPABILITY = (8, 0)
+_REMEDY = "pip install 'ppcr_ext[triton]'"
+_FINISH_BLOCK = 1024
+_NARROW_OFFSETS = 2**31  # beyond it, offsets inside a tile take 64 bits
+_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+
+Levels = Sequence[int]
+Plan = tuple[Any, tuple[int], tuple[int, int], dict[str, Any]]
+
+
+# ---- what can run -----------------------------------------------------------------------------
+
+
+@torch.compiler.assume_constant_result  # the compiler cannot look into what it asks
+def why_not(device: torch.device) -> str | None:
+    """Why the Triton kernels cannot run on tensors of a device, or None where they can."""
+    if device.type not in ("cpu", "cuda"):
+        return f"there are no Triton kernels for {device.type} tensors"
+    reason = _why_no_triton()
+    if reason is not None or _interpreted():
+        return reason
+    return (
+        _why_not_on(device.index or 0) if device.type == "cuda" else "its kernels take CUDA tensors"
+    )
+
+
+@functools.cache
+def _why_no_triton() -> str | None:
+    try:
+        import triton
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}); {_REMEDY}"
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < MINIMUM_VERSION:
+        needed = "{}.{}".format(*MINIMUM_VERSION)
+        return f"it needs Triton {needed} or newer, this is {triton.__version__}; {_REMEDY}"
+    return None
+
+
+@devices.remembered
+def _why_not_on(index: int) -> str | None:
+    if devices.count() == 0:
+        return devices.NO_DEVICE
+    if torch.version.hip is not None:
+        return "its launches are made for NVIDIA GPUs"
+    capability = devices.capability(index)
+    if capability is None:
+        return devices.NOT_ASKED
+    if capability < MINIMUM_CAPABILITY:
+        has, needed = "{}.{}".format(*capability), "{}.{}".format(*MINIMUM_CAPABILITY)
+        return f"device {index} has compute capability {has}, Triton needs {needed}"
+    return None
+
+
+@functools.cache
+def _interpreted() -> bool:
+    """Whether Triton's interpreter stands in for the compiler.
+
+    That is settled when the kernels are imported.
+    """
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+@functools.cache
+def _kernels() -> dict[str, Any]:
+    """By name; importing them imports Triton."""
+    from . import common, one_pass, two_passes
+
+    found = (
+        one_pass.ppcr_one_pass_forward,
+        one_pass.ppcr_one_pass_backward,
+        two_passes.ppcr_two_passes_forward,
+        two_passes.ppcr_two_passes_backward,
+        common.ppcr_finish,
+    )
+    return {kernel.__name__: kernel for kernel in found}
+
+
+# ---- launches ---------------------------------------------------------------------------------
+
+
+def forward(
+    mode: int,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    levels: Levels,
+    eps: float,
+) -> Tensor:
+    """y, or for GATE the gate."""
+    x = _readable(x)
+    residual = x if residual is None else _in_layout_of(residual, x)
+    out = gate_like(x) if mode == GATE else torch.empty_like(x)
+    if x.numel():
+        found = plan(mode, False, x, bias is not None, tuple(levels), eps)
+        kernel, grid, arguments, options = found
+        weight = weight.contiguous()
+        bias = weight if bias is None else bias
+        with _device(x):
+            kernel[grid](x, residual, weight, bias, out, *arguments, **options)
+    return out
+
+
+def backward(
+    mode: int,
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    levels: Levels,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    """dx, for ADD_RELU dresidual, dweight, dbias (empty without a bias)."""
+    x = _readable(x)
+    grad = grad.contiguous() if mode == GATE else _in_layout_of(grad, x)
+    y = x if y is None else _in_layout_of(y, x)
+    dx = torch.empty_like(x)
+    d_residual = torch.empty_like(x) if mode == ADD_RELU else dx
+    d_weight, d_bias = parameter_gradients(weight, bias)
+    if x.numel():
+        has_bias = bias is not None
+        kernel, grid, arguments, options = plan(mode, True, x, has_bias, tuple(levels), eps)
+        rows = weight.numel() + 1
+        partials = x.new_empty((rows, *grid), dtype=accumulation_dtype(x.dtype))
+        weight = weight.contiguous()
+        inputs = (x, grad, y, weight, weight if bias is None else bias)
+        outputs = (dx, d_residual, partials)
+        constants = {"L": weight.numel(), "HAS_BIAS": has_bias, "ACC": options["ACC"]}
+        constants |= {"BLOCK": _FINISH_BLOCK, "num_warps": 4}
+        with _device(x):
+            kernel[grid](*inputs, *outputs, *arguments, **options)
+            finish = _kernels()["ppcr_finish"]
+            finish[(rows,)](partials, d_weight, d_bias, grid[0], **constants)
+    else:
+        d_weight.zero_()
+        d_bias.zero_()
+    return (dx, d_residual, d_weight, d_bias) if mode == ADD_RELU else (dx, d_weight, d_bias)
+
+
+def _device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device, on its current stream."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def plan(
+    mode: int, is_backward: bool, x: Tensor, has_bias: bool, levels: tuple[int, ...], eps: float
+) -> Plan:
+    """The kernel for an x that it can read, its grid, its arguments after the tensors, and its
+    constants and options."""
+    return _plan(problem_of(mode, is_backward, x, levels), has_bias, eps)
+
+
+def problem_of(mode: int, is_backward: bool, x: Tensor, levels: tuple[int, ...]) -> Problem:
+    images, channels, pixels = x.shape[0], x.shape[1], math.prod(x.shape[2:])
+    # One pixel a sample is both layouts at once, and channels_last has the longer rows.
+    channels_last = pixels == 1 or not x.is_contiguous()
+    if channels_last:
+        images, pixels = 1, images * pixels
+    size = x.element_size()
+    return Problem(images, channels, pixels, channels_last, size, levels, mode, is_backward)
+
+
+def forget_plans() -> None:
+    """After a change of launch_rule.TABLE."""
+    _plan.cache_clear()
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(problem: Problem, has_bias: bool, eps: float) -> Plan:
+    import triton.language as tl
+
+    p = problem
+    launch = launch_for(p)
+    # The kernel multiplies: units of 32 bits would give a product of 32.
+    unit = math.gcd(p.pixels, 16) if p.pixels < 2**31 else 1
+    tiles = -(-p.pixels // launch.pixels)
+    double = p.element_size == 8
+    furthest = p.channels * (launch.pixels if p.channels_last else p.pixels)
+    options: dict[str, Any] = {
+        # Zero would divide by zero where all contexts agree.
+        "EPS": max(eps, torch.finfo(torch.float64 if double else torch.float32).tiny),
+        "P": launch.pixels,
+        "UNIT": unit,
+        "MODE": p.mode,
+        "CHANNELS_LAST": p.channels_last,
+        "WIDE": furthest >= _NARROW_OFFSETS,
+        "HAS_BIAS": has_bias,
+        "ACC": tl.float64 if double else tl.float32,
+        "num_warps": launch.warps,
+    }
+    if launch.chunk is None:
+        segment = p.channels // 4
+        options |= {"S": segment, "SP": power_of_two(segment)}
+        family = "one_pass"
+    else:
+        contexts = sum(p.levels)
+        options |= {"LEVELS": p.levels, "L": contexts, "LP": power_of_two(contexts)}
+        options |= {"C": p.channels, "CHUNK": launch.chunk}
+        options["ALIGN"] = common_edge_factor(p.levels, p.channels)
+        family = "two_passes"
+    kernel = _kernels()[f"ppcr_{family}_{'backward' if p.backward else 'forward'}"]
+    return kernel, (p.images * tiles,), (p.pixels // unit, tiles), options
+
+
+def _readable(x: Tensor) -> Tensor:
+    """x itself where its layout is one of the two that kernels read, else a contiguous copy."""
+    return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
+
+
+def _in_layout_of(t: Tensor, x: Tensor) -> Tensor:
+    """grad, residual or y in x's layout, copied where it has another."""
+    if all(size == 1 or a == b for size, a, b in zip(x.shape, t.stride(), x.stride(), strict=True)):
+        return t
+    return torch.empty_like(x).copy_(t)
+
+
+# ---- operators --------------------------------------------------------------------------------
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float) -> None:
+    """What keeps a direct call from reading out of bounds."""
+    contexts, _, _ = check_arguments(x, weight, bias, levels, eps, None)
+    reason = _operators.why_too_many(contexts) or why_not(x.device)
+    if reason is not None:
+        raise RuntimeError(f"backend 'triton' cannot run for {x.device.type} tensors: {reason}")
+
+
+def _check_like(name: str, t: Tensor, x: Tensor, shape: Sequence[int]) -> None:
+    if list(t.shape) != list(shape):
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(t.shape)}")
+    if t.dtype != x.dtype:
+        raise TypeError(f"{name} must have x's dtype {x.dtype}, got {t.dtype}")
+    if t.device != x.device:
+        raise ValueError(f"{name} must be on x's device {x.device}, got {t.device}")
+
+
+def _forward(mode: int, x: Tensor, *rest: Any) -> Tensor:
+    """(x[, residual], weight, bias, levels, eps) -> y."""
+    *residual, weight, bias, levels, eps = rest
+    _check(x, weight, bias, levels, eps)
+    for t in residual:
+        _check_like("residual", t, x, x.shape)
+    return forward(mode, x, residual[0] if residual else None, weight, bias, levels, eps)
+
+
+def _backward(mode: int, grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """(grad, x[, y], weight, bias, levels, eps) -> dx[, dresidual], dweight, dbias."""
+    *y, weight, bias, levels, eps = rest
+    _check(x, weight, bias, levels, eps)
+    _check_like("grad", grad, x, (x.shape[0], 1, *x.shape[2:]) if mode == GATE else x.shape)
+    for t in y:
+        _check_like("y", t, x, x.shape)
+    return backward(mode, grad, x, y[0] if y else None, weight, bias, levels, eps)
+
+
+def define() -> None:
+    """Registers the operators, whether or not Triton and the compiled library, which shares the
+    namespace, are there."""
+    for name, operator in OPERATORS.items():
+        if not hasattr(torch.ops.ppcr_ext, f"triton_{name}"):  # they outlive a reload
+            of, _, is_backward = name.partition("_backward")
+            kernel = functools.partial(_backward if is_backward else _forward, MODES[of])
+            tags = (torch.Tag.pt2_compliant_tag,)
+            torch.library.define(f"ppcr_ext::triton_{name}", operator.schema, tags=tags)
+            torch.library.impl(f"ppcr_ext::triton_{name}", ("cpu", "cuda"), kernel)
+
+
+# ---- calls from Python ------------------------------------------------------------------------
+
+
+def _direct(mode: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Forward and backward of a function, launched straight from Python unless something has to
+    see the operator: the dispatcher costs as much again as the launch."""
+    name = {number: name for name, number in MODES.items()}[mode]
+    registered_forward = _operators.calling(OPERATORS[name].triton)
+    registered_backward = _operators.calling(OPERATORS[f"{name}_backward"].triton)
+
+    def call_forward(x: Tensor, *rest: Any) -> Any:
+        *residual, weight, bias, levels, eps = rest
+        if not _plain(x, weight, bias, *residual):
+            return registered_forward(x, *rest)
+        return forward(mode, x, residual[0] if residual else None, weight, bias, levels, eps)
+
+    def call_backward(grad: Tensor, x: Tensor, *rest: Any) -> Any:
+        *y, weight, bias, levels, eps = rest
+        if not _plain(grad, x, weight, bias, *y):
+            return registered_backward(grad, x, *rest)
+        return backward(mode, grad, x, y[0] if y else None, weight, bias, levels, eps)
+
+    return call_forward, call_backward
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    """Tensors in memory: no subclass, no compiler, no mode that traces or counts operators."""
+    if _operators.is_tracing() or _dispatch_modes():
+        return False
+    return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+
+
+# By function: its forward and backward.
+KERNELS = {name: _direct(mode) for name, mode in MODES.items()}

@@ -1,0 +1,118 @@
+"""Looks inside a network: the gate maps of its PPCR layers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from . import functional, module
+from ._operators import is_tracing
+
+
+@contextmanager
+def record_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Records the gate maps of every PPCR layer of a network that runs within the ``with`` block.
+
+    Yields a dict that fills while the network runs: the layer's name (as in
+    ``model.named_modules()``) to one gate map ``[N, 1, *spatial]`` per call of the layer, in the
+    order of the calls, in the dtype and on the device of its input, detached. Layers that have not
+    run are not in it. Outputs and gradients do not change; each map costs one more pass over the
+    layer's input, and nothing once the block is left, by an exception too. Fused layers, called
+    with a residual, are recorded like all others.
+
+    Only calls from the thread (the context of ``contextvars``) that entered the block are
+    recorded, so threads can record the same network at the same time, each its own calls. Blocks
+    may be nested. A recomputation by activation checkpointing within the block is a call. Within
+    the block, whatever ``torch.compile`` has compiled runs eagerly, in all threads, and is compiled
+    again neither then nor afterwards. Exported programs and graphs of ``torch.fx`` have no PPCR
+    layers any more; within the block ``torch.export``, ``torch.fx``, ``make_fx``,
+    ``torch.jit.trace`` and ``torch.func`` transforms raise RuntimeError.
+
+    Args:
+        model: the network, or a compiled, DistributedDataParallel or other wrapper of it: names
+            are those of ``model`` as given.
+
+    Raises:
+        TypeError: model is not a module.
+        ValueError: it has no PPCR layer.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    found = {layer: name for name, layer in model.named_modules() if isinstance(layer, module.PPCR)}
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no PPCR layer to record")
+    collector = _Collector(found)
+    _begin()
+    token = _collectors.set((*_collectors.get(), collector))
+    try:
+        yield collector.gates
+    finally:
+        _collectors.reset(token)
+        _end()
+
+
+@dataclass
+class _Collector:
+    """What one ``with`` block records."""
+
+    names: dict[module.PPCR, str]
+    gates: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
+_collectors: ContextVar[tuple[_Collector, ...]] = ContextVar("ppcr_collectors", default=())
+_lock = threading.Lock()
+_count = 0  # of the blocks that any thread is in
+_eager: Any = None  # what makes compiled functions run eagerly: graphs do not call the recorder
+
+
+def _begin() -> None:
+    global _count, _eager
+    with _lock:
+        if _count == 0:
+            _eager = torch.compiler.set_stance("force_eager")
+        _count += 1
+        module.recorder = _record
+
+
+def _end() -> None:
+    global _count
+    with _lock:
+        _count -= 1
+        if _count == 0:
+            module.recorder = None
+            _eager.__exit__(None, None, None)
+
+
+def _record(layer: module.PPCR, x: Tensor) -> None:
+    """Called by a layer for each of its inputs while anyone records."""
+    found = [(c, c.names[layer]) for c in _collectors.get() if layer in c.names]
+    if not found:
+        return
+    if functional.transforms_active() or _is_traced(x):
+        where = "under torch.func transforms or while a network is traced"
+        raise RuntimeError(f"record_gates cannot record {where}")
+    with torch.no_grad():
+        gate = functional.ppcr_gate(
+            x.detach(),
+            layer.weight.detach(),
+            None if layer.bias is None else layer.bias.detach(),
+            levels=layer.levels,
+            eps=layer.eps,
+            backend=layer.backend,
+        )
+    for collector, name in found:
+        collector.gates.setdefault(name, []).append(gate)
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Whether a graph is made of what is computed from x: by torch.fx, make_fx, export or jit."""
+    return isinstance(x, torch.fx.Proxy) or is_tracing() or get_proxy_mode() is not None
