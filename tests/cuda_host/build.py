@@ -1,7 +1,8 @@
-"""Builds the emulated CUDA runtime: libcudart, libcuda, and the kernels of tests/cuda_on_cpu by name.
+"""Builds the emulated CUDA runtime, and a copy of the package with its CUDA library.
 
-``python tests/cuda_host/build.py`` needs g++ and the wheels that PyTorch for CUDA brings along, no
-toolkit. ``environment()`` is what a process needs so that PyTorch finds the emulated runtime.
+The runtime (libcudart, libcuda, and the kernels of tests/cuda_on_cpu by name) needs g++ and the
+wheels that PyTorch for CUDA brings along, the CUDA library nvcc. ``python tests/cuda_host/build.py``
+builds both; ``environment()`` is what a process needs to run on them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -147,12 +149,32 @@ def build() -> Path:
     return BUILD
 
 
+def library() -> Path:
+    """The CUDA library for sm_90, built as an installation does."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    import cuda_build
+
+    output = BUILD / "_cuda.abi3.so"
+    cuda_build.build(output, "9.0", BUILD / "nvcc")
+    return output
+
+
+def package(cuda_library: Path, folder: Path = BUILD / "package") -> Path:
+    """A folder to run in: the package of this checkout, with that CUDA library beside it."""
+    copy = folder / "ppcr_ext"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(ROOT / "ppcr_ext", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(cuda_library, copy / "_cuda.abi3.so")
+    return folder
+
+
 def environment(devices: str = "9.0 9.0", **settings: str) -> dict[str, str]:
     """Of a process with these emulated devices; runtime/devices.cpp says what may be in them."""
     folder = build()
     (runtime,) = folder.glob("libcudart.so.[0-9][0-9]")
     return {
         **os.environ,
+        "PYTHONPATH": str(HERE.parent),
         "LD_PRELOAD": f"{runtime}:{folder / 'libcuda.so.1'}",
         "CUDA_HOST_KERNELS": str(folder / "libkernels.so"),
         "CUDA_HOST_DEVICES": devices,
@@ -161,4 +183,4 @@ def environment(devices: str = "9.0 9.0", **settings: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    print(build())
+    print(build(), package(library()))

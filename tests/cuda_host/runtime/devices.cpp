@@ -74,7 +74,6 @@ extern "C" {
 // for the tests
 // One line a launch: device, stream, blocks, threads, cluster, shared bytes, early, kernel.
 const char* cuda_host_log() { return state().log.c_str(); }
-void cuda_host_clear_log() { state().log.clear(); }
 // Calls of a function so far.
 int cuda_host_calls(const char* function) { return state().calls[function]; }
 // The nth call of a function from now on (1: the next) returns an error instead of doing anything.
@@ -82,7 +81,13 @@ void cuda_host_plant(const char* function, int nth, int error) {
   State& s = state();
   s.planted[function][s.calls[function] + nth] = static_cast<cudaError_t>(error);
 }
-void cuda_host_clear_planted() { state().planted.clear(); }
+// Forgets launches, planted errors, and (as no device can) that a kernel has failed.
+void cuda_host_forget() {
+  State& s = state();
+  s.log.clear();
+  s.planted.clear();
+  s.sticky = last_error = cudaSuccess;
+}
 // Work that waits in streams.
 int cuda_host_pending() {
   int count = 0;
