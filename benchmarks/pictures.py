@@ -1,221 +1,141 @@
-"""The pictures of the operators and the scaling suite, in colours that the colour-blind tell apart."""
+"""The pictures of a record, in colours that the colour-blind tell apart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import scaling
-from .measure import Row
+from . import report
+from .baselines import LOWER_BOUND, WITH_AUTOGRAD
+from .cases import AXES
+from .results import Record, Row
 
-# Okabe and Ito's colours; the markers tell the series apart without colour.
+# Okabe and Ito's colours; markers tell the series apart without colour. Compiled ones are hollow.
 STYLES: dict[str, tuple[str, str]] = {
-    "native": ("#0072B2", "o"),
-    "triton": ("#56B4E9", "P"),
-    "reference": ("#CC79A7", "X"),
-    "pooled once compiled": ("#D55E00", "s"),
-    "pooled once": ("#E69F00", "v"),
+    **dict.fromkeys(("native", "PPCR fused"), ("#0072B2", "o")),
+    **dict.fromkeys(("triton", "PPCR unfused"), ("#56B4E9", "P")),
+    **dict.fromkeys(("reference", "CBAM"), ("#CC79A7", "X")),
+    **dict.fromkeys(("pooled once", "SE"), ("#E69F00", "s")),
+    **dict.fromkeys(("matmul", "PPCR plain"), ("#D55E00", "v")),
     "level by level": ("#009E73", "^"),
-    "floor": ("#000000", "|"),
+    LOWER_BOUND: ("#000000", "|"),
+    WITH_AUTOGRAD: ("#000000", "+"),
     "copy": ("#888888", "D"),
 }
-NAMES = {
-    "pooled once": "pooled once, eager",
-    "level by level": "level by level, eager",
-    "pooled once compiled": "pooled once, torch.compile",
-}
-TITLES = {
-    "forward": "forward",
-    "backward": "backward",
-    "step": "training step (forward and backward)",
-}
+TICKS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+
+Value = Callable[[Row], float | None]
 
 
-def headline_dtype(rows: Sequence[Row], environment: dict[str, Any]) -> str:
-    """The dtype of the pictures and of the README: what is trained in on that device."""
-    wanted = "float32" if environment["device"] == "cpu" else "bfloat16"
-    return wanted if any(row.dtype == wanted for row in rows) else rows[0].dtype
-
-
-def inputs(
-    rows: Sequence[Row], operator: str, dtype: str
-) -> dict[tuple[str, str], dict[tuple[str, str], Row]]:
-    """``{(case, layout): {(what, direction): row}}``, without the tiny tensor."""
-    found: dict[tuple[str, str], dict[tuple[str, str], Row]] = {}
-    for row in rows:
-        if row.operator == operator and row.dtype == dtype and not row.case.startswith("tiny"):
-            found.setdefault((row.case, row.layout), {})[row.what, row.direction] = row
-    return found
-
-
-def draw_operators(rows: list[Row], out: Path, environment: dict[str, Any]) -> list[Path]:
-    """``operators_roofline.png`` and ``operators_speedup.png``; nothing where only the tiny tensor was measured."""
-    dtype = headline_dtype(rows, environment)
-    grouped = inputs(rows, "ppcr", dtype)
-    if not grouped:
-        return []
-    title = f"ppcr, {dtype}, {_machine(rows, environment)}"
+def draw(record: Record, out: Path) -> list[Path]:
+    """All pictures of a record; those of layers show ppcr in the dtype of the README."""
+    title, name = report.machine(record), record.command
+    if name == "scaling":
+        return [_scaling(record, out / "scaling.png", title)]
+    rows = report.timed(record.rows)
+    if name == "end_to_end":
+        rows = [row for row in rows if row.what != "none"]
+        label = "time over that of the network without attention (lines: 95 % intervals)"
+        return [_dots(rows, lambda row: row.ratio, out / "end_to_end.png", label, title)]
+    dtype = report.headline_dtype(record)
+    rows = [row for row in rows if (row.operator, row.dtype) == ("ppcr", dtype)]
+    rows = [row for row in rows if row.kind not in ("copy", "other layer")]
+    title = f"ppcr, {dtype}, {title}"
+    both = [row for row in rows if row.direction != "backward"]
+    plain = [row for row in both if row.kind == "plain"]
+    above = [row for row in both if row.what != LOWER_BOUND]
+    times = f"times as long as {report.fused_of(rows)} (log scale)"
+    wanted: list[tuple[list[Row], Value, str, str]] = [
+        (rows, lambda row: row.copy_fraction, "_roofline", "share of a copy's bandwidth"),
+        (plain, lambda row: row.over_fused, "_speedup", times),
+    ]
+    if name != "operators":
+        wanted = [(above, lambda row: row.ratio, "", "time over the lower bound (log scale)")]
     return [
-        _roofline(grouped, out / "operators_roofline.png", title),
-        _speedup(grouped, out / "operators_speedup.png", title),
+        _dots(shown, value, out / f"{name}{end}.png", label, title)
+        for shown, value, end, label in wanted
+        if shown
     ]
 
 
-def draw_scaling(rows: list[Row], out: Path, environment: dict[str, Any]) -> list[Path]:
-    """``scaling.png``: a column an axis, the two directions one above the other."""
-    plt = _pyplot()
-    found, fitted = scaling.series(rows), scaling.fits(rows)
-    exponents = {(fit.axis, fit.threads, fit.what, fit.direction): fit for fit in fitted}
-    threads = sorted({row.threads for row in rows})
-    figure, panels = plt.subplots(
-        2, len(scaling.AXES), figsize=(15, 9), layout="constrained", squeeze=False
+def _dots(rows: Sequence[Row], value: Value, path: Path, label: str, title: str) -> Path:
+    """A panel for every direction, a line for every input, a marker for every series."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    panels, names, whats = (
+        list(dict.fromkeys(of(row) for row in rows))
+        for of in (report.direction_of, report.label, report.what_of)
     )
-    for (axis, label), column in zip(scaling.AXES.items(), panels.T, strict=True):
-        for direction, panel in zip(("forward", "step"), column, strict=True):
-            for (case, number, what, way), points in found.items():
-                if (case, way) != (axis, direction) or what == "floor":
-                    continue
-                colour, marker = STYLES.get(what, ("#CC79A7", "*"))
-                fit = exponents.get((case, number, what, way))
-                exponent = f": {round(fit.exponent, 2) + 0.0:.2f}" if fit else ""
-                first = number == threads[0]
-                panel.plot(
-                    *zip(*points, strict=True),
-                    color=colour,
-                    marker=marker,
-                    linestyle="-" if first else "--",
-                    markerfacecolor=colour if first else "white",
-                    markersize=6,
-                    label=f"{NAMES.get(what, what)}, {number} thread{'s' * (number > 1)}{exponent}",
-                )
-            panel.set_xscale("log", base=2)
-            panel.set_yscale("log")
-            panel.set_xlabel(label)
-            panel.set_ylabel("microseconds")
-            ranges = {
-                (fit.first, fit.last)
-                for fit in fitted
-                if (fit.axis, fit.direction) == (axis, direction)
-            }
-            span = ", ".join(f"{first} to {last}" for first, last in sorted(ranges))
-            panel.set_title(
-                f"{direction}; exponents fitted over {span}" if span else direction, fontsize=9
+    networks = rows[0].kind == "network"
+    size = (15, 2.4 + (0.6 if networks else 0.36) * len(names))
+    figure, axes = _pyplot().subplots(
+        1, len(panels), figsize=size, sharey=True, layout="constrained", squeeze=False
+    )
+    axes[0, 0].set_yticks(range(len(names)), names, fontsize=9)
+    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
+    for panel, axis in zip(panels, axes[0], strict=True):
+        for number, what in enumerate(whats):
+            shown = [row for row in rows if (report.direction_of(row), row.what) == (panel, what)]
+            points = [(v, row) for row in shown if (v := value(row)) is not None]
+            # the lines of networks would cover each other
+            shift = (number / max(1, len(whats) - 1) - 0.5) * 0.5 * networks
+            ends = [(v - (row.ratio_low or v), (row.ratio_high or v) - v) for v, row in points]
+            colour, marker = STYLES.get(what.split(" compiled")[0], ("#CC79A7", "*"))
+            axis.errorbar(
+                [v for v, _ in points],
+                [names.index(report.label(row)) + shift for _, row in points],
+                xerr=list(zip(*ends, strict=True)) if networks else None,
+                linestyle="none",
+                marker=marker,
+                markersize=11 if marker in "|+" else 7,
+                color=colour,
+                markerfacecolor="white" if " compiled" in what else colour,
+                label=what,
+                zorder=4 if "native" in what or "fused" in what else 3,
             )
+        axis.axvline(1, color="black", linewidth=1)
+        if "log" in label:
+            axis.set_xscale("log")
+            low, high = axis.get_xlim()
+            axis.set_xticks([tick for tick in TICKS if low <= tick <= high])
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set(title=panel, xlabel=label)
+        axis.grid(color="0.9")
+        axis.set_axisbelow(True)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    columns = min(6, len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    return _save(figure, path, title)
+
+
+def _scaling(record: Record, path: Path, title: str) -> Path:
+    """A column for every axis, the two directions one above the other."""
+    found = report.series(record.rows)
+    figure, panels = _pyplot().subplots(2, len(AXES), figsize=(16, 9.5), layout="constrained")
+    for (axis, label), column in zip(AXES.items(), panels.T, strict=True):
+        for direction, panel in zip(("forward", "step"), column, strict=True):
+            shown = {key: points for key, points in found.items() if key[::3] == (axis, direction)}
+            spans = set()
+            for (_, threads, what, _), points in shown.items():
+                colour, marker = STYLES.get(what, ("#CC79A7", "*"))
+                name = report.series_name(what, threads)
+                if fitted := report.fit(points):
+                    name += f": {fitted[0] + 0.0:.2f}"
+                    spans.add(f"{fitted[2]} to {fitted[3]}")
+                one = threads == 1
+                style = {"linestyle": "-" if one else "--", "marker": marker, "color": colour}
+                face = colour if one else "white"
+                panel.plot(*zip(*points, strict=True), markerfacecolor=face, label=name, **style)
+            panel.set(xlabel=label, ylabel="microseconds", yscale="log")
+            panel.set_xscale("log", base=2)
+            panel.set_title(f"{report.words(direction)}; exponents over {', '.join(sorted(spans))}")
             panel.grid(color="0.9")
-            panel.legend(fontsize=7.5, frameon=False, loc="upper left")
+            panel.legend(fontsize=8, frameon=False, loc="upper left")
             low, high = panel.get_ylim()
-            panel.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
-    figure.suptitle(
-        f"Time against size, with the exponents of a power law. float32, {_machine(rows, environment)}",
-        fontsize=11,
-    )
-    return [_save(figure, out / "scaling.png")]
-
-
-def _roofline(
-    grouped: dict[tuple[str, str], dict[tuple[str, str], Row]], path: Path, title: str
-) -> Path:
-    figure, panels = _panels(grouped, 3, 0.3)
-    for panel, direction in zip(panels, ("forward", "backward", "step"), strict=True):
-        for what, (colour, marker) in STYLES.items():
-            if what == "copy":
-                continue
-            points = [
-                (row.copy_fraction, i)
-                for i, one in enumerate(grouped.values())
-                if (row := one.get((what, direction)))
-            ]
-            if points:
-                front = 3 if what in ("native", "triton") else 2
-                label = "x * 0.5, x + gy" if what == "floor" else NAMES.get(what, what)
-                size = 11 if marker == "|" else 7
-                x, y = zip(*points, strict=True)
-                panel.plot(
-                    x,
-                    y,
-                    linestyle="none",
-                    marker=marker,
-                    markersize=size,
-                    color=colour,
-                    label=label,
-                    zorder=front,
-                )
-        panel.axvline(1, color="black", linewidth=1)
-        panel.set_xlim(left=0)
-        panel.set_title(TITLES[direction])
-        panel.set_xlabel("share of the bandwidth of a copy of x")
-        panel.grid(color="0.9")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(f"Necessary bytes per second, beside a copy: {title}", fontsize=11)
-    return _save(figure, path)
-
-
-def _speedup(
-    grouped: dict[tuple[str, str], dict[tuple[str, str], Row]], path: Path, title: str
-) -> Path:
-    fused = next(
-        (
-            what
-            for what in ("native", "triton")
-            for one in grouped.values()
-            if (what, "forward") in one
-        ),
-        "native",
-    )
-    wanted = ("pooled once compiled", "pooled once", "level by level")
-    peers = [peer for peer in wanted if any((peer, "forward") in one for one in grouped.values())]
-    figure, panels = _panels(grouped, 2, 0.45)
-    for panel, direction in zip(panels, ("forward", "step"), strict=True):
-        for at, peer in enumerate(peers):
-            bars = [
-                (
-                    i + (at - (len(peers) - 1) / 2) * 0.26,
-                    one[peer, direction].median_us / one[fused, direction].median_us,
-                )
-                for i, one in enumerate(grouped.values())
-                if (peer, direction) in one and (fused, direction) in one
-            ]
-            places, ratios = zip(*bars, strict=True) if bars else ((), ())
-            panel.barh(places, ratios, height=0.24, color=STYLES[peer][0], label=NAMES[peer])
-            for place, ratio in bars:
-                panel.text(
-                    ratio,
-                    place,
-                    f" {ratio:.1f}",
-                    va="center",
-                    fontsize=6.5,
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
-                )
-        panel.axvline(1, color="black", linewidth=1)
-        panel.set_title(TITLES[direction])
-        panel.set_xlabel(f"times as long as {fused}")
-        panel.margins(x=0.08)
-        panel.grid(axis="x", color="0.9")
-        panel.set_axisbelow(True)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(f"How many times as long plain PyTorch takes: {title}", fontsize=11)
-    return _save(figure, path)
-
-
-def _panels(grouped: dict[tuple[str, str], Any], count: int, height: float) -> tuple[Any, Any]:
-    """Panels beside each other that share a line for every input."""
-    labels = [f"{case}, {layout}" for case, layout in grouped]
-    figure, panels = _pyplot().subplots(
-        1, count, figsize=(15, 2.2 + height * len(labels)), sharey=True, layout="constrained"
-    )
-    panels[0].set_yticks(range(len(labels)), labels, fontsize=8)
-    panels[0].set_ylim(len(labels) - 0.4, -0.6)
-    return figure, panels
-
-
-def _machine(rows: Sequence[Row], environment: dict[str, Any]) -> str:
-    threads = " and ".join(map(str, sorted({row.threads for row in rows})))
-    if environment["device"] != "cpu":
-        return f"{environment['device']}, torch {environment['torch']}"
-    return f"{environment['cpu']}, {threads} {'thread' if threads == '1' else 'threads'}, torch {environment['torch']}"
+            panel.set_ylim(low, high * (high / low) ** 0.4)  # room for the legend
+    return _save(figure, path, f"Time against size, with the exponents of a power law. {title}")
 
 
 def _pyplot() -> Any:
@@ -224,11 +144,13 @@ def _pyplot() -> Any:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    plt.rcParams["axes.titlesize"] = 10
     return plt
 
 
-def _save(figure: Any, path: Path) -> Path:
+def _save(figure: Any, path: Path, title: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
+    figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=110)
     _pyplot().close(figure)
     return path

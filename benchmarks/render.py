@@ -1,7 +1,8 @@
-"""``python -m benchmarks.render``: writes the measured figures of benchmarks/results/ into README.md and a page for each device.
+"""``python -m benchmarks.render``: writes measured figures into README.md and a page per device.
 
-``--take DIR`` first copies the complete files of a folder into benchmarks/results/<device>/. With ``--check`` nothing is written:
-exit status 1 if a page says something else than the files.
+They come from benchmarks/results/. ``--take DIR`` first copies the complete files of a folder to
+benchmarks/results/<device>/. With ``--check`` nothing is written: exit status 1 if a page says
+something else than the files.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import pages, shares
-from .pages import END, START
+from . import pictures, shares
+from .report import END, SECTIONS, START, headline, page
+from .results import read
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -23,23 +25,18 @@ SHARES = "plans.json"  # of tools/gpu_plans.py, with a page of its own
 
 def devices(results: Path = RESULTS) -> list[Path]:
     """The folders of measured devices, GPUs first."""
-    folders = results.iterdir() if results.is_dir() else []
-    found = [path for path in folders if any(file.name != SHARES for file in path.glob("*.json"))]
-    return sorted(found, key=lambda path: (path.name == "cpu", path.name))
+    folders = {path.parent for stem in SECTIONS for path in results.glob(f"*/{stem}.json")}
+    return sorted(folders, key=lambda path: (path.name == "cpu", path.name))
 
 
 def section(results: Path = RESULTS) -> str:
     """The README's results as Markdown; a sentence where nothing is measured yet."""
     folders = devices(results)
-    parts = [pages.headline(folder) for folder in folders]
-    links = ", ".join(
-        f"[{folder.name}](benchmarks/results/{folder.name}/README.md)" for folder in folders
-    )
-    return "\n\n".join(
-        [*parts, f"All figures, with errors and memory, and the files they come from: {links}."]
-        if parts
-        else ["No measured files yet."]
-    )
+    if not folders:
+        return "No measured files yet."
+    links = ", ".join(f"[{f.name}](benchmarks/results/{f.name}/README.md)" for f in folders)
+    last = f"All figures, with errors and memory, and the files they come from: {links}."
+    return "\n\n".join([*map(headline, folders), last])
 
 
 def rendered(readme: str, results: Path = RESULTS) -> str:
@@ -54,37 +51,30 @@ def rendered(readme: str, results: Path = RESULTS) -> str:
 def texts(root: Path = ROOT) -> dict[Path, str]:
     """Every file that is made from measured ones, with what it should say."""
     results = root / "benchmarks" / "results"
-    made = {folder / "README.md": pages.page(folder) for folder in devices(results)}
+    made = {folder / "README.md": page(folder) for folder in devices(results)}
     for file in sorted(results.glob(f"*/{SHARES}")):
-        page = file.with_name("README.md")
-        made[page] = "\n".join(
-            filter(None, (made.get(page), shares.page(json.loads(file.read_text()))))
-        )
+        own = file.with_name("README.md")
+        parts = (made.get(own), shares.page(json.loads(file.read_text())))
+        made[own] = "\n".join(part for part in parts if part)
     readme = root / "README.md"
     return {readme: rendered(readme.read_text(), results), **made}
 
 
 def take(source: Path, results: Path = RESULTS) -> list[Path]:
-    """Copies every complete JSON file of a folder, and the CSV and pictures beside it, to the folder of its device."""
+    """Copies every complete JSON file, with its CSV, to its device's folder, and draws it there."""
     taken = []
-    for path in sorted(source.glob("*.json")):
-        content = json.loads(path.read_text())
-        if not content.get("complete", True):
-            raise ValueError(
-                f"{path} is incomplete: its run was interrupted (--resume finishes it)"
-            )
-        if content.get("settings", {}).get("quick"):
+    for path in sorted(path for stem in SECTIONS for path in source.glob(f"{stem}.json")):
+        record = read(path)
+        if not record.complete:
+            raise ValueError(f"{path} is incomplete: its run was interrupted (--resume goes on)")
+        if record.settings.get("quick"):
             raise ValueError(f"{path} was measured with --quick, a first impression and no result")
-        device = re.sub(
-            r"[^a-z0-9]+",
-            "-",
-            content["environment"].get("device", "cpu").lower().removeprefix("nvidia "),
-        ).strip("-")
-        target = results / device
+        device = record.environment["device"].lower().removeprefix("nvidia ")
+        target = results / re.sub(r"[^a-z0-9]+", "-", device).strip("-")
         target.mkdir(parents=True, exist_ok=True)
-        for one in (path, path.with_suffix(".csv"), *sorted(source.glob(f"{path.stem}*.png"))):
-            if one.is_file():
-                taken.append(Path(shutil.copy(one, target)))
+        for one in (path, path.with_suffix(".csv")):
+            taken.append(Path(shutil.copy(one, target)))
+        taken += pictures.draw(record, target)
     if not taken:
         raise ValueError(f"nothing measured in {source}: run make bench or make bench-full first")
     return taken
@@ -93,9 +83,8 @@ def take(source: Path, results: Path = RESULTS) -> list[Path]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.render", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
-    parser.add_argument(
-        "--take", type=Path, metavar="DIR", help="copy what was measured from there first"
-    )
+    parser.add_argument("--take", type=Path, metavar="DIR", help="copy what was measured there")
+    parser.add_argument("--draw", action="store_true", help="draw all pictures anew")
     args = parser.parse_args(argv)
     if args.take is not None:
         try:
@@ -103,12 +92,16 @@ def main(argv: list[str] | None = None) -> int:
         except ValueError as error:
             print(error, file=sys.stderr)
             return 1
-    wrong = [
-        (path, text)
+    if args.draw:
+        for folder in devices():
+            for path in sorted(path for stem in SECTIONS for path in folder.glob(f"{stem}.json")):
+                print("\n".join(map(str, pictures.draw(read(path), folder))))
+    wrong = {
+        path: text
         for path, text in texts().items()
         if not path.is_file() or path.read_text() != text
-    ]
-    for path, text in wrong:
+    }
+    for path, text in wrong.items():
         print(f"{path}: {'differs from the measured files' if args.check else 'written'}")
         if not args.check:
             path.write_text(text)

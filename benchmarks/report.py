@@ -1,205 +1,375 @@
-"""Tables of a result: ratios to the floor first, then times, errors and a summary."""
+"""Tables of what was measured: for the terminal, for the README, and for a page of each device."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
-from . import timing
-from .suite import FLOOR, Result, Row
+import numpy as np
+import torch
 
-MODES = {"forward": "forward", "step": "forward+backward"}
+from ppcr_ext import testing
+
+from .baselines import LOWER_BOUND, WITH_AUTOGRAD
+from .cases import VARIANTS, size_of
+from .results import Record, Row, read
+
+START, END = "<!-- results:start -->", "<!-- results:end -->"
+FITTED = 4  # the largest points: what a call costs at least hides the slope of the small ones
+BASELINES = ("reference", "plain", "other layer", "network")
+HEADLINE = tuple(f"{o} {d}" for o in ("ppcr", "add_relu") for d in ("forward", "forward+backward"))
+FASTER = "Bold: faster than `{0}`."
+METHOD = (
+    "Times over those of `{0}`, geometric means and ranges over all inputs; at most {1} rounds. The "
+    "lower bound is `x * 0.5` forward and `x + gy` backward (with a residual `x + residual`, `x + "
+    "gy` and `residual * 0.5`), for small inputs also with a run of the autograd engine through an "
+    "identity. Its spread is the distance of its quartiles over its median. " + FASTER
+)
+NETWORKS = (
+    "Time over that of the network without attention in the same round: medians, with their 95 % "
+    "confidence intervals. A step is forward, loss, backward and SGD. "
+    + FASTER.format("PPCR fused")
+)
+
+Cell = tuple[str, str, Any]  # line, column, one of the values that meet there
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
+    logarithms = [math.log(value) for value in values]
+    return math.exp(sum(logarithms) / len(logarithms)) if logarithms else math.nan
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns padded to their widest cell: the first ones left, numbers right."""
-    lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-
-    def cell(text: str, width: int) -> str:
-        return text.rjust(width) if text[:1].isdigit() or text == "-" else text.ljust(width)
-
-    rule = "  ".join("-" * width for width in widths)
-    text = ["  ".join(map(cell, line, widths)).rstrip() for line in lines]
-    return "\n".join([text[0], rule, *text[1:]])
+def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Markdown whose columns line up."""
+    cells = [list(header), *map(list, lines)]
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    form = " | ".join(f"{{:{'>' if i else '<'}{width}}}" for i, width in enumerate(widths))
+    rule = ["-" * (width - 1) + (":" if i else "-") for i, width in enumerate(widths)]
+    made = [form.format(*line) for line in (cells[0], rule, *cells[1:])]
+    return "\n".join(f"| {line} |" for line in made)
 
 
-@dataclass
-class Worst:
-    """Where a fused column does worst against the fastest plain one."""
+def pivot(
+    cells: Iterable[Cell],
+    text: Callable[[str, list[Any]], str] = lambda line, values: values[0],
+    lines: Iterable[str] = (),
+    columns: Iterable[str] = (),
+) -> str:
+    """A table with the text of the values of each line and column, ``-`` where there are none.
 
-    ratio: float
-    case: str
-    layout: str
-    mode: str
-    peer: str
-
-
-@dataclass
-class Summary:
-    """What a result says in a few figures; all dictionaries are by column."""
-
-    forward: dict[str, float]  # geometric means of the ratios to the floor
-    step: dict[str, float]
-    worst: dict[str, Worst]
-    half: dict[
-        str, float
-    ]  # geometric means of a half type's forward time over float32's of the same backend
-    half_worst: dict[str, float]
+    Lines and columns, after those that are given, are in the order of the cells.
+    """
+    found: dict[str, dict[str, list[Any]]] = {line: {} for line in lines}
+    header = dict.fromkeys(columns)
+    for line, column, value in cells:
+        values = found.setdefault(line, {}).setdefault(column, [])
+        header.setdefault(column)
+        values += [] if value is None else [value]
+    made = ([line, *(text(line, v) if (v := at.get(c)) else "-" for c in header)]
+            for line, at in found.items())  # fmt: skip
+    return table(["", *header], made)
 
 
-def inputs(result: Result) -> dict[tuple[str, str], dict[str, Row]]:
-    """``{(case, layout): {column: row}}``."""
-    grouped: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in result.rows:
-        grouped.setdefault((row.case, row.layout), {})[row.column] = row
-    return grouped
+def words(direction: str) -> str:
+    return "forward+backward" if direction == "step" else direction
 
 
-def column_names(result: Result, *, floor: bool = False, half: bool = False) -> list[str]:
-    names = dict.fromkeys(
-        row.column
-        for row in result.rows
-        if (floor or row.column != FLOOR) and (half or row.dtype == "float32")
-    )
-    return list(names)
+def direction_of(row: Row) -> str:
+    return words(row.direction)
 
 
-def summarize(result: Result) -> Summary:
-    grouped = inputs(result)
-    means: dict[str, dict[str, float]] = {mode: {} for mode in MODES}
-    worst: dict[str, Worst] = {}
-    for name in column_names(result):
-        rows = [columns[name] for columns in grouped.values()]
-        for mode in MODES:
-            means[mode][name] = geometric_mean(getattr(row, f"{mode}_ratio") for row in rows)
-    for (case, layout), columns in grouped.items():
-        plain = [row for row in columns.values() if row.kind == "plain"]
-        for row in columns.values():
-            if row.kind != "fused" or row.dtype != "float32":
-                continue
-            for mode in MODES:
-                best = min(plain, key=lambda peer: getattr(peer, f"{mode}_ms"))
-                ratio = getattr(row, f"{mode}_ms") / getattr(best, f"{mode}_ms")
-                if row.column not in worst or ratio > worst[row.column].ratio:
-                    worst[row.column] = Worst(ratio, case, layout, MODES[mode], best.column)
-    half: dict[str, list[float]] = {}
-    for columns in grouped.values():
-        for row in columns.values():
-            if row.dtype != "float32":
-                same = columns[row.column.removesuffix(f" {row.dtype}")]
-                half.setdefault(row.column, []).append(row.forward_ms / same.forward_ms)
-    return Summary(
-        means["forward"],
-        means["step"],
-        worst,
-        {name: geometric_mean(ratios) for name, ratios in half.items()},
-        {name: max(ratios) for name, ratios in half.items()},
-    )
+def what_of(row: Row) -> str:
+    return row.what
 
 
-def ratio_table(result: Result, mode: str) -> str:
-    """Ratios to the floor, an input a line, and their geometric means."""
-    names, grouped, summary = column_names(result), inputs(result), summarize(result)
-    lines = [
-        [case, layout, *(f"{getattr(columns[name], f'{mode}_ratio'):.2f}" for name in names)]
-        for (case, layout), columns in grouped.items()
-    ]
-    lines.append(["geometric mean", "", *(f"{getattr(summary, mode)[name]:.2f}" for name in names)])
-    return table(["input", "layout", *names], lines)
+def call_of(row: Row) -> str:
+    return f"{row.operator} {direction_of(row)}"
 
 
-def time_table(result: Result, mode: str) -> str:
-    names = column_names(result, floor=True, half=mode == "forward")
-    names.sort(key=lambda name: name != FLOOR)
-    lines = [
-        [case, layout, *(f"{getattr(columns[name], f'{mode}_ms'):.3f}" for name in names)]
-        for (case, layout), columns in inputs(result).items()
-    ]
-    return table(["input", "layout", *names], lines)
+def label(row: Row) -> str:
+    return ", ".join([row.case, row.layout, *([row.dtype] * (row.dtype != "float32"))])
 
 
-def error_table(result: Result) -> str:
-    """The largest error of each backend and dtype over all inputs of a layout, beside its tolerance."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
-    for key in dict.fromkeys((row.backend, row.dtype, row.layout) for row in result.errors):
-        rows = [row for row in result.errors if (row.backend, row.dtype, row.layout) == key]
-        cells = []
-        for quantity in ("y", "dx", "parameters"):
-            # NaN must show, and max() would lose it
-            largest = max(
-                (getattr(row.errors, quantity) for row in rows), key=lambda e: (math.isnan(e), e)
-            )
-            cells += [f"{largest:.1e}", f"{getattr(rows[0].limits, quantity):.0e}"]
-        groups[key] = [*cells, "yes" if all(row.ok for row in rows) else "NO"]
-    header = [
-        "backend",
-        "dtype",
-        "layout",
-        "y",
-        "may be",
-        "dx",
-        "may be",
-        "dweight, dbias",
-        "may be",
-        "within",
-    ]
-    return table(header, [[*key, *cells] for key, cells in groups.items()])
+def mean_and_range(values: Sequence[float], form: str = ".2f") -> str:
+    return f"{geometric_mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
-def summary_text(result: Result) -> str:
-    summary = summarize(result)
-    lines = ["geometric means of the ratios to the floor (forward, forward+backward):"]
-    width = max(map(len, summary.forward), default=0)
-    lines += [
-        f"  {name:{width}}  {summary.forward[name]:6.2f} {summary.step[name]:6.2f}"
-        for name in summary.forward
-    ]
-    for name, worst in summary.worst.items():
-        where = f"{worst.case}, {worst.layout}, {worst.mode}"
-        lines.append(
-            f"{name}: at worst {worst.ratio:.2f} times the fastest plain formulation ({worst.peer}; {where})"
-        )
-    for name, mean in summary.half.items():
-        lines.append(
-            f"{name}: forward {mean:.2f} times float32's time, at worst {summary.half_worst[name]:.2f}"
-        )
-    return "\n".join(lines)
+def bold(text: str, row: Row) -> str:
+    """A baseline that is faster than ours is marked."""
+    return f"**{text}**" if row.kind in BASELINES and (row.over_fused or 1) < 1 else text
 
 
-def disturbances(result: Result) -> str:
-    """A warning that names the inputs whose timing other processes disturbed, or nothing."""
-    rows = [columns[FLOOR] for columns in inputs(result).values()]
-    lines = [
-        f"  {row.case}, {row.layout}: {row.others:.0%}"
-        for row in rows
-        if row.others is not None and row.others > timing.DISTURBED
-    ]
-    if not lines:
-        return ""
-    return "\n".join(
-        ["WARNING: other processes used the processor meanwhile; do not trust the times of", *lines]
+def machine(record: Record) -> str:
+    """Where, with what and when."""
+    env = record.environment
+    threads = " and ".join(map(str, sorted({row.threads for row in record.rows})))
+    where = f"{env['cpu']} ({env['capability']}), {threads} thread{'s' * (threads != '1')}"
+    where = where if env["device"] == "cpu" else env["device"]
+    return f"{where}, PyTorch {env['torch']}, {env['date'][:10]}, commit {env['commit']}"
+
+
+def fused_of(rows: Iterable[Row]) -> str:
+    """The backend that all others are compared with."""
+    return next((row.what for row in rows if row.over_fused == 1), "native")
+
+
+def timed(rows: Iterable[Row]) -> list[Row]:
+    """The rows with times, without the tiny input."""
+    return [row for row in rows if row.rounds and not row.case.startswith("tiny")]
+
+
+def headline_dtype(record: Record) -> str:
+    """What is trained in on that device."""
+    wanted = "float32" if record.environment["device"] == "cpu" else "bfloat16"
+    return wanted if any(row.dtype == wanted for row in record.rows) else record.rows[0].dtype
+
+
+# ---- layers --------------------------------------------------------------------------------------
+
+
+def ratio_table(rows: Sequence[Row], kinds: Sequence[str], columns: Iterable[str] = ()) -> str:
+    """The fused backend beside its lower bounds, then how many times as long the others take."""
+    fused, spread = fused_of(rows), "spread of the lower bound"
+    bound, share = f"**{fused}** over the lower bound", f"**{fused}**, share of a copy's bandwidth"
+    autograd, cells = f"{bound} with autograd", list[Cell]()
+    ratios: dict[str, list[float]] = {}
+    for row in rows:
+        at, ratio = call_of(row), row.over_fused
+        if row.what == fused:
+            cells += [(bound, at, row.ratio), (share, at, row.copy_fraction)]
+        elif row.what == LOWER_BOUND:
+            cells += [(spread, at, row.spread)]
+        elif row.what == WITH_AUTOGRAD:
+            cells += [(autograd, at, 1 / ratio if ratio else None)]
+        elif row.kind in kinds and ratio:
+            cells += [(f"{row.what} over {fused}", at, ratio)]
+            ratios.setdefault(cells[-1][0], []).append(ratio)
+
+    def text(line: str, values: list[float]) -> str:
+        """Bold, and with the number of inputs, where a baseline is faster than ours."""
+        found, faster = mean_and_range(values, ".1%" if line == spread else ".2f"), 0
+        if line in ratios:
+            faster = sum(value < 1 for value in values)
+        return f"**{found}, {faster} of {len(values)} faster**" if faster else found
+
+    lines = [bound, spread, autograd, share]
+    lines += sorted(ratios, key=lambda line: geometric_mean(ratios[line]))
+    return pivot(cells, text, lines, columns)
+
+
+def bound_table(rows: Sequence[Row]) -> str:
+    """Ratios to the lower bound, an input a line, forward / forward+backward."""
+    spread, cells = "spread of the lower bound", list[Cell]()
+    for row in rows:
+        if row.what == LOWER_BOUND:
+            cells.append((label(row), spread, f"{row.spread:.1%}"))
+        elif row.ratio is not None and row.kind != "other layer":
+            cells.append((label(row), row.what, bold(f"{row.ratio:.2f}", row)))
+    return pivot(cells, lambda _, texts: " / ".join(texts), (), (spread, WITH_AUTOGRAD))
+
+
+def worst(rows: Sequence[Row]) -> str:
+    """Where the fused backend does worst beside the fastest plain formulation."""
+    found = [(r.over_fused, r) for r in rows if r.kind == "plain" and r.over_fused is not None]
+    ratio, row = min(found, key=lambda one: one[0])
+    return (
+        f"Where `{fused_of(rows)}` does worst it takes {1 / ratio:.2f} times as long as the "
+        f"fastest plain formulation ({row.what}; {call_of(row)}, {label(row)})."
     )
 
 
-def full_report(result: Result) -> str:
-    parts = []
-    for mode, title in MODES.items():
+def other_types(rows: Iterable[Row]) -> str:
+    """Forward time of the fused backends over that in float32."""
+    times: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in rows:
+        if call_of(row) == "ppcr forward" and row.kind == "fused":
+            times.setdefault((row.case, row.layout, row.what), {})[row.dtype] = row.median_us
+    found: dict[str, list[float]] = {}
+    for (*_, what), took in times.items():
+        for dtype in took.keys() - {"float32"} if "float32" in took else ():
+            found.setdefault(f"{what} {dtype}", []).append(took[dtype] / took["float32"])
+    means = ", ".join(f"{name} {mean_and_range(found[name])}" for name in sorted(found))
+    return f"Other types, forward time over float32's: {means}." if means else ""
+
+
+def error_table(rows: Iterable[Row]) -> str:
+    """The largest error of each backend and dtype beside its tolerance."""
+    cells: list[Cell] = []
+    for row in rows:
+        if row.kind in ("fused", "reference"):
+            name, limits = f"{row.what}, {row.dtype}", testing.tolerance(getattr(torch, row.dtype))
+            for of, title in (("y", "y"), ("dx", "dx"), ("parameters", "dweight, dbias")):
+                error, limit = getattr(row, f"error_{of}"), getattr(limits, of)
+                cells.append((name, title, None if error is None else (error, limit)))
+            cells.append((name, "within", (not row.within, None)))
+
+    def text(_: str, values: list[tuple[float, float | None]]) -> str:
+        # NaN must show, and max() would lose it
+        error, limit = max(values, key=lambda value: (math.isnan(value[0]), value[0]))
+        if limit is None:
+            return "**NO**" if error else "yes"
+        return f"{error:.1e} (may be {limit:.0e})"
+
+    return pivot(cells, text)
+
+
+def _layers(record: Record) -> list[str]:
+    everything, rows = record.rows, timed(record.rows)
+    parts = [METHOD.format(fused_of(rows), record.settings["rounds"])]
+    for operator, dtype in dict.fromkeys((row.operator, row.dtype) for row in rows):
+        same = [row for row in rows if (row.operator, row.dtype) == (operator, dtype)]
+        if any(row.kind == "plain" for row in same):
+            parts += [f"{operator}, {dtype}:", ratio_table(same, (*BASELINES, "fused"))]
+    parts += [worst(rows)] if any(row.kind == "plain" for row in rows) else []
+    parts += [other_types(rows)]
+    if record.command in ("shapes", "retina"):
+        wide = [row for row in rows if row.dtype == "float32"]
+        parts += ["Time over the lower bound, forward / forward+backward:", bound_table(wide)]
+    parts += ["Largest relative errors against float64:", error_table(everything)]
+    costs, memory, host = list[Cell](), list[Cell](), list[Cell]()
+    for row in everything:
+        name, at = f"{row.operator}, {row.what}", direction_of(row)
+        if row.case.startswith("tiny") and row.kind != "copy":
+            costs.append((name, at, bold(f"{row.median_us:.1f}", row)))
+        elif row.rounds and row.kind in ("fused", "reference", "plain"):
+            if row.peak_bytes is not None and row.dtype == rows[0].dtype:
+                memory.append((name, at, row.peak_bytes / row.tensor_bytes))
+            if row.host_us is not None and row.kind == "fused":
+                host.append(
+                    (f"{name}, {label(row)}", at, f"{row.host_us:.1f} / {row.median_us:.1f}")
+                )
+
+    def mean(_: str, values: list[float]) -> str:
+        return f"{sum(values) / len(values):.2f}"
+
+    bounds = [f"{o}, {WITH_AUTOGRAD}" for o in ("ppcr", "add_relu")]
+    for title, shown, made in (
+        ("What a call costs: microseconds on a tensor of 1x8x2x2.", costs,
+         pivot(costs, lines=[line for line, *_ in costs] + bounds)),
+        ("Peak memory above the inputs, results included, in multiples of x's bytes; means over "
+         "the inputs.", memory, pivot(memory, mean)),
+        ("Microseconds of the host that launches a call / of the device.", host, pivot(host)),
+    ):  # fmt: skip
+        parts += [title, made] if shown else []
+    return [part for part in parts if part]
+
+
+# ---- scaling and whole networks ------------------------------------------------------------------
+
+Series = tuple[str, int, str, str]  # axis, threads, what, direction
+
+
+def series(rows: Iterable[Row]) -> dict[Series, list[tuple[int, float]]]:
+    """``{..: [(size, microseconds), ..]}``, in order of size; without the lower bounds."""
+    found: dict[Series, list[tuple[int, float]]] = {}
+    for row in rows:
+        if row.kind != LOWER_BOUND:
+            point = (size_of(row.case, row.shape, row.levels), row.median_us)
+            found.setdefault((row.case, row.threads, row.what, row.direction), []).append(point)
+    return {key: sorted(points) for key, points in found.items()}
+
+
+def fit(points: Sequence[tuple[int, float]]) -> tuple[float, float, int, int] | None:
+    """Exponent, factor, first and last size of a power law through the largest points."""
+    last = points[-FITTED:]
+    if len(last) < 2:
+        return None
+    sizes, times = np.log(np.array(last, dtype=float)).T
+    exponent, constant = np.polyfit(sizes, times, 1)
+    return float(exponent), float(np.exp(constant)), last[0][0], last[-1][0]
+
+
+def series_name(what: str, threads: int) -> str:
+    return f"{what}, {threads} thread{'s' * (threads > 1)}"
+
+
+def _scaling(record: Record) -> list[str]:
+    lines, faster = [], []
+    for (axis, threads, what, direction), points in series(record.rows).items():
+        found = fit(points)
+        if found and what != "copy":
+            name = f"{series_name(what, threads)}, {words(direction)}"
+            lines.append([name, axis, f"{found[0] + 0.0:.2f}", f"{found[2]} to {found[3]}"])
+    for row in record.rows:
+        if row.kind == "plain" and (row.over_fused or 1) < 1:
+            at = f"{row.case} {size_of(row.case, row.shape, row.levels)}, {direction_of(row)}"
+            faster.append(f"{series_name(row.what, row.threads)}, {at} ({row.over_fused:.2f})")
+    text = (
+        f"Time as a power of one quantity while the others stay, fitted to the largest {FITTED} "
+        f"sizes: 1 is proportional. Faster than `{fused_of(record.rows)}`: "
+        f"{'; '.join(faster) or 'none'}."
+    )
+    return [text, table(["", "of", "exponent", "range"], lines)]
+
+
+def network_table(rows: Iterable[Row]) -> str:
+    cells = [
+        (f"{label(row)}, {row.direction}", row.what,
+         bold(f"{row.ratio:.3f} ({row.ratio_low:.3f} to {row.ratio_high:.3f})", row))
+        for row in rows if row.what != "none"
+    ]  # fmt: skip
+    return pivot(cells, columns=VARIANTS[1:])
+
+
+def _networks(record: Record) -> list[str]:
+    saved = [
+        (label(row), row.what, f"{row.saved_bytes / 2**20:.0f}")
+        for row in record.rows
+        if row.saved_bytes is not None and "compiled" not in row.case
+    ]
+    parts = [f"{record.settings['rounds']} rounds. {NETWORKS}", network_table(record.rows)]
+    memory = "MB that autograd keeps from forward to backward:"
+    return [*parts, memory, pivot(saved, columns=VARIANTS)]
+
+
+# ---- pages ---------------------------------------------------------------------------------------
+
+# By the name of the file: title, section, pictures.
+SECTIONS: dict[str, tuple[str, Callable[[Record], list[str]], Sequence[str]]] = {
+    "operators": ("Operators", _layers, ("operators_roofline", "operators_speedup")),
+    "end_to_end": ("Whole networks", _networks, ("end_to_end",)),
+    "scaling": ("Scaling", _scaling, ("scaling",)),
+    "shapes": ("Eight shapes", _layers, ("shapes",)),
+    "retina": ("A photograph's feature maps", _layers, ("retina",)),
+}
+
+
+def console(record: Record) -> str:
+    return "\n\n".join(SECTIONS[record.command][1](record))
+
+
+def page(folder: Path) -> str:
+    """Everything measured on the device of a folder."""
+    parts = [f"# Measured on {folder.name}", "Written by `make results` from the files beside it."]
+    for stem, (title, section, pictures) in SECTIONS.items():
+        if (folder / f"{stem}.json").is_file():
+            record = read(folder / f"{stem}.json")
+            parts += [f"## {title}", f"{machine(record)}.", *section(record)]
+            parts += [f"![{title}]({name}.png)" for name in pictures]
+    return "\n\n".join(parts) + "\n"
+
+
+def headline(folder: Path) -> str:
+    """The README's few lines on the device of a folder."""
+    parts: list[Any] = []
+    stem = "operators" if (folder / "operators.json").is_file() else "shapes"
+    if (folder / f"{stem}.json").is_file():
+        record = read(folder / f"{stem}.json")
+        dtype, fused = headline_dtype(record), fused_of(record.rows)
+        rows = [row for row in timed(record.rows) if row.dtype == dtype]
+        rows = [row for row in rows if call_of(row) in HEADLINE]
+        columns = [call for call in HEADLINE if call in map(call_of, rows)]
+        count, picture = len({row.case for row in rows}), SECTIONS[stem][2][-1]
         parts += [
-            f"{title}, ratio to the floor (1 is the least any layer can take)",
-            ratio_table(result, mode),
+            f"Time over that of `{fused}`: geometric means over up to {count} shapes in both "
+            f"layouts, with the range; {dtype}, {machine(record)}. {FASTER.format(fused)}",
+            ratio_table(rows, ("plain",), columns),
+            f"![Time, input by input](benchmarks/results/{folder.name}/{picture}.png)",
         ]
-    for mode, title in MODES.items():
-        parts += [f"{title}, milliseconds (medians)", time_table(result, mode)]
-    parts += [
-        "largest errors against float64 (relative L2)",
-        error_table(result),
-        summary_text(result),
-    ]
-    return "\n\n".join(part for part in [*parts, disturbances(result)] if part)
+    if (folder / "end_to_end.json").is_file():
+        record = read(folder / "end_to_end.json")
+        large = [row for row in record.rows if row.operator == "resnet50"] or record.rows
+        parts += [f"Whole networks ({machine(record)}). {NETWORKS}", network_table(large)]
+    return "\n\n".join(parts) or "No measured files yet."

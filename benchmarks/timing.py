@@ -1,4 +1,4 @@
-"""Times calls fairly: all of them in every round, in a new random order, with the compiler kept out."""
+"""Times calls fairly: all of them in every round, in a new random order, without the compiler."""
 
 from __future__ import annotations
 
@@ -7,80 +7,109 @@ import gc
 import math
 import os
 import random
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
-SHORTEST = 1e-3  # seconds that one timing lasts at the least: shorter calls are repeated inside it
 FEWEST = 5  # rounds before a limit in seconds can end the timing
-DISTURBED = (
-    0.05  # share of the processor time, taken by others, beyond which a timing is not to be trusted
-)
+DISTURBED = 0.05  # share of the processor time, taken by others, that spoils a round
 TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds; the kernel counts processor time in these
 
 Key = TypeVar("Key")
+Found = TypeVar("Found")
 
 
 @dataclass
 class Call:
     """Something to time; ``grad`` says whether autograd records.
 
-    ``prepare`` runs before every repetition, outside the time, and what it returns is handed to ``run``.
+    ``prepare`` runs before every repetition, outside the time, and ``run`` is given what it
+    returns. ``warm`` asks for a first run, outside the time, that brings the call's own code and
+    data back into the caches. ``fill`` belongs to :class:`CudaClock`.
     """
 
     run: Callable[..., object]
     grad: bool = False
     prepare: Callable[[], object] | None = None
+    warm: bool = True
     repeats: int = 1
+    fill: float = 1e-4
+
+    def given(self) -> tuple[object, ...]:
+        return () if self.prepare is None else (self.prepare(),)
 
 
-@dataclass
-class Timing:
-    """Seconds per call over all rounds."""
+class Sample(NamedTuple):
+    """Seconds per call, and the host's share of them where the clock tells it apart."""
 
-    median: float
-    low: float  # first quartile
-    high: float  # third quartile
-    others: float | None = None  # share of the processor time that other processes took meanwhile
-    lowest: float = math.nan  # first and last decile
-    highest: float = math.nan
-    rounds: int = 1
+    seconds: float
+    host: float | None = None
 
 
 class HostClock:
-    """Times what the host waits for: calls on the CPU."""
+    """Times what the host waits for; on a CUDA device until the device has finished, too."""
 
-    shortest = SHORTEST
+    shortest = 1e-3  # seconds that a timing lasts at least: shorter calls are repeated in it
+    burst = 1 << 30  # calls between two marks
 
-    def mark(self) -> Any:
-        return time.perf_counter()
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.cuda = device is not None and device.type == "cuda"
 
-    def elapsed(self, marks: list[tuple[Any, Any]]) -> float:
-        return sum(end - begin for begin, end in marks)
+    def measure(self, call: Call, run: Callable[[], object], times: int) -> Sample | None:
+        self._wait()
+        begin = time.perf_counter()
+        for _ in range(times):
+            run()
+        self._wait()
+        return Sample(time.perf_counter() - begin)
+
+    def _wait(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
 
 
 class CudaClock:
-    """Times what a CUDA device does, by events in its current stream."""
+    """Times what a CUDA device does, by events in its current stream, and apart from it the host.
 
-    shortest = (
-        5e-3  # events are coarser, and a longer queue hides the launches as a training step does
-    )
+    An event that meets an idle device fires at once, and the time would be that of the Python code
+    which follows. So the device first sleeps, ``fill`` seconds, until the host has launched
+    everything. Where it woke up before that, nothing is returned and the next sleep is longer.
+    """
 
-    def mark(self) -> Any:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    shortest = 1e-3
+    burst = 8  # so that what is launched during a sleep fits into the driver's queue
+    longest_fill = 0.1  # a call that itself waits for the device is never launched in time
 
-    def elapsed(self, marks: list[tuple[Any, Any]]) -> float:
-        marks[-1][1].synchronize()
-        return sum(begin.elapsed_time(end) for begin, end in marks) / 1e3
+    def __init__(self) -> None:
+        torch.cuda._sleep(1000)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        torch.cuda._sleep(10_000_000)
+        end.record()
+        end.synchronize()
+        self.cycles_per_second = 1e10 / begin.elapsed_time(end)
+
+    def measure(self, call: Call, run: Callable[[], object], times: int) -> Sample | None:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(int(call.fill * self.cycles_per_second))
+        begin.record()
+        start = time.perf_counter()
+        for _ in range(times):
+            run()
+        host = time.perf_counter() - start
+        early = begin.query()
+        end.record()
+        end.synchronize()
+        if early and call.fill < self.longest_fill:
+            call.fill *= 2
+            return None
+        return Sample(begin.elapsed_time(end) / 1e3, host)
 
 
 Clock = HostClock | CudaClock
@@ -93,8 +122,8 @@ def clock(device: torch.device) -> Clock:
 def keep_memory() -> None:
     """Asks glibc not to return freed memory to the system.
 
-    Else a call that follows one with another appetite pays for fresh pages, which costs as much as ``x * 0.5`` itself
-    and hits every column at random. Does nothing where the C library has no ``mallopt``.
+    Otherwise a call that follows one with other sizes pays for fresh pages, which costs as much as
+    ``x * 0.5`` itself and hits columns at random. Does nothing without ``mallopt``.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -118,10 +147,11 @@ def quiet() -> Iterator[None]:
         torch.compiler.set_stance("default")
 
 
-class Others:
-    """The processor time that others took since this object was made: processes, or on a virtual machine its host.
+class OtherLoad:
+    """The processor time that others took since this object was made.
 
-    A single busy one makes every call wait for its time slices, floor included, and all ratios come out near 1.
+    A single busy process, or the host of a virtual machine, makes every call wait for its time
+    slices, the lower bound included, and all ratios come out near 1.
     """
 
     def __init__(self) -> None:
@@ -129,7 +159,7 @@ class Others:
 
     @staticmethod
     def _now() -> tuple[float, float]:
-        """Seconds over all cores: passed, and busy with others. No time passes where there is no /proc/stat."""
+        """Seconds over all cores: passed, and busy with others; zeros without /proc/stat."""
         try:
             line = Path("/proc/stat").read_text().splitlines()[0]
             user, nice, system, idle, iowait, irq, softirq, steal = map(int, line.split()[1:9])
@@ -139,55 +169,50 @@ class Others:
         return (busy + idle + iowait) * TICK, busy * TICK - ours.user - ours.system
 
     def seconds(self) -> tuple[float, float]:
-        """Passed over all cores, and of these taken by others; within some ticks, so that short times can come out negative."""
+        """Seconds over all cores that passed, and those that others took, within some ticks."""
         passed, taken = (end - begin for begin, end in zip(self.start, self._now(), strict=True))
         return passed, taken
 
 
-def _seconds(call: Call, by: Clock) -> float:
-    """One timing. A first call, not counted, brings this column's own code and data back after the other columns."""
-    run, prepare = call.run, call.prepare
-    marks = []
+def sample(call: Call, by: Clock) -> Sample:
+    """One timing of a call."""
     with torch.set_grad_enabled(call.grad):
-        if prepare is None:
-            run()
-            begin = by.mark()
-            for _ in range(call.repeats):
-                run()
-            marks.append((begin, by.mark()))
-        else:
-            run(prepare())
-            for _ in range(call.repeats):
-                given = prepare()
-                begin = by.mark()
-                run(given)
-                marks.append((begin, by.mark()))
-                del given  # or the next preparation would run beside it
-        return by.elapsed(marks) / call.repeats
+        if call.warm:
+            call.run(*call.given())
+        seconds, host, left = 0.0, 0.0, call.repeats
+        while left:
+            times = 1 if call.prepare is not None else min(left, by.burst)
+            # What is given must not outlive its run, or the next preparation would run beside it.
+            found = by.measure(call, partial(call.run, *call.given()), times)
+            if found is not None:
+                seconds, left = seconds + found.seconds, left - times
+                host = math.nan if found.host is None else host + found.host
+    return Sample(seconds / call.repeats, None if math.isnan(host) else host / call.repeats)
 
 
 def rounds_of(
-    calls: Mapping[Key, Callable[[], float]],
+    calls: Mapping[Key, Callable[[], Found]],
     rounds: int,
     *,
     tick: Callable[[], object] = lambda: None,
     limit: float = math.inf,
-) -> tuple[dict[Key, list[float]], float | None]:
-    """What every call returns, seconds, in every round, each in a new random order; and the share of the processor time that others
-    took. ``tick`` is called after every round. No further round begins once ``limit`` seconds have passed, if :data:`FEWEST` are done.
+) -> tuple[dict[Key, list[Found]], float | None]:
+    """What every call returns in every round, and the share of the processor that others took.
 
-    A round during which others took more than :data:`DISTURBED` is measured again, whatever it was found to be; at most ``rounds``
-    are, so that on a busy machine some are kept, and the share tells.
+    Each round has a new random order. ``tick`` is called after every round. No further round begins
+    once ``limit`` seconds have passed, if :data:`FEWEST` are done. A round during which others took
+    more than :data:`DISTURBED` is measured again, whatever it found; at most ``rounds`` are, so
+    that on a busy machine some are kept, and the share tells.
     """
     order, shuffle, spare = list(calls), random.Random(0), rounds
-    kept: dict[Key, list[float]] = {key: [] for key in calls}
+    kept: dict[Key, list[Found]] = {key: [] for key in calls}
     passed = taken = 0.0
     done, begin = 0, time.perf_counter()
     while done < rounds and (done < FEWEST or time.perf_counter() - begin < limit):
-        others = Others()
+        load = OtherLoad()
         shuffle.shuffle(order)
         found = {key: calls[key]() for key in order}
-        seconds, took = others.seconds()
+        seconds, took = load.seconds()
         if spare and took > max(DISTURBED * seconds, 3 * TICK):
             spare -= 1
             continue
@@ -199,39 +224,26 @@ def rounds_of(
 
 
 def interleave(
-    calls: dict[Key, Call],
+    calls: Mapping[Key, Call],
     rounds: int,
     *,
-    tick: Callable[[], object] = lambda: None,
     by: Clock | None = None,
+    tick: Callable[[], object] = lambda: None,
     limit: float = math.inf,
-) -> dict[Key, Timing]:
-    """The timings of all calls, interleaved by :func:`rounds_of`.
+) -> tuple[dict[Key, list[Sample]], float | None]:
+    """The samples of all calls, interleaved by :func:`rounds_of`.
 
     Every call has run (and compiled) before the first round; :func:`quiet` makes sure of it.
     """
     by = by or HostClock()
     for call in calls.values():  # compile, warm up, and find out how often to repeat
         call.repeats = 1
-        _seconds(call, by)
-        once = _seconds(call, by)
+        sample(call, by)
+        once = sample(call, by).seconds
         for _ in range(2):
             if once < by.shortest:
-                once = min(once, _seconds(call, by))
+                once = min(once, sample(call, by).seconds)
         call.repeats = max(1, math.ceil(by.shortest / max(once, 1e-7)))
     with quiet():
-        seconds, share = rounds_of(
-            {key: partial(_seconds, call, by) for key, call in calls.items()},
-            rounds,
-            tick=tick,
-            limit=limit,
-        )
-    return {key: _summary(values, share) for key, values in seconds.items()}
-
-
-def _summary(values: list[float], others: float | None) -> Timing:
-    if len(values) == 1:
-        return Timing(values[0], values[0], values[0], others, values[0], values[0])
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    deciles = statistics.quantiles(values, n=10, method="inclusive")
-    return Timing(median, low, high, others, deciles[0], deciles[-1], len(values))
+        timed = {key: partial(sample, call, by) for key, call in calls.items()}
+        return rounds_of(timed, rounds, tick=tick, limit=limit)

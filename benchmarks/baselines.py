@@ -1,0 +1,239 @@
+"""What is measured: the backends, plain PyTorch, other layers, and the lower bounds of the time."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ppcr_ext
+from ppcr_ext.reference import accumulation_dtype, bins
+
+EPS = 1e-5
+DIRECTIONS = ("forward", "backward", "step")
+LOWER_BOUND = "lower bound"
+WITH_AUTOGRAD = "lower bound with autograd"
+
+# (x, residual or None, parameters) -> y
+Layer = Callable[[Tensor, "Tensor | None", Sequence[Tensor]], Tensor]
+Gate = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One function of ppcr_ext and the bytes that it needs, in (tensors of x's size, gates)."""
+
+    function: str
+    forward: tuple[int, int]
+    backward: tuple[int, int]
+
+    def necessary_bytes(self, direction: str, shape: Sequence[int], dtype: torch.dtype) -> int:
+        """What has to be read and written at least once, without the parameters."""
+        both = tuple(a + b for a, b in zip(self.forward, self.backward, strict=True))
+        counts = {"forward": self.forward, "backward": self.backward, "step": both}
+        tensors, gates = counts[direction]
+        elements = torch.Size(shape).numel()
+        return dtype.itemsize * (tensors * elements + gates * elements // shape[1])
+
+
+# ppcr: read x, write y; read x and gy, write dx. gate: read x, write g; read x and gy, write dx.
+# add_relu: read x and the residual, write y; read x, y and gy, write dx and d_residual.
+OPERATORS = {
+    "ppcr": Operator("ppcr", (2, 0), (3, 0)),
+    "gate": Operator("ppcr_gate", (1, 1), (2, 1)),
+    "add_relu": Operator("ppcr_add_relu", (3, 0), (5, 0)),
+}
+
+
+@dataclass
+class Implementation:
+    """Something that computes an operator, or another layer that is often used in its place.
+
+    ``kind`` is fused, reference, plain (the operator in plain PyTorch) or other layer. ``mode`` is
+    that of torch.compile, None for eager. ``exact`` computes another layer in float64.
+    """
+
+    name: str
+    kind: str
+    layer: Layer
+    parameters: list[Tensor] = field(default_factory=list)
+    mode: str | None = None
+    exact: Layer | None = None
+
+    def compiled(self, mode: str) -> Implementation:
+        short = "compiled" if mode == "default" else f"compiled ({mode})"
+        return replace(self, name=f"{self.name} {short}", mode=mode)
+
+    def program(self) -> Layer:
+        """The layer, compiled if wanted: one program per direction, so that none evicts another."""
+        if self.mode is None:
+            return self.layer
+        return torch.compile(self.layer, mode=self.mode, dynamic=False, fullgraph=True)
+
+
+def backend(
+    operator: str, name: str, parameters: list[Tensor], levels: Sequence[int]
+) -> Implementation:
+    function = getattr(ppcr_ext, OPERATORS[operator].function)
+
+    def layer(x: Tensor, residual: Tensor | None, own: Sequence[Tensor]) -> Tensor:
+        tensors = (x,) if residual is None else (x, residual)
+        return function(*tensors, *own, levels=levels, eps=EPS, backend=name)
+
+    return Implementation(name, "reference" if name == "reference" else "fused", layer, parameters)
+
+
+def plain(
+    operator: str, name: str, parameters: list[Tensor], levels: Sequence[int]
+) -> Implementation:
+    gate_of = GATES[name]
+
+    def layer(x: Tensor, residual: Tensor | None, own: Sequence[Tensor]) -> Tensor:
+        gate = gate_of(x, own[0], own[1], levels)
+        if operator == "gate":
+            return gate
+        return x * gate if residual is None else torch.relu(x * gate + residual)
+
+    return Implementation(name, "plain", layer, parameters)
+
+
+# ---- the operator in plain PyTorch ---------------------------------------------------------------
+# Of a half x the formulations take the means in float32 and go on in it: in float16 the gradient
+# of the normalization would overflow.
+
+
+def _gate(x: Tensor, centred: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The gate, in x's dtype, from the contexts less their mean, ``[N, L, *spatial]``.
+
+    Written for speed: ``torch.var_mean`` would take five times as long on a CPU, and dividing by
+    the deviation after the sum over the contexts saves a pass over them.
+    """
+    variance = (centred * centred).mean(1, keepdim=True)
+    integrated = (centred * weight.view(-1, *[1] * (x.dim() - 2))).sum(1, keepdim=True)
+    return torch.sigmoid(integrated * torch.rsqrt(variance + EPS) + bias).to(x.dtype)
+
+
+def _centre(contexts: list[Tensor]) -> Tensor:
+    joined = torch.cat(contexts, 1)
+    return joined - joined.mean(1, keepdim=True)
+
+
+def level_by_level(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int]) -> Tensor:
+    """The formulas as they stand: one mean over x for every level, so that each reads x."""
+    wide, contexts = accumulation_dtype(x.dtype), []
+    for level in levels:
+        if x.shape[1] % level == 0:
+            contexts.append(x.unflatten(1, (level, -1)).mean(2, dtype=wide))
+        else:
+            edges = bins(x.shape[1], level)
+            contexts += [x[:, begin:end].mean(1, keepdim=True, dtype=wide) for begin, end in edges]
+    return _gate(x, _centre(contexts), weight, bias)
+
+
+def pooled_once(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int]) -> Tensor:
+    """The best formulation: x is read once for the finest bins, which give the coarser ones."""
+    finest = max(levels)
+    if x.shape[1] % finest or any(finest % level for level in levels):
+        raise ValueError(
+            f"pooled_once needs levels that divide the finest one, and channels that this one "
+            f"divides: got levels {tuple(levels)} and {x.shape[1]} channels"
+        )
+    means = x.unflatten(1, (finest, -1)).mean(2, dtype=accumulation_dtype(x.dtype))
+    coarser = [means if k == finest else means.unflatten(1, (k, -1)).mean(2) for k in levels]
+    return _gate(x, _centre(coarser), weight, bias)
+
+
+def as_matmul(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int]) -> Tensor:
+    """Pooling and centring as one matrix product: ``[L, C]`` times every pixel's channels."""
+    matrix = centred_pooling(x.shape[1], tuple(levels), x.dtype, x.device)
+    centred = torch.einsum("lc,ncp->nlp", matrix, x.flatten(2)).unflatten(2, x.shape[2:])
+    return _gate(x, centred, weight, bias)
+
+
+@functools.cache
+def centred_pooling(
+    channels: int, levels: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """``[L, C]``: 1/|bin| where context l holds channel c, less the mean over l."""
+    matrix = torch.zeros(sum(levels), channels, dtype=torch.float64)
+    edges = [edge for level in levels for edge in bins(channels, level)]
+    for row, (begin, end) in zip(matrix, edges, strict=True):
+        row[begin:end] = 1 / (end - begin)
+    return (matrix - matrix.mean(0)).to(device, dtype)
+
+
+GATES: dict[str, Gate] = {
+    "pooled once": pooled_once,
+    "level by level": level_by_level,
+    "matmul": as_matmul,
+}
+
+
+# ---- other layers --------------------------------------------------------------------------------
+
+
+def _layer_norm(x: Tensor, residual: Tensor | None, own: Sequence[Tensor]) -> Tensor:
+    return F.layer_norm(x, x.shape[1:], own[0], own[1])
+
+
+def other_layer(
+    name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> Implementation:
+    """timm's squeeze-and-excitation, efficient channel attention or the spatial gate of CBAM.
+
+    Training mode where autograd records, else evaluation mode. ``F.layer_norm`` is PyTorch's own.
+    """
+    if name == "F.layer_norm":
+        size = tuple(shape[1:])
+        own = [torch.full(size, fill, dtype=dtype, device=device) for fill in (1.0, 0.0)]
+        return Implementation(name, "other layer", _layer_norm, own, exact=_layer_norm)
+    from timm.layers.cbam import SpatialAttn
+    from timm.layers.eca import EcaModule
+    from timm.layers.squeeze_excite import SEModule
+
+    torch.manual_seed(0)
+    channels = {} if name == "CBAM spatial gate" else {"channels": shape[1]}
+    maker: Any = {"SE": SEModule, "ECA": EcaModule, "CBAM spatial gate": SpatialAttn}[name]
+    module = maker(**channels).to(device, dtype)
+
+    def either(module: nn.Module) -> Layer:
+        training, frozen = module.train(), copy.deepcopy(module).eval()
+        return lambda x, residual, own: (training if torch.is_grad_enabled() else frozen)(x)
+
+    layer, exact = either(module), either(copy.deepcopy(module).double())
+    return Implementation(name, "other layer", layer, list(module.parameters()), exact=exact)
+
+
+# ---- lower bounds --------------------------------------------------------------------------------
+
+Bound = Callable[..., tuple[Tensor, ...]]  # (x, gy, residual or None)
+
+# One elementwise call for each pass, with the operator's own number of tensors read and written.
+# The gate has none: no elementwise call reads a tensor and writes a gate.
+BOUNDS: dict[str, dict[str, Bound]] = {
+    "ppcr": {
+        "forward": lambda x, gy, residual: (x * 0.5,),
+        "backward": lambda x, gy, residual: (x + gy,),
+        "step": lambda x, gy, residual: (x * 0.5, x + gy),
+    },
+    "gate": {},
+    "add_relu": {
+        "forward": lambda x, gy, residual: (x + residual,),
+        "backward": lambda x, gy, residual: (x + gy, residual * 0.5),
+        "step": lambda x, gy, residual: (x + residual, x + gy, residual * 0.5),
+    },
+}
+
+
+def with_autograd(bound: Bound, x: Tensor, gy: Tensor, residual: Tensor | None) -> object:
+    """A bound, and in it one run of the autograd engine through an identity that copies nothing."""
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        y = leaf.view_as(leaf)
+    return bound(x, gy, residual), torch.autograd.grad(y, leaf, gy)

@@ -1,0 +1,228 @@
+"""torchvision's ResNets with PPCR, with other attention layers, and without.
+
+PPCR stands after the last normalization of every residual block: *fused* with the addition and the
+ReLU, *unfused*, and in *plain* PyTorch, the best formulation of :mod:`benchmarks.baselines`.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+import ppcr_ext
+from ppcr_ext.testing import LEVELS
+
+from . import baselines, timing
+from .cases import OWN, Case
+from .layers import Prepared
+
+# Relative L2 error of a whole network's loss gradient; see check().
+TOLERANCE = {"float32": 0.02, "bfloat16 autocast": 0.2}
+
+
+def insert_drawn(model: nn.Module, fuse: bool = True) -> nn.Module:
+    """PPCR in every residual block, its weight drawn: with zeros every gate would be equal."""
+    for name in ppcr_ext.insert_ppcr(model, fuse=fuse):
+        nn.init.normal_(model.get_submodule(name).weight, std=0.5)  # type: ignore[arg-type]
+    return model
+
+
+class Plain(nn.Module):
+    """PPCR in plain PyTorch, with the parameters of a :class:`ppcr_ext.PPCR`."""
+
+    def __init__(self, layer: ppcr_ext.PPCR) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.bias is not None
+        return x * baselines.pooled_once(x, self.weight, self.bias, LEVELS)
+
+
+def network(name: str, variant: str) -> nn.Module:
+    """A network with random weights, the same for all variants."""
+    from timm.layers.cbam import CbamModule
+    from timm.layers.squeeze_excite import SEModule
+
+    torch.manual_seed(0)
+    model: nn.Module = getattr(torchvision.models, name)(num_classes=10)
+    if name == "resnet18":  # for small pictures, as usual: no early reduction
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    if variant in OWN:
+        insert_drawn(model, fuse=variant == "PPCR fused")
+    blocks = [block for block in model.modules() if hasattr(block, "downsample")]
+    for block in blocks:
+        if variant == "PPCR plain":
+            block.ppcr = Plain(block.ppcr)  # type: ignore[arg-type]
+        if variant in ("SE", "CBAM"):
+            attention = SEModule if variant == "SE" else CbamModule
+            last = "bn3" if hasattr(block, "bn3") else "bn2"
+            norm = getattr(block, last)
+            setattr(block, last, nn.Sequential(norm, attention(norm.num_features)))
+    return model
+
+
+def loss(model: nn.Module, x: Tensor, target: Tensor, amp: bool) -> Tensor:
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+        return F.cross_entropy(model(x).to(x.dtype), target)
+
+
+def check(models: dict[str, nn.Module], x: Tensor, target: Tensor, dtype: str) -> dict[str, float]:
+    """Relative L2 errors, against float64, of the loss's gradient with respect to the pictures.
+
+    It has passed through every layer twice. Raises AssertionError where one is off: a wrong program
+    is not timed. Rounding grows with depth, and where it takes a value across zero, a ReLU lets its
+    gradient pass or not: with a few pictures one such value is some 1e-3 of the whole, whatever
+    computes it. So float32 is held to 0.02 and bfloat16 to 0.2, or to three times the error that
+    the reference makes in the same precision; a wrong gate, sign or bin changes the gradient by
+    more than half of it.
+    """
+    reference = copy.deepcopy(models["PPCR unfused"])
+    for layer in reference.modules():
+        if isinstance(layer, ppcr_ext.PPCR):
+            layer.backend = "reference"
+
+    def gradient(model: nn.Module, x: Tensor, amp: bool) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(loss(model, x, target, amp), x)[0].double()
+
+    expected = gradient(copy.deepcopy(reference).double(), x.double(), False)
+
+    def error(model: nn.Module) -> float:
+        got = gradient(copy.deepcopy(model), x, dtype != "float32")
+        return float((got - expected).norm() / expected.norm())
+
+    limit = min(0.5, max(TOLERANCE[dtype], 3 * error(reference)))
+    found = {}
+    for name in OWN:
+        found[name] = error(models[name])
+        if not found[name] <= limit:  # no assert: python -O would time it
+            raise AssertionError(f"{name} is off by {found[name]:.2e}, allowed {limit}")
+    return found
+
+
+def saved_bytes(model: nn.Module, x: Tensor, target: Tensor, amp: bool) -> int:
+    """Bytes that autograd keeps from forward to backward, without parameters and pictures."""
+    known = {t.untyped_storage().data_ptr() for t in (x, *model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+    alive = []  # a freed storage's address could come back
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss(model, x, target, amp)
+    return sum(kept.values())
+
+
+class Program:
+    """Training step (forward, loss, backward, SGD) and inference of one network."""
+
+    def __init__(self, model: nn.Module, case: Case, x: Tensor, target: Tensor) -> None:
+        self.model, self.x, self.target, self.amp = model, x, target, case.dtype != "float32"
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+        self.forward = torch.compile(model, dynamic=False) if case.modes else model
+
+    def step(self) -> None:
+        self.model.train()
+        loss(self.forward, self.x, self.target, self.amp).backward()  # type: ignore[arg-type]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def inference(self) -> None:
+        self.model.eval()
+        with torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.amp):
+            self.forward(self.x)
+
+
+def prepare(case: Case, device: torch.device, first: bool, order: list[str]) -> Prepared:
+    """All variants of a network, made anew; checked the first time."""
+    torch.compiler.reset()
+    torch.set_num_threads(case.threads)
+    generator = torch.Generator().manual_seed(1)
+    images, amp = case.shape[0], case.dtype != "float32"
+    form = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
+    x = torch.randn(case.shape, generator=generator).to(device, memory_format=form)
+    target = torch.arange(images, device=device) % 10
+    models = {}
+    for name in order:
+        models[name] = network(case.operator, name).to(device)
+        models[name] = models[name].to(memory_format=form)
+    few, errors = slice(0, min(images, 16)), dict[str, float]()
+    if first and set(OWN) <= set(models):
+        errors = check(models, x[few], target[few], case.dtype)
+    made = Prepared(timing.HostClock(device), "none")
+    for name, model in models.items():
+        program = Program(model, case, x, target)
+        made.calls[name, "step"] = timing.Call(program.step, grad=True, warm=False)
+        made.calls[name, "inference"] = timing.Call(program.inference, warm=False)
+        about: dict[str, Any] = {"kind": "network", "error_dx": errors.get(name)}
+        made.about[name, "step"], made.about[name, "inference"] = dict(about), about
+        if first:
+            made.about[name, "step"]["saved_bytes"] = saved_bytes(model, x, target, amp)
+        if first and device.type == "cuda":
+            program.step()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            program.step()
+            peak = torch.cuda.max_memory_allocated() - before
+            made.about[name, "step"]["peak_bytes"] = peak
+    return made
+
+
+# ---- feature maps of a photograph ----------------------------------------------------------------
+
+
+def retina_batch(size: int = 224) -> Tensor:
+    """``[8, 3, size, size]``: scikit-image's fundus photograph, in four flips and four crops."""
+    import skimage.data
+
+    photograph = torch.from_numpy(skimage.data.retina()).permute(2, 0, 1)[None].float() / 255
+    side, crop = photograph.shape[-1], photograph.shape[-1] * 2 // 3
+    corners = [(top, left) for top in (0, side - crop) for left in (0, side - crop)]
+    views = [photograph.flip(dims) for dims in ((), (2,), (3,), (2, 3))]
+    views += [photograph[..., top : top + crop, left : left + crop] for top, left in corners]
+    options: dict[str, Any] = {"size": (size, size), "mode": "bilinear", "antialias": True}
+    batch = torch.cat([F.interpolate(view, **options) for view in views])
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (batch - mean.view(3, 1, 1)) / std.view(3, 1, 1)  # ImageNet's, as usual
+
+
+def retina_inputs() -> dict[str, tuple[Tensor, ...]]:
+    """x, grad, weight and bias of the last PPCR layer of each stage, in a step of a ResNet-50.
+
+    x is that layer's real input and grad the real gradient of its output, scaled to a mean square
+    of one.
+    """
+    torch.manual_seed(0)
+    model = insert_drawn(torchvision.models.resnet50()).train()
+    seen: dict[str, tuple[Tensor, ...]] = {}
+
+    def listen(stage: str, layer: ppcr_ext.PPCR) -> None:
+        def keep(_: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+            y.retain_grad()  # of the layer alone: where a hook is, the block adds by itself
+            assert layer.bias is not None
+            seen[stage] = (inputs[0], y, layer.weight, layer.bias)
+
+        layer.register_forward_hook(keep)
+
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        listen(stage, getattr(model, stage)[-1].ppcr)
+    batch = retina_batch()
+    loss(model, batch, torch.arange(len(batch)), False).backward()
+
+    found = {}
+    for stage, (x, y, *parameters) in seen.items():
+        assert y.grad is not None
+        grad = y.grad / y.grad.square().mean().sqrt()
+        found[stage] = tuple(t.detach().contiguous() for t in (x, grad, *parameters))
+    return found

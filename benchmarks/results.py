@@ -1,0 +1,315 @@
+"""What a run leaves behind: rows, their files, where they were measured, and comparisons."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .baselines import LOWER_BOUND
+from .cases import PLACE, Place, name_of
+
+NOISE = 0.10  # medians that differ by no more than this are the same
+RULE = (
+    f"slower: the quartiles of the two runs do not overlap and the median grew by more than "
+    f"{NOISE:.0%}, both in time and in time over that of the copy measured in the same rounds"
+)
+# Of two environments whose rows may stand in one file.
+SAME = ("commit", "device", "cpu", "cores", "capability", "torch", "ppcr_ext")
+
+
+@dataclass
+class Row:
+    """One implementation in one direction on one case, in microseconds per call."""
+
+    suite: str
+    operator: str
+    case: str
+    shape: list[int]
+    layout: str
+    dtype: str
+    threads: int
+    levels: list[int]
+    direction: str
+    what: str
+    kind: str  # fused, reference, plain, other layer, lower bound, copy, network
+    median_us: float
+    low_us: float  # quartiles
+    high_us: float
+    lowest_us: float | None = None  # deciles
+    highest_us: float | None = None
+    rounds: int = 0  # 0: only its errors are known
+    # To the lower bound, or to the network without attention, within each round: the median over
+    # the rounds, and its 95 % confidence interval.
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    over_fused: float | None = None  # the time over that of our fused backend
+    host_us: float | None = None  # what the host spends to launch the call, where that is apart
+    necessary_bytes: int | None = None  # see baselines.Operator
+    gb_per_s: float | None = None
+    copy_fraction: float | None = None  # of the bandwidth of a copy of x, timed in the same rounds
+    peak_bytes: int | None = None  # allocated above the inputs, the results included
+    saved_bytes: int | None = None  # that autograd keeps for backward, in whole networks
+    error_y: float | None = None
+    error_dx: float | None = None
+    error_parameters: float | None = None
+    within: bool = True  # the errors, their limits
+    other_load: float | None = None  # see timing.OtherLoad
+
+    @property
+    def place(self) -> Place:
+        values = (getattr(self, name) for name in PLACE)
+        return tuple(tuple(v) if isinstance(v, list) else v for v in values)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """The bytes of x."""
+        return torch.Size(self.shape).numel() * getattr(torch, self.dtype).itemsize
+
+    @property
+    def spread(self) -> float:
+        """The quartiles' distance as share of the median."""
+        return (self.high_us - self.low_us) / self.median_us
+
+
+def derived(rows: list[Row]) -> list[Row]:
+    """The rows with those ratios that follow from the other rows of their case."""
+
+    def time(row: Row) -> float:  # networks are compared within each round
+        return row.ratio if row.kind == "network" and row.ratio is not None else row.median_us
+
+    timed = [row for row in rows if row.rounds and row.kind != "copy"]
+    bounds = {(*r.place, r.direction): time(r) for r in timed if r.what == LOWER_BOUND}
+    ours = [row for row in timed if row.kind == "fused" or row.what == "PPCR fused"]
+    fused = {(*row.place, row.direction): time(row) for row in reversed(ours)}  # the first one
+    for row in timed:
+        at = (*row.place, row.direction)
+        row.over_fused = time(row) / fused[at] if at in fused else None
+        if row.ratio is None and at in bounds:
+            row.ratio = time(row) / bounds[at]
+    return rows
+
+
+@dataclass
+class Record:
+    """Everything a suite measured, as its JSON file has it."""
+
+    command: str
+    environment: dict[str, Any]
+    settings: dict[str, Any]
+    complete: bool = False
+    rows: list[Row] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+    def write(self, where: Path) -> list[Path]:
+        """``where``.json and ``where``.csv; returns them."""
+        where.parent.mkdir(parents=True, exist_ok=True)
+        table, everything = where.with_suffix(".csv"), where.with_suffix(".json")
+        new = where.with_suffix(".json.new")  # an interruption leaves the old file or the new one
+        new.write_text(json.dumps(rounded(asdict(self)), indent=1) + "\n")
+        new.replace(everything)
+        with table.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [f.name for f in fields(Row)])
+            writer.writeheader()
+            for row in self.rows:
+                words = {"shape": name_of(row.shape), "levels": "-".join(map(str, row.levels))}
+                writer.writerow(rounded(asdict(row) | words))
+        return [table, everything]
+
+
+def rounded(value: Any) -> Any:
+    """Five significant digits: more would be noise."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return value
+
+
+def read(path: Path) -> Record:
+    """What :meth:`Record.write` wrote, now or in an older form; ValueError for something else."""
+    try:
+        content = json.loads(path.read_text())
+        environment, settings = content["environment"], content.get("settings", {})
+        environment.setdefault("device", "cpu")
+        settings = settings | {k: content[k] for k in ("rounds",) if k in content}
+        rows = derived([Row(**row) for row in _translated(content, path.stem)])
+        complete, skipped = content.get("complete", True), content.get("skipped", [])
+        command = content["command"].replace("-", "_")
+        return Record(command, environment, settings, complete, rows, skipped)
+    except (OSError, AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a file of these benchmarks: {error!r}") from error
+
+
+# ---- older forms ---------------------------------------------------------------------------------
+
+KINDS = {"floor": LOWER_BOUND, "neighbour": "other layer", "reference": "reference"}
+
+
+def _translated(content: dict[str, Any], suite: str) -> Iterable[dict[str, Any]]:
+    """Rows of today's columns. Before, layers, operators and networks had columns of their own."""
+    common: dict[str, Any] = {"suite": suite, "operator": "ppcr", "levels": [1, 2, 4], "rounds": 1}
+    common["threads"] = content["environment"]["threads"]
+    known = {f.name for f in fields(Row)}
+    for old in content["rows"]:
+        row = {name: value for name, value in old.items() if name in known}
+        row |= {"other_load": old.get("others", old.get("other_load"))}
+        row["kind"] = KINDS.get(old.get("kind"), old.get("kind", "network"))
+        if "variant" in old:
+            yield common | row | _network(old)
+        elif "column" in old:
+            yield from (common | row | timed for timed in _layer(old))
+        else:
+            yield row | {"what": KINDS.get(old["what"], old["what"])}
+    for old in content.get("errors", ()):  # those of half types stood apart from the times
+        if old["dtype"] != "float32":
+            yield common | {
+                **{name: old[name] for name in ("case", "layout", "dtype")},
+                **{f"error_{name}": value for name, value in old["errors"].items()},
+                **dict.fromkeys(("median_us", "low_us", "high_us"), math.nan),
+                **{"direction": "step", "shape": [1, 1], "rounds": 0, "within": old["ok"]},
+                **{"what": old["backend"], "kind": KINDS.get(old["backend"], "fused")},
+            }
+
+
+def _network(old: dict[str, Any]) -> dict[str, Any]:
+    shape = [old["images"], 3, old["side"], old["side"]]
+    times = {"median_us": "ms", "low_us": "ms_low", "high_us": "ms_high"}
+    return {key: old[name] * 1e3 for key, name in times.items()} | {
+        "operator": old["network"],
+        "case": f"{old['network']} {name_of(shape)}" + ", compiled" * old["compiled"],
+        "shape": shape,
+        "dtype": "bfloat16 autocast" if old["amp"] else "float32",
+        "direction": old["mode"],
+        "what": old["variant"],
+        "error_dx": old["error"],
+    }
+
+
+def _layer(old: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    name = old["column"].removesuffix(f" {old['dtype']}")
+    kind = "reference" if name == "reference" else KINDS.get(old["kind"], old["kind"])
+    for direction in ("forward", "step"):
+        if old[f"{direction}_ms"] is not None:
+            times = {"median_us": "ms", "low_us": "low_ms", "high_us": "high_ms"}
+            times = {key: old[f"{direction}_{mark}"] * 1e3 for key, mark in times.items()}
+            what = {"what": KINDS.get(name, name), "kind": kind, "direction": direction}
+            ratio = old[f"{direction}_ratio"] if old["dtype"] == "float32" else None
+            yield times | what | {"ratio": ratio}
+
+
+# ---- where a run was made ------------------------------------------------------------------------
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Where and with what a run is made."""
+    cuda = device.type == "cuda"
+    affinity = getattr(os, "sched_getaffinity", None)
+    found = {}
+    for package in ("timm", "torchvision", "numpy", "triton", "ppcr_ext"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found | {
+        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "cuda": torch.version.cuda if cuda else None,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "cpu": _cpu_model(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _commit() -> str:
+    """The working tree's commit, with ``+`` where files other than measured ones differ from it."""
+    try:
+        measured = (":(top,exclude)benchmarks/results", ":(top,exclude)README.md")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", *measured)
+        return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*args: str) -> str:
+    command, root = ["git", *args], Path(__file__).parent
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+# ---- comparison ----------------------------------------------------------------------------------
+
+
+def timings(record: Record) -> dict[Place, tuple[Row, float]]:
+    """The rows by place, what and direction, each with the time that its machine is judged by.
+
+    That is the copy's; in whole networks the one without attention, in older files of layers the
+    lower bound. Copies and lower bounds are not judged.
+    """
+    bases: dict[Place, float] = {}
+    for base in (LOWER_BOUND, "none", "copy"):  # the last that there is
+        bases |= {row.place: row.median_us for row in record.rows if row.what == base}
+    return {
+        (*row.place, row.what, row.direction): (row, bases[row.place])
+        for row in record.rows
+        if row.rounds and row.place in bases and row.kind not in ("copy", LOWER_BOUND)
+    }
+
+
+def slower(old: tuple[Row, float], new: tuple[Row, float]) -> bool:
+    """By :data:`RULE`: a slower machine slows the copy too, and a disturbed copy changes alone."""
+    (a, then), (b, now) = old, new
+    return all(
+        b.low_us / y > a.high_us / x and b.median_us / y > (1 + NOISE) * a.median_us / x
+        for x, y in ((1, 1), (then, now))
+    )
+
+
+def compare(old: Record, new: Record) -> tuple[str, list[Place]]:
+    """(a report, the keys of what got slower)."""
+    lines = []
+    for name in ("device", "cpu", "capability", "cores", "torch"):
+        then, now = old.environment.get(name), new.environment.get(name)
+        if then != now:
+            lines.append(f"another {name}: {then} then, {now} now")
+    before, after = timings(old), timings(new)
+    both = [key for key in after if key in before]
+    growth = {key: after[key][0].median_us / before[key][0].median_us for key in both}
+    found = [key for key in both if slower(before[key], after[key])]
+    faster = [key for key in both if slower(after[key], before[key])]
+    for key in sorted(found, key=lambda key: -growth[key]):
+        words = ", ".join(name_of(p) if isinstance(p, tuple) else str(p) for p in key)
+        then, now = (of[key][0].median_us for of in (before, after))
+        lines.append(f"slower: {words}: {then:.1f} us then, {now:.1f} us now ({growth[key]:.2f}x)")
+    lines.append(
+        f"compared {len(both)} timings with commit {old.environment.get('commit')}: "
+        f"{len(found)} slower, {len(faster)} faster; {len(after) - len(both)} only now, "
+        f"{len(before) - len(both)} only then ({RULE})"
+    )
+    return "\n".join(lines), found

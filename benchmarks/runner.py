@@ -1,0 +1,231 @@
+"""Runs a suite: progress, files after every case, interruption, resumption, and comparison."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import binom  # type: ignore[import-untyped]
+from tqdm import tqdm
+
+from . import layers, pictures, report, timing
+from .cases import Case
+from .layers import Key, Prepared
+from .results import SAME, Record, Row, compare, derived, environment, read, rounded
+
+INTERRUPTED = 130  # exit status, as a shell has it
+ROUNDS_PER_NETWORK = 5  # see batches()
+# Seconds, about, that only the progress bar asks for: of the two programs of one compiled
+# implementation, and of inputs, float64 and memory.
+COMPILING, CHECKING = 9.0, 1.5
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, and the bounds of its 95 % confidence interval, for any distribution of the values.
+
+    They are order statistics. With fewer than six values the bounds are the whole range, whose
+    confidence is smaller.
+    """
+    ordered, n = sorted(values), len(values)
+    rank = max(1, int(binom.ppf(0.025, n, 0.5)))
+    return statistics.median(ordered), ordered[rank - 1], ordered[n - rank]
+
+
+def batches(case: Case, rounds: int) -> list[int]:
+    """The rounds of each set of calls.
+
+    Where its memory happens to be makes a network some percent faster or slower than its twin, for
+    as long as it lives; so networks are made anew every few rounds, unless that would compile them
+    again. The inputs of a layer rotate instead.
+    """
+    anew = case.variants and not case.modes
+    count = math.ceil(rounds / ROUNDS_PER_NETWORK) if anew else 1
+    return [(rounds + i) // count for i in range(count)]
+
+
+def prepare(
+    case: Case, backends: Sequence[str], device: torch.device, first: bool, shuffle: random.Random
+) -> Prepared:
+    if not case.variants:
+        return layers.prepare(case, backends, device)
+    from . import networks  # with torchvision and timm, which layers do not need
+
+    order = shuffle.sample(case.variants, len(case.variants))
+    return networks.prepare(case, device, first, order)
+
+
+def measure(
+    case: Case,
+    backends: Sequence[str],
+    device: torch.device,
+    rounds: int,
+    limit: float | None = None,
+    tick: Callable[[], object] = lambda: None,
+    preparing: Callable[..., Prepared] = prepare,
+) -> tuple[list[Row], list[dict[str, str]]]:
+    """The rows of one case, and what could not take part.
+
+    No timing lasts longer than ``limit`` seconds once timing.FEWEST rounds are done.
+    """
+    samples: dict[Key, list[timing.Sample]] = {}
+    first, loads, shuffle = None, list[float](), random.Random(0)
+    for count in batches(case, rounds):
+        made = preparing(case, backends, device, first is None, shuffle)
+        most = math.inf if limit is None else limit
+        found, load = timing.interleave(made.calls, count, by=made.by, tick=tick, limit=most)
+        made.finish()
+        for key, values in found.items():
+            samples.setdefault(key, []).extend(values)
+        loads += [] if load is None else [load]
+        made.calls.clear()
+        first = first or made
+        gc.collect()
+    assert first is not None
+    share = statistics.fmean(loads) if loads else None
+    rows = [
+        _row(
+            case,
+            key,
+            values,
+            samples.get((first.base, key[1])),
+            other_load=share,
+            **first.about[key],
+        )
+        for key, values in samples.items()
+    ]
+    copied = [row.gb_per_s for row in rows if row.kind == "copy"]
+    for row in rows:
+        if copied and copied[0] and row.gb_per_s is not None:
+            row.copy_fraction = row.gb_per_s / copied[0]
+    return derived(rows), first.skipped
+
+
+def _row(
+    case: Case,
+    key: Key,
+    samples: list[timing.Sample],
+    bound: list[timing.Sample] | None,
+    **about: Any,
+) -> Row:
+    what, direction = key
+    times = [sample.seconds * 1e6 for sample in samples]
+    host = [sample.host * 1e6 for sample in samples if sample.host is not None]
+    lowest, low, median, high, highest = map(float, np.quantile(times, (0.1, 0.25, 0.5, 0.75, 0.9)))
+    row = Row(
+        case.suite, case.operator, case.case, list(case.shape), case.layout, case.dtype,
+        case.threads, list(case.levels), direction, what, median_us=median, low_us=low,
+        high_us=high, lowest_us=lowest, highest_us=highest, rounds=len(times),
+        host_us=statistics.median(host) if host else None, **about,
+    )  # fmt: skip
+    if bound is not None and what != "copy":
+        ratios = [one.seconds / other.seconds for one, other in zip(samples, bound, strict=True)]
+        row.ratio, row.ratio_low, row.ratio_high = median_interval(ratios)
+    if row.necessary_bytes is not None:
+        row.gb_per_s = row.necessary_bytes / row.median_us / 1e3
+    return row
+
+
+def resume(record: Record, path: Path) -> str:
+    """Takes over the rows of an earlier run where they may stand beside new ones; says so."""
+    if not path.is_file():
+        return f"nothing to resume: no {path}"
+    old, commit = read(path), record.environment["commit"]
+    if commit == "unknown" or commit.endswith("+"):
+        return (
+            "not resumed: the working tree differs from its commit, and what was measured with it"
+        )
+    differing = [name for name in SAME if old.environment.get(name) != record.environment[name]]
+    if differing or old.settings != rounded(record.settings):
+        return f"not resumed: other {', '.join(differing) or 'settings'} than those of {path}"
+    record.rows, record.skipped = old.rows, old.skipped
+    return f"resumed {len(old.rows)} rows of {path}"
+
+
+def seconds_of(case: Case, limit: float | None) -> float:
+    """About what a case takes, for the progress bar."""
+    programs = (len(case.variants) or len(case.compiled)) * len(case.modes)
+    return (limit or 30.0) * 1.5 + CHECKING + COMPILING * programs
+
+
+def run(
+    suite: str,
+    cases: Sequence[Case],
+    device: torch.device,
+    out: Path,
+    settings: dict[str, Any],
+    *,
+    resuming: bool = False,
+    against: Path | None = None,
+    measuring: Callable[..., tuple[list[Row], list[dict[str, str]]]] = measure,
+) -> int:
+    """Measures all cases into ``out``/``suite``.*.
+
+    Returns 0, 1 (an error too large, or slower than ``against``) or 130 (interrupted).
+    """
+    begin, where = time.perf_counter(), out / suite
+    older = read(against) if against is not None else None  # before anything is overwritten
+    rounds, limit = settings["rounds"], settings.get("seconds_per_case")
+    timing.keep_memory()
+    backends, reasons = layers.usable_backends(device)
+    record = Record(suite, environment(device), settings)
+    env = record.environment
+    print(f"{env['device']}, {env['cpu']} ({env['capability']}), torch {env['torch']}")
+    print(f"backends: {', '.join(backends)}")
+    print("".join(f"  {name}: {reason}\n" for name, reason in reasons.items()), end="")
+    if resuming:
+        print(resume(record, where.with_suffix(".json")))
+    done = {row.place for row in record.rows}
+    left = [case for case in cases if case.place not in done]
+    total = math.ceil(sum(seconds_of(case, limit) for case in left))
+    form = "{l_bar}{bar}| {elapsed}, {remaining} left{postfix}"
+    try:
+        with tqdm(total=total, bar_format=form, smoothing=0, file=sys.stderr) as bar:
+            for case in left:
+                bar.set_description(str(case))
+                count = iter(range(1, rounds + 1))
+
+                def tick(count: Any = count, bar: Any = bar) -> None:
+                    bar.set_postfix_str(f"round {next(count)} of {rounds}")
+
+                rows, skipped = measuring(case, backends, device, rounds, limit, tick)
+                record.rows += rows
+                record.skipped += skipped
+                bar.update(seconds_of(case, limit))
+                record.write(where)
+        record.complete = True
+    except KeyboardInterrupt:
+        print("INTERRUPTED, incomplete: what was measured is kept")
+    written = record.write(where)
+    if record.rows:
+        written += pictures.draw(record, out)
+        print(report.console(record))
+    seconds = time.perf_counter() - begin
+    print(f"wrote {', '.join(map(str, written))} in {seconds:.0f} s")
+    return _judge(record, older) or (0 if record.complete else INTERRUPTED)
+
+
+def _judge(record: Record, older: Record | None) -> int:
+    """Prints what was skipped, what is wrong and what got slower."""
+    for one in {(s["what"], s["reason"]): s for s in record.skipped}.values():
+        print(f"skipped {one['what']} ({one['case']} and the like): {one['reason']}")
+    disturbed = [row for row in record.rows if (row.other_load or 0) > timing.DISTURBED]
+    for row in {row.place: row for row in disturbed}.values():
+        where = f"{row.operator} {report.label(row)}: {row.other_load:.0%}"
+        print(f"WARNING: other processes used the processor; do not trust the times of {where}")
+    wrong = [row for row in record.rows if not row.within]
+    for row in wrong:
+        where = f"{row.what}, {row.operator} {row.direction}, {row.case}, {row.layout}, {row.dtype}"
+        errors = f"y {row.error_y}, dx {row.error_dx}, dweight and dbias {row.error_parameters}"
+        print(f"error above tolerance: {where}: {errors}")
+    text, slower = compare(older, record) if older is not None else ("", [])
+    print(text, end="\n" * bool(text))
+    return 1 if wrong or slower else 0
