@@ -7,9 +7,9 @@ import gc
 import pytest
 import torch
 from cases import Case, check_results, make_case
+from cuda_host import hooks
 
 import ppcr_ext
-from cuda_host import hooks
 from ppcr_ext import testing
 
 OPS = torch.ops.ppcr_ext

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from cuda_host import hooks, plugin
 from emulated import (
     LEVELS_EPS,
     OPS,
@@ -20,7 +21,6 @@ from emulated import (
 )
 
 import ppcr_ext
-from cuda_host import hooks, plugin
 from ppcr_ext import testing
 
 
@@ -312,9 +312,9 @@ def test_refused_launch_in_a_capture():
     direct(c)
     torch.cuda.synchronize()
     hooks.plant("cudaLaunchKernelExC", hooks.INVALID_CONFIGURATION, 2)
-    with pytest.raises(RuntimeError, match="cudaErrorInvalidConfiguration"):
-        with torch.cuda.graph(torch.cuda.CUDAGraph()):
-            direct(c)
+    refused = pytest.raises(RuntimeError, match="cudaErrorInvalidConfiguration")
+    with refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
+        direct(c)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y, _ = direct(c)

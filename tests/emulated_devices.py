@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cuda_host import hooks
 from emulated import (
     LEVELS_EPS,
     OPS,
@@ -17,7 +18,6 @@ from emulated import (
 )
 
 import ppcr_ext
-from cuda_host import hooks
 from ppcr_ext import _native
 
 LARGE, SMALL, UNKNOWN = (torch.device("cuda", index) for index in range(3))
@@ -119,7 +119,7 @@ def test_one_device_without_code():
     assert "TORCH_CUDA_ARCH_LIST=8.0" in states[2]
     assert "native" in ppcr_ext.available_backends()
     c = case(device=UNKNOWN)
-    with pytest.raises(RuntimeError, match="compute capability 8.0"):
+    with pytest.raises(RuntimeError, match=r"compute capability 8\.0"):
         ppcr_ext.ppcr(c.x, c.weight, c.bias, backend="native")
     with pytest.raises(RuntimeError, match="holds no kernels for this device"):
         OPS.ppcr(c.x, c.weight, c.bias, *LEVELS_EPS)
@@ -133,7 +133,7 @@ def test_automatic_choice_per_device():
     check_forward(ppcr_ext.ppcr(good.x, good.weight, good.bias), good)
     assert len(hooks.launches()) == 1
     layer = ppcr_ext.PPCR(64, device=UNKNOWN)
-    with torch.no_grad(), pytest.warns(RuntimeWarning, match="compute capability 8.0"):
+    with torch.no_grad(), pytest.warns(RuntimeWarning, match=r"compute capability 8\.0"):
         y = ppcr_ext.ppcr(bad.x, bad.weight, bad.bias, backend=None)
     check_forward(y, bad)
     assert layer.weight.device == UNKNOWN

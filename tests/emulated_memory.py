@@ -9,6 +9,7 @@ import ctypes
 
 import pytest
 import torch
+from cuda_host import hooks
 from emulated import (
     _fresh,  # noqa: F401  a fixture
     both_layouts,
@@ -17,7 +18,6 @@ from emulated import (
     every_operator,
 )
 
-from cuda_host import hooks
 from ppcr_ext import testing
 
 

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from cuda_host import build
+
 from ppcr_ext._build import cuda
 
 pytestmark = pytest.mark.full
-TESTS = Path(__file__).parent
 WITHOUT_CACHE = {"CUDA_HOST_GUARD": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 # Files of tests, the devices that they see, more settings, and what they may skip.
 RUNS = {
@@ -37,17 +36,15 @@ def folder():
     reason = cuda.why_not(torch.version.cuda)
     if reason:
         pytest.skip(f"the CUDA library cannot be built here: {reason}")
-    return build.package(build.library())
+    return build.checkout(build.library())
 
 
-def run(folder: Path, name: str, shard: str = "0/1", *more: str) -> str:
+def run(folder: Path, name: str, shard: str = "0/1") -> str:
     """The output of pytest in a process that sees the emulated devices."""
     (file, *options), devices, settings, _ = RUNS[name]
     plugins = ["-p", "cuda_host.plugin", "-p", "shard", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", f"--rootdir={TESTS.parent}"]
     result = subprocess.run(
-        [*command, "-c", str(TESTS.parent / "pyproject.toml"), *plugins, str(TESTS / file)]
-        + [*options, *more],
+        [sys.executable, "-m", "pytest", "-q", "--tb=short", *plugins, f"tests/{file}", *options],
         cwd=folder,
         env=build.environment(devices, PPCR_SHARD=shard, **settings),
         capture_output=True,

@@ -58,7 +58,9 @@ def compiler(*arguments: str) -> None:
 def compile_sources(sources: Iterable[Path], *flags: str) -> list[str]:
     objects = [BUILD / f"{source.name}.o" for source in sources]
     for source, target in zip(sources, objects, strict=True):
-        compiler(*FLAGS, *flags, "-isystem", str(cuda_headers()), "-c", str(source), "-o", str(target))
+        compiler(
+            *FLAGS, *flags, "-isystem", str(cuda_headers()), "-c", str(source), "-o", str(target)
+        )
     return [str(target) for target in objects]
 
 
@@ -159,22 +161,26 @@ def library() -> Path:
     return output
 
 
-def package(cuda_library: Path, folder: Path = BUILD / "package") -> Path:
-    """A folder to run in: the package of this checkout, with that CUDA library beside it."""
-    copy = folder / "ppcr_ext"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(ROOT / "ppcr_ext", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(cuda_library, copy / "_cuda.abi3.so")
+def checkout(cuda_library: Path, folder: Path = BUILD / "checkout") -> Path:
+    """A copy of what runs on a GPU, its package with that CUDA library."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ignored = shutil.ignore_patterns("__pycache__", "results")
+    for part in ("ppcr_ext", "tests", "tools", "benchmarks", "csrc"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+        shutil.copytree(ROOT / part, folder / part, ignore=ignored)
+    for part in ("pyproject.toml", "setup.py", "README.md"):
+        shutil.copy(ROOT / part, folder)
+    shutil.copy(cuda_library, folder / "ppcr_ext" / "_cuda.abi3.so")
     return folder
 
 
 def environment(devices: str = "9.0 9.0", **settings: str) -> dict[str, str]:
-    """Of a process with these emulated devices; runtime/devices.cpp says what may be in them."""
+    """Of a process in a checkout, with these devices; runtime/devices.cpp says what they can be."""
     folder = build()
     (runtime,) = folder.glob("libcudart.so.[0-9][0-9]")
     return {
         **os.environ,
-        "PYTHONPATH": str(HERE.parent),
+        "PYTHONPATH": "tests",
         "LD_PRELOAD": f"{runtime}:{folder / 'libcuda.so.1'}",
         "CUDA_HOST_KERNELS": str(folder / "libkernels.so"),
         "CUDA_HOST_DEVICES": devices,
@@ -183,4 +189,8 @@ def environment(devices: str = "9.0 9.0", **settings: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    print(build(), package(library()))
+    copy = checkout(library())
+    if sys.argv[1:]:  # devices, such as "9.0 9.0", and a command to run on them
+        os.chdir(copy)
+        os.execvpe(sys.argv[2], sys.argv[2:], environment(sys.argv[1]))
+    print(copy)

@@ -69,4 +69,6 @@ def stream_number(stream: torch.cuda.Stream) -> int:
 def kernels() -> tuple[int, str]:
     """How many kernels of ours are registered, and the names of those without fibers."""
     missing = ctypes.create_string_buffer(1 << 20)
-    return runtime.cuda_host_kernels_of(b"ppcr::cuda", missing, len(missing)), missing.value.decode()
+    return runtime.cuda_host_kernels_of(
+        b"ppcr::cuda", missing, len(missing)
+    ), missing.value.decode()

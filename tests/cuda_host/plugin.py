@@ -15,16 +15,16 @@ import torch
 from torch.utils._pytree import tree_map
 
 # What allocates, makes views, or looks at a tensor without reading its elements.
-OWN = set(
-    "empty empty_strided as_strided view _reshape_alias unfold set_ resize_ record_stream is_pinned"
-    " _pin_memory is_set_to alias view_as_real view_as_complex _efficientzerotensor resize_as_"
-    " _local_scalar_dense".split()
-)
+OWN = {
+    *("empty", "empty_strided", "as_strided", "view", "_reshape_alias", "unfold", "set_"),
+    *("resize_", "resize_as_", "record_stream", "is_pinned", "_pin_memory", "is_set_to", "alias"),
+    *("view_as_real", "view_as_complex", "_efficientzerotensor", "_local_scalar_dense"),
+}
 # Composites without a CUDA kernel of their own, which would choose cuDNN or cuBLAS.
-COMPOSITES = set(
-    "convolution_overrideable convolution convolution_backward"
-    " native_batch_norm native_batch_norm_backward".split()
-)
+COMPOSITES = {
+    *("convolution_overrideable", "convolution", "convolution_backward"),
+    *("native_batch_norm", "native_batch_norm_backward"),
+}
 runtime = ctypes.CDLL("libcudart.so.13")
 calls: Counter[str] = Counter()  # of operators of PyTorch
 _library: torch.library.Library | None = None
@@ -123,7 +123,6 @@ def install() -> None:
     global _library
     if _library is not None:
         return
-    torch.cuda.init()
     torch.backends.cudnn.enabled = False
     registered = torch._C._dispatch_get_registrations_for_dispatch_key
     on_cpu = {name.removeprefix("aten::") for name in registered("CPU")}
