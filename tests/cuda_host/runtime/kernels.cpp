@@ -37,7 +37,7 @@ struct Registrar : KernelVisitor {
     const auto found = names.find(reinterpret_cast<uintptr_t>(kernel));
     if (found == names.end()) return;
     const auto on_fibers = [kernel, run](const cuda_host::FiberLaunch& launch,
-                                                      const void* argument) -> const char* {
+                                         const void* argument) -> const char* {
       thread_local std::string error;
       cuda_on_cpu::Configuration configuration;
       configuration.blocks = launch.blocks;
@@ -94,8 +94,9 @@ extern "C" __attribute__((visibility("default"))) void cuda_host_kernels(cuda_ho
     Workload workload;
     workload.channels = 12;
     workload.pooling = &pooling;
-    for (const auto operation : {Operation::kPpcr, Operation::kGate, Operation::kAddRelu})
-      for (const auto pass : {Pass::kForward, Pass::kBackward}) {
+    for (const auto operation :
+         {ppcr::Operation::kPpcr, ppcr::Operation::kGate, ppcr::Operation::kAddRelu})
+      for (const auto pass : {ppcr::Pass::kForward, ppcr::Pass::kBackward}) {
         workload.operation = operation;
         workload.pass = pass;
         for_every_plan([&](const Plan& plan) {

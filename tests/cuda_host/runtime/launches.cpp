@@ -77,9 +77,10 @@ const FiberKernel* fiber_kernel(State& s, const std::string& name) {
     if (library == nullptr) std::fprintf(stderr, "cuda_host: no kernels: %s\n", dlerror());
     void* const all = library == nullptr ? nullptr : dlsym(library, "cuda_host_kernels");
     if (all != nullptr)
-      reinterpret_cast<void (*)(AddKernel)>(all)([](const std::string& mangled, const auto& kernel) {
-        state().kernels[readable(mangled.c_str())] = kernel;
-      });
+      reinterpret_cast<void (*)(AddKernel)>(all)(
+          [](const std::string& mangled, const auto& kernel) {
+            state().kernels[readable(mangled.c_str())] = kernel;
+          });
   }
   const auto found = s.kernels.find(name);
   return found == s.kernels.end() ? nullptr : &found->second;

@@ -97,7 +97,7 @@ struct State {
   std::map<std::string, FiberKernel> kernels;
   std::map<std::string, std::map<int, cudaError_t>> planted;  // function -> call -> error
   std::map<std::string, int> calls;
-  unsigned long long numbers = 0;  // of streams and graphs
+  unsigned long long numbers = 0;    // of streams and graphs
   cudaError_t sticky = cudaSuccess;  // a kernel that failed makes its context unusable
   std::string log;
   // Allocations end at a page that faults, are filled with NaN, and what was written between their
@@ -129,12 +129,12 @@ const Allocation* allocation_at(State& s, const void* address);
 // Null, or which allocation was written beyond its end.
 std::string overrun(State& s);
 
-// Begins every function of the runtime: takes the lock, counts, and returns an error that a test has
-// planted here or that an earlier kernel has left.
-#define ENTER(name)                                                                         \
-  using namespace cuda_host;                                                                \
-  State& s = state();                                                                       \
-  const std::lock_guard<std::recursive_mutex> lock(s.mutex);                                \
+// Begins every function of the runtime: takes the lock, counts, and returns an error that a test
+// has planted here or that an earlier kernel has left.
+#define ENTER(name)                                          \
+  using namespace cuda_host;                                 \
+  State& s = state();                                        \
+  const std::lock_guard<std::recursive_mutex> lock(s.mutex); \
   if (const cudaError_t early = enter(s, name); early != cudaSuccess) return result(early)
 cudaError_t enter(State& s, const char* function);
 

@@ -38,7 +38,8 @@ cudaError_t submit(State& s, cudaStream_t handle, Work work) {
   const cudaStream_t legacy = s.legacy[stream->device].get();
   if (stream->waits_for_legacy()) drain(s, legacy);
   if (stream == legacy) {
-    if (std::any_of(s.captures.begin(), s.captures.end(), [](const auto& g) { return !g->invalid; }))
+    if (std::any_of(s.captures.begin(), s.captures.end(),
+                    [](const auto& g) { return !g->invalid; }))
       for (const cudaStream_t other : s.streams)
         if (other->capture && other->waits_for_legacy())
           return forbidden_in_capture(s, "work on the legacy stream");
@@ -220,9 +221,9 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t handle, cudaStreamCaptureStatu
   const cudaStream_t stream = stream_of(s, handle);
   if (stream == nullptr) return result(cudaErrorInvalidResourceHandle);
   const std::shared_ptr<Graph>& capture = stream->capture;
-  *status = !capture            ? cudaStreamCaptureStatusNone
+  *status = !capture           ? cudaStreamCaptureStatusNone
             : capture->invalid ? cudaStreamCaptureStatusInvalidated
-                                : cudaStreamCaptureStatusActive;
+                               : cudaStreamCaptureStatusActive;
   if (id != nullptr && capture) *id = capture->id;
   if (graph != nullptr) *graph = nullptr;
   if (dependencies != nullptr) *dependencies = nullptr;

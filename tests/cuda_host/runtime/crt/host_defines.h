@@ -1,5 +1,5 @@
-// What the headers of the CUDA runtime take from the toolkit's file of this name, for g++. The wheel
-// that PyTorch brings along lacks it.
+// What the headers of the CUDA runtime take from the toolkit's file of this name, for g++. The
+// wheel that PyTorch brings along lacks it.
 #pragma once
 #define __host__
 #define __device__
