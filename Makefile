@@ -35,9 +35,12 @@ PACKAGED := build/.packaged
 .PHONY: help setup bench bench-full results test test-slow test-property test-minimal test-abi \
     test-versions package sanitize mutate cuda cuda-report gpu lock lint format clean
 
+# A target's "##" puts it into the list of users, "#@" into that of maintainers.
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
-	@echo
+	@echo "for users"
+	@sed -nE 's/^([a-z-]+):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@echo "for maintainers"
+	@sed -nE 's/^([a-z-]+):.*#@ /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 	@echo "variables: PYTHON=python3.12  TORCH=2.13.0  BENCH_ARGS='shapes --rounds 50'  PYTEST_ARGS='-k gate'"
 
 setup: $(BUILT)  ## .venv with the pinned packages, and ppcr_ext installed in place
@@ -68,25 +71,25 @@ bench-full: $(BUILT)  ## operators, scaling and whole networks; BENCH_ARGS=--qui
 	$(BIN)/python -m benchmarks scaling $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks end-to-end $(BENCH_ARGS)
 
-results: $(BUILT)  ## take what was measured from results/ into benchmarks/results/ and write its tables into the README
+results: $(BUILT)  #@ take what was measured from results/ into benchmarks/results/ and write its tables into the README
 	$(BIN)/python -m benchmarks.render --take results
 
 test: $(BUILT)  ## all tests but the slow ones
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-slow: $(BUILT)  ## what takes minutes: exhaustive sweeps
+test-slow: $(BUILT)  #@ what takes minutes: exhaustive sweeps
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
-test-property: $(BUILT)  ## thousands of random inputs, drawn anew, against float64
+test-property: $(BUILT)  #@ thousands of random inputs, drawn anew, against float64
 	PPCR_HYPOTHESIS=nightly $(BIN)/python -m pytest tests/test_properties.py $(PYTEST_ARGS)
 
-sanitize: $(BUILT)  ## CPU kernels, and CUDA kernels on the CPU, under AddressSanitizer, UBSan and ThreadSanitizer
+sanitize: $(BUILT)  #@ CPU kernels, and CUDA kernels on the CPU, under AddressSanitizer, UBSan and ThreadSanitizer
 	$(BIN)/python tools/sanitize.py
 
-mutate: $(BUILT)  ## plants faults in the kernels one at a time: do the tests see them? MUTANTS=sample for a few
+mutate: $(BUILT)  #@ plants faults in the kernels one at a time: do the tests see them? MUTANTS=sample for a few
 	$(BIN)/python tools/mutate.py $(MUTANTS)
 
-package: $(PACKAGED)  ## sdist and wheel in dist/: contents, metadata, types, and installed as a user would
+package: $(PACKAGED)  #@ sdist and wheel in dist/: contents, metadata, types, and installed as a user would
 
 $(PACKAGED): $(BUILT) $(MINIMAL)/.installed $(PACKAGE) tools/check_package.py
 	$(BIN)/python tools/check_package.py $(MINIMAL)/bin/python
@@ -94,18 +97,18 @@ $(PACKAGED): $(BUILT) $(MINIMAL)/.installed $(PACKAGE) tools/check_package.py
 
 # The package is installed, from a copy, into a venv of its own: two versions of PyTorch never share a build folder,
 # and the tests run where the source tree cannot be imported by accident.
-test-minimal: $(MINIMAL)/.package  ## the core tests with a CPU-only PyTorch, without Triton
+test-minimal: $(MINIMAL)/.package  #@ the core tests with a CPU-only PyTorch, without Triton
 	cd tests && ../$(MINIMAL)/bin/python -c "import ppcr_ext; assert '$(MINIMAL)' in ppcr_ext.__file__, ppcr_ext.__file__"
 	cd tests && ../$(MINIMAL)/bin/python -m pytest --import-mode=importlib -m "not full and not gpu and not slow" $(PYTEST_ARGS)
 
-test-abi: $(PACKAGED)  ## the wheel of the pinned PyTorch, with another, CPU-only
+test-abi: $(PACKAGED)  #@ the wheel of the pinned PyTorch, with another, CPU-only
 	rm -rf $(ABI)
 	$(MINIMAL)/bin/python $(PIP_INSTALL) --no-deps --no-index --target $(ABI) dist/*.whl
 	cd tests && PYTHONPATH=../$(ABI) ../$(MINIMAL)/bin/python -c "import ppcr_ext; assert '$(ABI)' in ppcr_ext.__file__, ppcr_ext.__file__"
 	cd tests && PYTHONPATH=../$(ABI) ../$(MINIMAL)/bin/python -m pytest --import-mode=importlib -m "not full" \
 	    test_definition.py test_pytorch.py test_edges.py $(PYTEST_ARGS)
 
-test-versions: $(PACKAGED)  ## every promised PyTorch, 5 GB each; VERSIONS='--cells oldest'
+test-versions: $(PACKAGED)  #@ every promised PyTorch, 5 GB each; VERSIONS='--cells oldest'
 	$(BIN)/python tools/test_versions.py $(VERSIONS)
 
 $(MINIMAL)/.installed: requirements/minimal.txt
@@ -124,7 +127,7 @@ $(MINIMAL)/.package: $(MINIMAL)/.installed $(PACKAGE)
 cuda: $(BUILT)  ## the CUDA library, built with nvcc; CUDA_ARGS='--arch 9.0' for one architecture
 	$(BIN)/python tools/cuda_build.py $(CUDA_ARGS)
 
-cuda-report: $(BUILT)  ## docs/cuda_kernels.md, docs/triton_kernels.md: registers, spills, access widths of every kernel
+cuda-report: $(BUILT)  #@ docs/cuda_kernels.md, docs/triton_kernels.md: registers, spills, access widths of every kernel
 	$(BIN)/python tools/cuda_report.py
 
 gpu:  ## on a machine with a GPU: build, GPU tests, sanitizers, benchmark; files go to results/gpu
@@ -132,17 +135,18 @@ gpu:  ## on a machine with a GPU: build, GPU tests, sanitizers, benchmark; files
 
 LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" --quiet
 
-lock:  ## requirements/*.txt from requirements/*.in, with hashes; LOCK_ARGS=--upgrade for newer versions
+lock:  #@ requirements/*.txt from requirements/*.in, with hashes; LOCK_ARGS=--upgrade for newer versions
 	$(LOCK) $(LOCK_ARGS) requirements/torch.in requirements/dev.in -o requirements/dev.txt
 	$(LOCK) $(LOCK_ARGS) requirements/minimal.in -o requirements/minimal.txt
 
-lint: $(BUILT)  ## ruff, clang-format, mypy
+lint: $(BUILT)  #@ ruff, clang-format, mypy, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-format: $(BUILT)  ## rewrite the sources as lint wants them
+format: $(BUILT)  #@ rewrite the sources as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)

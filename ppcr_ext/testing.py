@@ -14,6 +14,7 @@ Results are dicts of tensors: ``y``, ``dx``, ``dweight``, and where they exist `
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -63,9 +64,13 @@ class Errors:
     def __str__(self) -> str:
         return f"y {self.y:.1e}, dx {self.dx:.1e}, dweight and dbias {self.parameters:.1e}"
 
+    def share_of(self, limits: Errors) -> float:
+        """The largest ratio of an error to its limit. It is NaN where an error is."""
+        return _largest(self.y / limits.y, self.dx / limits.dx, self.parameters / limits.parameters)
+
     def within(self, limits: Errors) -> bool:
         """Whether no error exceeds its limit. An error that is NaN does."""
-        return self.y <= limits.y and self.dx <= limits.dx and self.parameters <= limits.parameters
+        return self.share_of(limits) <= 1
 
 
 _TOLERANCES = {
@@ -226,16 +231,16 @@ class Truth:
     def errors(self, results: Mapping[str, Tensor]) -> Errors:
         """The errors of results, which may lack some of the parameters' gradients."""
         found = {name: self.error(name, got) for name, got in results.items()}
-        return Errors(
-            found["y"],
-            _largest(found, "dx", "dresidual"),
-            _largest(found, "dweight", "dbias"),
-        )
+
+        def largest(*names: str) -> float:
+            return _largest(*(found[name] for name in names if name in found))
+
+        return Errors(found["y"], largest("dx", "dresidual"), largest("dweight", "dbias"))
 
 
-def _largest(errors: dict[str, float], *names: str) -> float:
-    """The largest of those that exist, NaN where one of them is."""
-    return float(torch.tensor([0.0, *(errors[n] for n in names if n in errors)]).double().amax())
+def _largest(*values: float) -> float:
+    """NaN where one of them is."""
+    return math.nan if any(map(math.isnan, values)) else max(values, default=0.0)
 
 
 def relative(got: Tensor, exact: Tensor, scale: Tensor | None = None) -> float:

@@ -213,7 +213,7 @@ def test_architectures(nvcc_12, monkeypatch):
 def test_architectures_of_what_is_there(nvcc_12, monkeypatch):
     """Without a word of the user, the visible devices'; none of them newer than the compiler."""
     devices = [(8, 6), (9, 0), (8, 6)]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(devices))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: devices[index])
     assert str(recipe.architectures(nvcc_12)) == "sm_86 sm_90"

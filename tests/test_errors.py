@@ -1,4 +1,4 @@
-"""Bad input: the error's type and its words, from the Python functions and from direct calls of the operators."""
+"""Bad input: the error's type and its words, from the Python functions and from the operators."""
 
 import math
 
@@ -8,123 +8,206 @@ import torch
 
 import ppcr_ext
 from ppcr_ext import PPCR, ppcr, ppcr_add_relu, ppcr_gate
+from ppcr_ext._operators import OPERATORS
 
 X = torch.randn(2, 8, 3)
 W = torch.randn(7)
 B = torch.randn(1)
+WIDE = torch.randn(1, 99)  # of many channels
 NESTED = torch.nested.nested_tensor([torch.randn(8, 3), torch.randn(8, 5)])
 JAGGED = torch.nested.nested_tensor([torch.randn(8, 3), torch.randn(5, 3)], layout=torch.jagged)
 NUMPY = [np.int8, np.int64, np.uint8, np.float16, np.float32, np.float64]
 META = torch.empty(7, device="meta")
 
+FUNCTIONS = {
+    "ppcr": ("x", "weight", "bias"),
+    "ppcr_gate": ("x", "weight", "bias"),
+    "ppcr_add_relu": ("x", "residual", "weight", "bias"),
+}
+BACKWARD = {
+    "ppcr_backward": ("grad", "x", "weight", "bias"),
+    "ppcr_gate_backward": ("gate_grad", "x", "weight", "bias"),
+    "ppcr_add_relu_backward": ("grad", "x", "y", "weight", "bias"),
+}
 
-@pytest.mark.parametrize(
-    ("arguments", "options", "error", "words"),
-    [
-        (("x", W, B), {}, TypeError, r"x must be a Tensor, got str"),
-        (
-            (X.int(), W, B),
-            {},
-            TypeError,
-            r"x must be float32, float16, bfloat16 or float64, got torch.int32",
-        ),
-        ((X.to(torch.complex64), W, B), {}, TypeError, r"x must be float32.*got torch.complex64"),
-        ((X[0, 0], W, B), {}, ValueError, r"x must have shape \[N, C, \*spatial\], got \[3\]"),
-        ((X, [1.0] * 7, B), {}, TypeError, r"weight must be a Tensor, got list"),
-        (
-            (X, W[:6], B),
-            {},
-            ValueError,
-            r"weight must have shape \[7\] \(one per context: the sum of levels\), got \[6\]",
-        ),
-        ((X, W[None], B), {}, ValueError, r"weight must have shape \[7\].*got \[1, 7\]"),
-        ((X, W.double(), B), {}, TypeError, r"weight must be torch.float32 .*got torch.float64"),
-        ((X.double(), W, B.double()), {}, TypeError, r"must be torch.float64 .*got torch.float32"),
-        (
-            (X.half(), W.bfloat16(), B),
-            {},
-            TypeError,
-            r"weight must be torch.float32 or torch.float16 where x is .*got torch.bfloat16",
-        ),
-        ((X, W.bfloat16(), B), {}, TypeError, r"x.to\(torch.bfloat16\), or weight .*float32\)"),
-        ((X, W, B.int()), {}, TypeError, r"convert bias \(.*\) with .to\(torch.float32\)"),
-        ((NESTED, W, B), {}, TypeError, r"x must not be a nested tensor: pass its parts"),
-        ((JAGGED, W, B), {}, TypeError, r"x must not be a nested tensor"),
-        ((X.to_sparse(), W, B), {}, TypeError, r"x must be dense, got .* x.to_dense\(\)"),
-        ((X, W.to_sparse(), B), {}, TypeError, r"weight must be dense, got the layout"),
-        ((X, NESTED, B), {}, TypeError, r"weight must not be a nested tensor"),
-        ((X, W, NESTED), {}, TypeError, r"bias must not be a nested tensor"),
-        ((X, META, B), {}, ValueError, r"weight must be on x's device cpu, got meta"),
-        ((X, W, 0.5), {}, TypeError, r"bias must be a Tensor or None, got float"),
-        ((X, W, torch.ones(2)), {}, ValueError, r"bias must have shape \[1\], got \[2\]"),
-        ((X, W, torch.tensor(0.5)), {}, ValueError, r"bias must have shape \[1\], got \[\]"),
-        ((X, W, B.int()), {}, TypeError, r"bias must be torch.float32 .*got torch.int32"),
-        (
-            (X, W, torch.ones(1, device="meta")),
-            {},
-            ValueError,
-            r"bias must be on x's device cpu, got meta",
-        ),
-        ((X, W, B), {"levels": ()}, ValueError, r"levels must not be empty"),
-        ((X, W, B), {"levels": (1, 2.0, 4)}, TypeError, r"levels must be ints, got \(1, 2.0, 4\)"),
-        ((X, W, B), {"levels": (True, 2, 4)}, TypeError, r"levels must be ints"),
-        (
-            (X, W, B),
-            {"levels": 7},
-            TypeError,
-            r"levels must be a sequence of ints such as \(1, 2, 4\), got 7",
-        ),
-        ((X, W, B), {"levels": "124"}, TypeError, r"levels must be a sequence of ints"),
-        (
-            (X, W, B),
-            {"levels": (0, 2, 5)},
-            ValueError,
-            r"levels must lie between 1 and the 8 channels of x, got \(0, 2, 5\)",
-        ),
-        (
-            (X, W, B),
-            {"levels": (-1, 8)},
-            ValueError,
-            r"levels must lie between 1 and the 8 channels",
-        ),
-        (
-            (X, W, B),
-            {"levels": (1, 9)},
-            ValueError,
-            r"levels must lie between 1 and the 8 channels of x, got \(1, 9\)",
-        ),
-        ((X[:, :0], W, B), {}, ValueError, r"levels must lie between 1 and the 0 channels of x"),
-        ((X, W[:1], B), {"levels": (1,)}, ValueError, r"levels need at least 2 contexts"),
-        ((X, W, B), {"eps": 0.0}, ValueError, r"eps must be positive and finite, got 0.0"),
-        ((X, W, B), {"eps": -1e-5}, ValueError, r"eps must be positive and finite"),
-        ((X, W, B), {"eps": math.nan}, ValueError, r"eps must be positive and finite, got nan"),
-        ((X, W, B), {"eps": math.inf}, ValueError, r"eps must be positive and finite, got inf"),
-        ((X, W, B), {"eps": "small"}, TypeError, r"eps must be a float, got 'small'"),
-        (
-            (X, W, B),
-            {"backend": "fast"},
-            ValueError,
-            r"backend must be one of .*native.*or None, got 'fast'",
-        ),
-    ],
-)
-@pytest.mark.parametrize("name", ["ppcr", "ppcr_gate", "ppcr_add_relu"])
-def test_functions(name, arguments, options, error, words):
-    if name == "ppcr_add_relu":
-        arguments = (arguments[0], arguments[0], *arguments[1:])
+
+def call(function, names, changed, in_order):
+    """Calls with good arguments, but for those that are changed; like x are those of its shape."""
+    x = changed.get("x", X)
+    good = {"x": x, "weight": W, "bias": B, "residual": x, "grad": x, "y": x}
+    good["gate_grad"] = x[:, :1] if in_order and x.dim() > 1 else None
+    rest = {"levels": (1, 2, 4), "eps": 1e-5, **changed}
+    tensors = [changed.get(name, good[name]) for name in names]
+    if in_order:
+        return function(*tensors, list(rest["levels"]), rest["eps"])
+    return function(*tensors, **{key: rest[key] for key in rest if key not in (*names, *good)})
+
+
+# What is changed; type and words of the error of the functions, and of Triton's operators, which
+# check the same way (None: they take it); the words of the compiled operators, whose errors are all
+# RuntimeError (None: such a value cannot be handed to an operator).
+FLOATS = "x must be float32, float16, bfloat16 or float64"
+LIST = "levels must be a sequence of ints"
+BETWEEN = r"levels must lie between 1 and the 8 channels of x, got "
+WRONG = [
+    ({"x": "x"}, TypeError, "x must be a Tensor, got str", None),
+    (
+        {"x": X.int()},
+        TypeError,
+        f"{FLOATS}, got torch.int32",
+        "x must be float32, float64, float16 or bfloat16, got Int",
+    ),
+    ({"x": X.cfloat()}, TypeError, f"{FLOATS}, got torch.complex64", "x must be float32.* got Com"),
+    ({"x": X[0, 0]}, ValueError, *[r"x must have shape \[N, C, \*spatial\], got \[3\]"] * 2),
+    ({"x": torch.randn(())}, ValueError, *[r"x must have shape .* got \[\]"] * 2),
+    ({"x": X[:, :0]}, ValueError, "between 1 and the 0 channels", "x must have at least 1 channel"),
+    ({"x": NESTED}, TypeError, "x must not be a nested tensor: pass its parts", None),
+    ({"x": JAGGED}, TypeError, "x must not be a nested tensor", None),
+    ({"x": X.to_sparse()}, TypeError, r"x must be dense, got .* x.to_dense\(\)", None),
+    ({"weight": [1.0] * 7}, TypeError, "weight must be a Tensor, got list", None),
+    (
+        {"weight": W[:6]},
+        ValueError,
+        r"weight must have shape \[7\] \(one per context: the sum of levels\), got \[6\]",
+        r"weight must have shape \[7\], got \[6\]",
+    ),
+    ({"weight": W[None]}, ValueError, *[r"weight must have shape \[7\].*, got \[1, 7\]"] * 2),
+    (
+        {"weight": W.double()},
+        TypeError,
+        "weight must be torch.float32 .*got torch.float64",
+        r"weight must be float32 or x's dtype \(float64 for a float64 x\), got Double",
+    ),
+    ({"weight": W.int()}, TypeError, "weight must be .*got torch.int32", "weight must.* got Int"),
+    (
+        {"x": X.double(), "bias": None},
+        TypeError,
+        "weight must be torch.float64 .*got torch.float32",
+        "weight must be float32 or x's dtype .* got Float",
+    ),
+    (
+        {"x": X.half(), "weight": W.bfloat16()},
+        TypeError,
+        "weight must be torch.float32 or torch.float16 where x is .*got torch.bfloat16",
+        "weight must be float32 or x's dtype .*got BFloat16",
+    ),
+    (
+        {"weight": W.bfloat16()},
+        TypeError,
+        r"x.to\(torch.bfloat16\), or weight .*float32\)",
+        "weight must be float32 or x's dtype",
+    ),
+    ({"weight": W.to_sparse()}, TypeError, "weight must be dense, got the layout", None),
+    ({"weight": NESTED}, TypeError, "weight must not be a nested tensor", None),
+    ({"weight": META}, ValueError, "weight must be on x's device cpu, got meta", None),
+    ({"bias": NESTED}, TypeError, "bias must not be a nested tensor", None),
+    ({"bias": 0.5}, TypeError, "bias must be a Tensor or None, got float", None),
+    ({"bias": torch.ones(2)}, ValueError, *[r"bias must have shape \[1\], got \[2\]"] * 2),
+    ({"bias": torch.tensor(0.5)}, ValueError, *[r"bias must have shape \[1\], got \[\]"] * 2),
+    (
+        {"bias": B.int()},
+        TypeError,
+        r"bias must be torch.float32 .*got torch.int32; convert bias .* with .to\(torch.float32\)",
+        "bias must be float32 .* got Int",
+    ),
+    ({"bias": META[:1]}, ValueError, "bias must be on x's device cpu, got meta", None),
+    ({"levels": ()}, ValueError, *["levels must not be empty"] * 2),
+    ({"levels": (1, 2.0, 4)}, TypeError, r"levels must be ints, got \(1, 2.0, 4\)", None),
+    ({"levels": (True, 2, 4)}, TypeError, "levels must be ints", None),
+    ({"levels": 7}, TypeError, rf"{LIST} such as \(1, 2, 4\), got 7", None),
+    ({"levels": "124"}, TypeError, LIST, None),
+    ({"levels": (0, 2, 5)}, ValueError, rf"{BETWEEN}\(0, 2, 5\)", "levels must be at least 1"),
+    ({"levels": (-1, 8)}, ValueError, BETWEEN, "levels must be at least 1"),
+    (
+        {"levels": (1, 9)},
+        ValueError,
+        rf"{BETWEEN}\(1, 9\)",
+        "levels must not exceed the number of channels",
+    ),
+    ({"levels": (1,), "weight": W[:1]}, ValueError, *["levels need at least 2 contexts"] * 2),
+    ({"x": WIDE, "levels": (65,), "weight": WIDE[0, :65]}, None, None, "more than 64 contexts"),
+    (
+        {"x": WIDE, "levels": (60, 60), "weight": torch.randn(120)},
+        None,
+        None,
+        "more than 64 contexts",
+    ),
+    ({"eps": 0.0}, ValueError, *["eps must be positive and finite, got 0"] * 2),
+    ({"eps": -1e-5}, ValueError, *["eps must be positive and finite, got -1e-05"] * 2),
+    ({"eps": math.nan}, ValueError, *["eps must be positive and finite, got nan"] * 2),
+    ({"eps": math.inf}, ValueError, *["eps must be positive and finite, got inf"] * 2),
+    ({"eps": "small"}, TypeError, "eps must be a float, got 'small'", None),
+    ({"backend": "fast"}, ValueError, "backend must be one of .*native.*or None, got 'fast'", None),
+]
+# Arguments in x's shape. The words of Triton's operators, then those of the compiled ones.
+SHAPE = r"\[2, 8, 3\], got \[1, 8, 3\]"
+WRONG_MAPS = [
+    *(
+        row
+        for name in ("residual", "grad", "y")
+        for row in (
+            ({name: X[:1]}, ValueError, f"{name} must have .*{SHAPE}", f"{name} must .*{SHAPE}"),
+            ({name: X[:, :4]}, ValueError, f"{name} must have", f"{name} must have x's shape"),
+            ({name: X[..., None]}, ValueError, f"{name} must have", f"{name} must have x's shape"),
+            (
+                {name: X.half()},
+                TypeError,
+                f"{name} must have x's dtype torch.float32, got torch.float16",
+                f"{name} must have x's dtype Float, got Half",
+            ),
+            ({name: META.expand(2, 8, 7)[..., :3]}, ValueError, f"{name} must be on x's de", None),
+        )
+    ),
+    (
+        {"gate_grad": X},
+        ValueError,
+        r"grad must have shape \[2, 1, 3\], got \[2, 8, 3\]",
+        r"grad must have the gate's shape \[N, 1, \*spatial\] of x \[2, 8, 3\], got \[2, 8, 3\]",
+    ),
+    ({"gate_grad": X[:, :1].double()}, TypeError, *["grad must have x's dtype"] * 2),
+]
+
+
+def rows(signatures):
+    """Every row with every function that has the arguments that are changed."""
+    for name, names in signatures.items():
+        for number, (changed, error, words, own) in enumerate([*WRONG, *WRONG_MAPS]):
+            if changed.keys() <= {*names, "levels", "eps", "backend"}:
+                what = " ".join(changed)
+                yield pytest.param(name, changed, error, words, own, id=f"{name}-{number} {what}")
+
+
+@pytest.mark.parametrize(("name", "changed", "error", "words", "own"), rows(FUNCTIONS))
+def test_functions(name, changed, error, words, own):
+    if error is None:  # the reference takes it
+        call(getattr(ppcr_ext, name), FUNCTIONS[name], changed, in_order=False)
+        return
     with pytest.raises(error, match=words):
-        getattr(ppcr_ext, name)(*arguments, **options)
+        call(getattr(ppcr_ext, name), FUNCTIONS[name], changed, in_order=False)
+
+
+IN_ORDER = [row for row in rows(FUNCTIONS | BACKWARD) if row.values[-1] is not None]
+
+
+@pytest.mark.parametrize(("name", "changed", "error", "words", "own"), IN_ORDER)
+def test_operators_called_directly(name, changed, error, words, own):
+    """No kernel reads what does not fit. Triton's operators say so even where Triton is missing."""
+    names = (FUNCTIONS | BACKWARD)[name]
+    with pytest.raises(RuntimeError, match=own):
+        call(OPERATORS[name].native(), names, changed, in_order=True)
+    if error is None:
+        error, words = RuntimeError, "at most 64 contexts"
+    with pytest.raises(error, match=words):
+        call(OPERATORS[name].triton(), names, changed, in_order=True)
 
 
 @pytest.mark.parametrize(
     ("residual", "error", "words"),
     [
-        (None, TypeError, r"residual must be a Tensor, got NoneType"),
+        (None, TypeError, "residual must be a Tensor, got NoneType"),
+        (NESTED, TypeError, "residual must not be a nested tensor"),
+        (X.to_sparse(), TypeError, "residual must be dense"),
         (X[:1], ValueError, r"residual must have x's shape \[2, 8, 3\], got \[1, 8, 3\]"),
-        (NESTED, TypeError, r"residual must not be a nested tensor"),
-        (X.to_sparse(), TypeError, r"residual must be dense"),
-        (X.half(), TypeError, r"residual must have x's dtype torch.float32, got torch.float16"),
-        (X.to("meta"), ValueError, r"residual must be on x's device cpu, got meta"),
     ],
 )
 def test_residual(residual, error, words):
@@ -200,119 +283,23 @@ class TestNamedBackends:
         assert all(ppcr_ext.backends().values())
 
 
-OPERATORS = torch.ops.ppcr_ext
-L = [1, 2, 4]
-
-
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (
-            lambda: OPERATORS.ppcr(X.int(), W, B, L, 1e-5),
-            "x must be float32, float64, float16 or bfloat16, got Int",
-        ),
-        (
-            lambda: OPERATORS.ppcr(X[0, 0], W, B, L, 1e-5),
-            r"x must have shape \[N, C, \*spatial\], got \[3\]",
-        ),
-        (lambda: OPERATORS.ppcr(torch.randn(()), W, B, L, 1e-5), "x must have shape"),
-        (lambda: OPERATORS.ppcr(X[:, :0], W, B, L, 1e-5), "x must have at least 1 channel"),
-        (lambda: OPERATORS.ppcr(X, W[:3], B, L, 1e-5), r"weight must have shape \[7\], got \[3\]"),
-        (
-            lambda: OPERATORS.ppcr(X, W[None], B, L, 1e-5),
-            r"weight must have shape \[7\], got \[1, 7\]",
-        ),
-        (
-            lambda: OPERATORS.ppcr(X, W.int(), B, L, 1e-5),
-            "weight must be float32 or x's dtype .*got Int",
-        ),
-        (
-            lambda: OPERATORS.ppcr(X, W.double(), B, L, 1e-5),
-            "weight must be float32 or x's dtype .*got Double",
-        ),
-        (
-            lambda: OPERATORS.ppcr(X.double(), W, None, L, 1e-5),
-            "weight must be float32 or x's dtype .*got Float",
-        ),
-        (
-            lambda: OPERATORS.ppcr(X.half(), W.bfloat16(), B, L, 1e-5),
-            "weight must be float32 or x's dtype .*got BFloat16",
-        ),
-        (
-            lambda: OPERATORS.ppcr(X, W, torch.ones(2), L, 1e-5),
-            r"bias must have shape \[1\], got \[2\]",
-        ),
-        (lambda: OPERATORS.ppcr(X, W, B.long(), L, 1e-5), "bias must be float32"),
-        (lambda: OPERATORS.ppcr(X, W, B, [], 1e-5), "levels must not be empty"),
-        (lambda: OPERATORS.ppcr(X, W, B, [1, 2, -4], 1e-5), "levels must be at least 1"),
-        (
-            lambda: OPERATORS.ppcr(X, W, B, [1, 9], 1e-5),
-            "levels must not exceed the number of channels",
-        ),
-        (lambda: OPERATORS.ppcr(X, W, B, [1], 1e-5), "levels need at least 2 contexts"),
-        (lambda: OPERATORS.ppcr(torch.randn(1, 99), W, B, [65], 1e-5), "more than 64 contexts"),
-        (lambda: OPERATORS.ppcr(torch.randn(1, 99), W, B, [60, 60], 1e-5), "more than 64 contexts"),
-        (lambda: OPERATORS.ppcr(X, W, B, L, 0.0), "eps must be positive and finite"),
-        (lambda: OPERATORS.ppcr(X, W, B, L, math.nan), "eps must be positive and finite"),
-        (lambda: OPERATORS.ppcr_gate(X, W[:3], B, L, 1e-5), "weight must have shape"),
-        (
-            lambda: OPERATORS.ppcr_backward(X[:1], X, W, B, L, 1e-5),
-            r"grad must have x's shape \[2, 8, 3\], got \[1, 8, 3\]",
-        ),
-        (
-            lambda: OPERATORS.ppcr_backward(X[..., None], X, W, B, L, 1e-5),
-            "grad must have x's shape",
-        ),
-        (
-            lambda: OPERATORS.ppcr_backward(X.half(), X, W, B, L, 1e-5),
-            "grad must have x's dtype Float, got Half",
-        ),
-        (
-            lambda: OPERATORS.ppcr_gate_backward(X, X, W, B, L, 1e-5),
-            r"grad must have the gate's shape \[N, 1, \*spatial\]",
-        ),
-        (
-            lambda: OPERATORS.ppcr_gate_backward(X[:, :1].double(), X, W, B, L, 1e-5),
-            "grad must have x's dtype",
-        ),
-        (lambda: OPERATORS.ppcr_add_relu(X, X[:1], W, B, L, 1e-5), "residual must have x's shape"),
-        (
-            lambda: OPERATORS.ppcr_add_relu(X, X.half(), W, B, L, 1e-5),
-            "residual must have x's dtype",
-        ),
-        (
-            lambda: OPERATORS.ppcr_add_relu_backward(X, X, X[:1], W, B, L, 1e-5),
-            "y must have x's shape",
-        ),
-        (
-            lambda: OPERATORS.ppcr_add_relu_backward(X[:, :4], X, X, W, B, L, 1e-5),
-            "grad must have x's shape",
-        ),
-        (
-            lambda: OPERATORS.ppcr_add_relu_backward(X, X, X.double(), W, B, L, 1e-5),
-            "y must have x's dtype",
-        ),
-    ],
-)
-def test_operators_called_directly(call, words):
-    with pytest.raises(RuntimeError, match=words):
-        call()
-
-
 def test_operators_take_any_stride():
     """Strides that no kernel reads are copied, those of every argument."""
     x = torch.randn(2, 6, 8, 5).transpose(1, 2)  # [2, 8, 6, 5]
     expanded = torch.randn(1, 1, 6, 1).expand(2, 8, 6, 5)
     weight = torch.randn(14)[::2]
     for a in (x, expanded, x[::2].expand(2, -1, -1, -1), x.flip(2)):
-        expected = OPERATORS.ppcr_backward(
-            expanded.contiguous(), a.contiguous(), weight.contiguous(), B, L, 1e-5
+        expected = torch.ops.ppcr_ext.ppcr_backward(
+            expanded.contiguous(), a.contiguous(), weight.contiguous(), B, [1, 2, 4], 1e-5
         )
-        got = OPERATORS.ppcr_backward(expanded, a, weight, B, L, 1e-5)
+        got = torch.ops.ppcr_ext.ppcr_backward(expanded, a, weight, B, [1, 2, 4], 1e-5)
         assert all(torch.equal(g, e) for g, e in zip(got, expected, strict=True))
-        y = OPERATORS.ppcr_add_relu(a, expanded, weight, B, L, 1e-5)
+        y = torch.ops.ppcr_ext.ppcr_add_relu(a, expanded, weight, B, [1, 2, 4], 1e-5)
         assert torch.equal(
-            y, OPERATORS.ppcr_add_relu(a.contiguous(), expanded.contiguous(), weight, B, L, 1e-5)
+            y,
+            torch.ops.ppcr_ext.ppcr_add_relu(
+                a.contiguous(), expanded.contiguous(), weight, B, [1, 2, 4], 1e-5
+            ),
         )
 
 

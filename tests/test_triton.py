@@ -142,13 +142,6 @@ def test_a_cpu_tensor_needs_the_interpreter():
     assert operators.why_not(torch.device("meta")) == "there are no Triton kernels for meta tensors"
 
 
-def test_devices_that_are_too_old(monkeypatch, without_caches):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: ((9, 0), (7, 5))[i])
-    assert operators._why_not_on() == "device 1 has compute capability 7.5, Triton needs 8.0"
-
-
 @pytest.fixture
 def a_device_without_native_kernels(monkeypatch):
     if not torch.cuda.is_available():

@@ -35,12 +35,16 @@ def capability(index: int) -> tuple[int, int] | None:
     try:
         from torch.cuda import _get_nvml_device_index  # private: it follows CUDA_VISIBLE_DEVICES
 
-        return _from_nvml(ctypes.CDLL("libnvidia-ml.so.1"), _get_nvml_device_index(index))
+        return _ask(_nvml(), _get_nvml_device_index(index))
     except (ImportError, OSError, AttributeError, RuntimeError):
         return None
 
 
-def _from_nvml(nvml: ctypes.CDLL, index: int) -> tuple[int, int] | None:
+def _nvml() -> ctypes.CDLL:
+    return ctypes.CDLL("libnvidia-ml.so.1")
+
+
+def _ask(nvml: ctypes.CDLL, index: int) -> tuple[int, int] | None:
     handle, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
     if nvml.nvmlInit_v2() != 0:
         return None

@@ -42,6 +42,7 @@ _NARROW_OFFSETS = 2**31  # beyond it, offsets inside a tile take 64 bits
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
 Levels = Sequence[int]
+Arguments = tuple[Tensor, Tensor, Tensor | None, Levels, float]
 Plan = tuple[Any, tuple[int], tuple[int, int], dict[str, Any]]
 
 
@@ -258,39 +259,39 @@ def _in_layout_of(t: Tensor, x: Tensor) -> Tensor:
 # ---- operators --------------------------------------------------------------------------------
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float) -> None:
-    """What keeps a direct call from reading out of bounds."""
-    contexts, _, _ = check_arguments(x, weight, bias, levels, eps, None)
+def _check(arguments: Arguments, *maps: tuple[str, Tensor, Sequence[int]]) -> None:
+    """What keeps a direct call from reading out of bounds.
+
+    ``arguments`` are (x, weight, bias, levels, eps), ``maps`` the names of the other tensors, these
+    tensors, and their shapes.
+    """
+    x = arguments[0]
+    contexts, _, _ = check_arguments(*arguments, None)
+    for name, t, shape in maps:
+        if t.shape != torch.Size(shape):
+            raise ValueError(f"{name} must have shape {list(shape)}, got {list(t.shape)}")
+        if t.dtype != x.dtype:
+            raise TypeError(f"{name} must have x's dtype {x.dtype}, got {t.dtype}")
+        if t.device != x.device:
+            raise ValueError(f"{name} must be on x's device {x.device}, got {t.device}")
     reason = _operators.why_too_many(contexts) or why_not(x.device)
     if reason is not None:
         raise RuntimeError(f"backend 'triton' cannot run for {x.device.type} tensors: {reason}")
 
 
-def _check_like(name: str, t: Tensor, x: Tensor, shape: Sequence[int]) -> None:
-    if list(t.shape) != list(shape):
-        raise ValueError(f"{name} must have shape {list(shape)}, got {list(t.shape)}")
-    if t.dtype != x.dtype:
-        raise TypeError(f"{name} must have x's dtype {x.dtype}, got {t.dtype}")
-    if t.device != x.device:
-        raise ValueError(f"{name} must be on x's device {x.device}, got {t.device}")
-
-
 def _forward(mode: int, x: Tensor, *rest: Any) -> Tensor:
     """(x[, residual], weight, bias, levels, eps) -> y."""
     *residual, weight, bias, levels, eps = rest
-    _check(x, weight, bias, levels, eps)
-    for t in residual:
-        _check_like("residual", t, x, x.shape)
+    _check((x, weight, bias, levels, eps), *(("residual", t, x.shape) for t in residual))
     return forward(mode, x, residual[0] if residual else None, weight, bias, levels, eps)
 
 
 def _backward(mode: int, grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """(grad, x[, y], weight, bias, levels, eps) -> dx[, dresidual], dweight, dbias."""
     *y, weight, bias, levels, eps = rest
-    _check(x, weight, bias, levels, eps)
-    _check_like("grad", grad, x, (x.shape[0], 1, *x.shape[2:]) if mode == GATE else x.shape)
-    for t in y:
-        _check_like("y", t, x, x.shape)
+    like_y = (*x.shape[:1], 1, *x.shape[2:]) if mode == GATE else x.shape
+    maps = (("grad", grad, like_y), *(("y", t, x.shape) for t in y))
+    _check((x, weight, bias, levels, eps), *maps)
     return backward(mode, grad, x, y[0] if y else None, weight, bias, levels, eps)
 
 
@@ -299,7 +300,7 @@ def define() -> None:
     namespace, are there."""
     for name, operator in OPERATORS.items():
         if not hasattr(torch.ops.ppcr_ext, f"triton_{name}"):  # they outlive a reload
-            of, _, is_backward = name.partition("_backward")
+            of, is_backward, _ = name.partition("_backward")
             kernel = functools.partial(_backward if is_backward else _forward, MODES[of])
             tags = (torch.Tag.pt2_compliant_tag,)
             torch.library.define(f"ppcr_ext::triton_{name}", operator.schema, tags=tags)
