@@ -10,6 +10,8 @@ export PPCR_BUILD_CUDA ?= 0
 PYTEST_ARGS ?=
 # of make test-versions: --cells oldest,middle,newest, and more
 VERSIONS ?=
+# of make gpu: --only tests,plans, and more
+GPU_ARGS ?=
 # of make mutate: sample, cpu, cuda, or words of their names
 MUTANTS ?=
 # an index with PyTorch's CPU-only builds, for the small environment of test-minimal
@@ -33,7 +35,7 @@ BUILT := build/.built-$(if $(TORCH),$(TORCH),pinned)
 PACKAGED := build/.packaged
 
 .PHONY: help setup bench bench-full results test test-slow test-property test-minimal test-abi \
-    test-versions package sanitize mutate cuda cuda-report gpu lock lint format clean
+    test-versions package sanitize mutate cuda cuda-report cuda-host gpu gpu-rehearsal lock lint format clean
 
 # A target's "##" puts it into the list of users, "#@" into that of maintainers.
 help:  ## this list
@@ -130,8 +132,16 @@ cuda: $(BUILT)  ## the CUDA library, built with nvcc; CUDA_ARGS='--arch 9.0' for
 cuda-report: $(BUILT)  #@ docs/cuda_kernels.md, docs/triton_kernels.md: registers, spills, access widths of every kernel
 	$(BIN)/python tools/cuda_report.py
 
+cuda-host: $(BUILT)  #@ the way from Python to the CUDA kernels, without a GPU: needs nvcc
+	$(BIN)/python tests/cuda_host/build.py
+	$(BIN)/python -m pytest tests/test_cuda_host.py $(PYTEST_ARGS)
+
 gpu:  ## on a machine with a GPU: build, GPU tests, sanitizers, benchmark; files go to results/gpu
-	$(PYTHON) tools/gpu.py --out results/gpu
+	$(PYTHON) tools/gpu.py --out results/gpu $(GPU_ARGS)
+
+gpu-rehearsal: $(BUILT)  #@ what make gpu runs, on emulated devices: times say nothing
+	$(BIN)/python tests/cuda_host/build.py "9.0 9.0" $(abspath $(BIN))/python tools/gpu.py \
+	    --rehearsal --library ../_cuda.abi3.so --out ../rehearsal
 
 LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" --quiet
 
