@@ -17,6 +17,7 @@ how; a failure keeps no later part from running, and the exit status tells.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 LIMIT, SANITIZER_LIMIT = 480, 500  # seconds
 FOUND = 9  # exit status of compute-sanitizer where it found something
 PARTS = ("build", "tests", "triton", "plans", "sweep", "benchmark", "memcheck", "racecheck")
@@ -39,21 +41,16 @@ def small_run() -> None:
 
     torch.zeros(1, device="cuda").item()
     print("small run started", flush=True)
-    sys.path.insert(0, str(ROOT))
     import ppcr_ext
     from ppcr_ext import testing
 
-    def run_all(backend: str, dtype: torch.dtype, levels: tuple[int, ...], shape: tuple) -> None:
-        for layout, operator in ((lay, op) for lay in testing.LAYOUTS for op in testing.OPERATORS):
+    native = itertools.product(("native",), testing.DTYPES, (64, 512, 40), (7, 6, 5))
+    triton = itertools.product(("triton",), (torch.float16,), (64, 40), (7,))  # seconds to compile
+    for backend, dtype, channels, side in (*native, *triton):
+        shape, levels = (2, channels, side, side), (1, 3, 5) if channels == 40 else (1, 2, 4)
+        for operator, layout in itertools.product(testing.OPERATORS, testing.LAYOUTS):
             case = testing.make_inputs(operator, shape, levels, dtype, layout, device="cuda")
             testing.evaluate(getattr(ppcr_ext, operator), case, backend=backend)
-
-    for dtype in testing.DTYPES:
-        for levels, channels in (((1, 2, 4), 64), ((1, 2, 4), 512), ((1, 3, 5), 40)):
-            for side in (7, 6, 5):
-                run_all("native", dtype, levels, (2, channels, side, side))
-    for levels, channels in (((1, 2, 4), 64), ((1, 3, 5), 40)):  # Triton compiles each for seconds
-        run_all("triton", torch.float16, levels, (2, channels, 7, 7))
     torch.cuda.synchronize()
     print("small run done")
 
@@ -62,15 +59,13 @@ def benchmark(out: Path, small: bool) -> int:
     """The runner of the benchmarks, with the cases of this tool."""
     import torch
 
-    sys.path.insert(0, str(ROOT))
     from benchmarks import cases, runner
 
-    shapes, dtypes = (
-        (cases.CUDA_QUICK, cases.DTYPES[:3]) if not small else ([(1, 16, 4, 4)], ["float32"])
-    )
-    found = cases.grid(
-        cases.OPERATORS, shapes, dtypes, plain=("pooled once",), backends=cases.FUSED
-    )
+    shapes, dtypes = cases.CUDA_QUICK, cases.DTYPES[:3]
+    if small:
+        shapes, dtypes = ((1, 16, 4, 4),), dtypes[:1]
+    columns = {"plain": ("pooled once",), "backends": cases.FUSED}
+    found = cases.grid(cases.OPERATORS, shapes, dtypes, **columns)
     device, rounds = torch.device("cuda"), 1 if small else 20
     return runner.run("operators", found, device, out, rounds=rounds, limit=0.5, resuming=True)
 
@@ -173,7 +168,7 @@ def main() -> int:
     measure = [*python, __file__, "--benchmark", "--out", str(out)]
     commands = {
         "build": [sys.executable, "setup.py", "build_ext", "--inplace"],
-        "tests": [*pytest, "tests/test_gpu.py", "-k", "native or not triton"],
+        "tests": [*pytest, "tests/test_gpu.py", "-k", "not triton"],
         "triton": [*pytest, "tests/test_gpu_triton.py", "tests/test_gpu.py", "-k", "triton"],
         "plans": plans,
         "sweep": [*plans, "--sweep"],
