@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 VERSIONS ?=
 # of make gpu: --only tests,plans, and more
 GPU_ARGS ?=
-# of make mutate: sample, cpu, cuda, or words of their names
+# of make mutate: sample, shared, cpu, cuda, triton, host, or words of their names
 MUTANTS ?=
 # an index with PyTorch's CPU-only builds, for the small environment of test-minimal
 TORCH_CPU_INDEX ?=
@@ -129,8 +129,9 @@ $(MINIMAL)/.package: $(MINIMAL)/.installed $(PACKAGE)
 cuda: $(BUILT)  ## the CUDA library, built with nvcc; CUDA_ARGS='--arch 9.0' for one architecture
 	$(BIN)/python tools/cuda_build.py $(CUDA_ARGS)
 
-cuda-report: $(BUILT)  #@ docs/cuda_kernels.md, docs/triton_kernels.md: registers, spills, access widths of every kernel
+cuda-report: $(BUILT)  #@ results/cuda_kernels.csv, triton_kernels.csv: registers, spills, access widths of every kernel
 	$(BIN)/python tools/cuda_report.py
+	$(BIN)/python tools/triton_report.py
 
 cuda-host: $(BUILT)  #@ the way from Python to the CUDA kernels, without a GPU: needs nvcc
 	$(BIN)/python tests/cuda_host/build.py

@@ -30,6 +30,7 @@ from cuda_on_cpu.cases import (
 )
 
 from ppcr_ext import testing
+from ppcr_ext.testing import LAYOUTS
 
 pytestmark = pytest.mark.full
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("pybind11")
 
 from cuda_on_cpu.cases import ADD_RELU, AMPERE, GATE, HOPPER, PPCR, SMALL, kernels
+
+from ppcr_ext import _operators
+from ppcr_ext.testing import LAYOUTS
 
 pytestmark = pytest.mark.full
 
@@ -156,6 +161,14 @@ def test_forced_plan():
         ValueError, match="tile does not fit into shared memory with PPCR_PLAN=q=256"
     ):
         kernels().plan(fields | {"channels": 1001, "channels_last": True}, "q=256")
+
+
+def test_python_knows_the_most_contexts():
+    """More of them go to the reference, so the limit stands in csrc and in Python."""
+    types = (Path(__file__).resolve().parents[1] / "csrc" / "ppcr_types.h").read_text()
+    (most,) = re.findall(r"kMaxContexts = (\d+);", types)
+    assert _operators.why_too_many(int(most)) is None
+    assert _operators.why_too_many(int(most) + 1) is not None
 
 
 def test_too_many_channels():

@@ -1,19 +1,22 @@
-"""Does the test-suite see faults? Plants those of tests/mutants one at a time in a copy of the sources and runs the tests there.
+"""Plants the faults of tests/mutants one at a time in a copy of the sources and runs the tests there.
 
-``python tools/mutate.py [sample | cpu | cuda | text of a name ...]``: prints every mutant with the test that fails, the score, and the
-survivors with the reason why none can. Exit status 1 where a mutant passes unseen, or is seen although its reason says that none can.
+``python tools/mutate.py [sample | shared | cpu | cuda | triton | host | text of a name ...]`` prints
+every mutant with the test that fails, the score, and the survivors with the reason why none can.
+Exit status 1 where a mutant passes unseen, or is seen although its reason says that none can.
 
-Of the CPU library only what a mutant changes is compiled, for one instruction set; of the CUDA kernels one dtype. A mutant that a
-first choice of quick tests does not see gets more of them.
+Of the CPU library only what a mutant changes is compiled, for one instruction set; of the CUDA
+kernels one dtype. A mutant that a first choice of quick tests does not see gets more of them.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import functools
+import importlib
 import multiprocessing
 import os
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -21,98 +24,87 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-sys.path.insert(
-    0, str(ROOT / "ppcr_ext")
-)  # for _build/, without the package around it, which would import torch
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]
 
 import sanitize
-from _build import cpu as _build
-from mutants import Mutant, cpu, cuda
+from _build import cpu as recipe
+from mutants import Mutant
+from mutants import triton as triton_mutants
 
 WORK = ROOT / "build" / "mutants"
 PROCESSES = multiprocessing.get_context("forkserver")
-# What is compiled again for a file of csrc: of the kernels those of the one instruction set that the tests then use.
-DEPENDENT = {
-    "ppcr_types.h": ("cpu/ppcr_cpu.cpp", "cpu/plan.cpp", "cpu/kernels_avx2.cpp"),
-    "ppcr_pixel.h": ("cpu/kernels_avx2.cpp",),
-    "cpu/kernels_impl.h": ("cpu/kernels_avx2.cpp",),
-    "cpu/simd.h": ("cpu/kernels_avx2.cpp",),
-    "cpu/plan.cpp": ("cpu/plan.cpp",),
-    "cpu/ppcr_cpu.cpp": ("cpu/ppcr_cpu.cpp",),
-    "checks.h": ("cpu/ppcr_cpu.cpp",),
+PRELOADED = ["torch", "torch.utils.cpp_extension", "torch._dynamo", "pytest", "numpy", "hypothesis"]
+GROUPS = {
+    path.stem: importlib.import_module(f"mutants.{path.stem}").MUTANTS
+    for path in sorted((ROOT / "tests" / "mutants").glob("[a-z]*.py"))
 }
-# Files and options of pytest, quick ones first.
-QUICK_CPU = (
-    (
-        "test_definition.py",
-        "test_edges.py",
-        "test_errors.py",
-        "test_properties.py",
-        "-k",
-        "not missing_native_library",
-    ),
-)
-WIDE_CPU = (*QUICK_CPU, ("test_accuracy.py", "test_autograd.py", "test_sigmoid.py"))
+# Files and options of pytest.
+QUICK_CPU = ("test_definition.py", "test_edges.py", "test_errors.py", "test_properties.py")
+WIDE_CPU = ("test_accuracy.py", "test_autograd.py", "test_sigmoid.py")
 QUICK_CUDA = ("test_cuda_plan.py", "test_cuda_on_cpu.py")
-NOT_QUICK = "not float16 and not float64 and not resnet and not full_depth and not more_than_2 and not executed and not bfloat16"
+SLOW_CUDA = ("float16", "float64", "bfloat16", "resnet", "full_depth", "more_than_2", "executed")
+
+
+# ---- the CPU library --------------------------------------------------------------------------
+
+
+def included(path: Path) -> set[Path]:
+    """A source and all files of ours that it includes."""
+    found = {path.resolve()}
+    for name in re.findall(r'^#include "(.*)"', path.read_text(), re.MULTILINE):
+        found |= included(path.parent / name)
+    return found
+
+
+def dependents(csrc: Path, file: str) -> list[str]:
+    """What is compiled again: of the kernels those of the instruction set that the tests use."""
+    others = {"cpu/kernels_default.cpp", "cpu/kernels_avx512.cpp"}
+    changed = (csrc / file).resolve()
+    return [s for s in recipe.CPU_SOURCES if s not in others and changed in included(csrc / s)]
 
 
 def compile_cpu(csrc: Path, source: str, target: Path) -> Path:
-    flags = [
-        "-std=c++20",
-        *_build.compiler_flags(),
-        "-O0",
-        "-fPIC",
-        "-isystem",
-        str(sanitize.torch_headers()),
-    ]
+    headers = ["-isystem", str(sanitize.torch_headers())]
+    flags = ["-std=c++20", *recipe.compiler_flags(), "-O0", "-fPIC", *headers]
     target.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run(
-        [os.environ.get("CXX", "g++"), *flags, "-c", str(csrc / source), "-o", str(target)],
-        check=True,
-    )
+    command = [sanitize.COMPILER, *flags, "-c", str(csrc / source), "-o", str(target)]
+    subprocess.run(command, check=True)
     return target
 
 
 @functools.cache
 def sound_objects() -> dict[str, Path]:
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        targets = {
-            source: WORK / "sound" / f"{Path(source).stem}.o" for source in _build.CPU_SOURCES
-        }
-        list(pool.map(lambda item: compile_cpu(ROOT / "csrc", *item), targets.items()))
-    return targets
+    with concurrent.futures.ThreadPoolExecutor(sanitize.JOBS) as pool:
+        targets = [WORK / "sound" / f"{Path(s).stem}.o" for s in recipe.CPU_SOURCES]
+        compile_sound = functools.partial(compile_cpu, ROOT / "csrc")
+        objects = pool.map(compile_sound, recipe.CPU_SOURCES, targets)
+        return dict(zip(recipe.CPU_SOURCES, objects, strict=True))
 
 
-def link_cpu(folder: Path, changed: tuple[str, ...]) -> None:
+def link_cpu(folder: Path, changed: list[str]) -> None:
     objects = sound_objects() | {
         s: compile_cpu(folder / "csrc", s, folder / f"{Path(s).stem}.o") for s in changed
     }
-    torch_lib = sanitize.torch_headers().parent / "lib"
-    link = ["-shared", *map(str, objects.values()), f"-L{torch_lib}", "-ltorch_cpu", "-lc10"]
-    subprocess.run(
-        [os.environ.get("CXX", "g++"), *link, "-o", str(folder / "ppcr_ext" / "_cpu.abi3.so")],
-        check=True,
-    )
+    libraries = [f"-L{sanitize.torch_headers().parent / 'lib'}", "-ltorch_cpu", "-lc10"]
+    output = ["-o", str(folder / "ppcr_ext" / "_cpu.abi3.so")]
+    linked = map(str, objects.values())
+    subprocess.run([sanitize.COMPILER, "-shared", *linked, *libraries, *output], check=True)
+
+
+# ---- tests in a copy --------------------------------------------------------------------------
 
 
 def copy_tree(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
     for part in ("csrc", "tests", "ppcr_ext", "tools"):
-        shutil.copytree(
-            ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.so", "__pycache__")
-        )
+        shutil.copytree(ROOT / part, folder / part, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 
-def first_failure(folder: Path, arguments: tuple[str, ...], **environment: str) -> str | None:
+def first_failure(folder: Path, *arguments: str, **environment: str) -> str | None:
     """The first failing test, or how the tests died; None where all pass."""
-    files = [
-        f"tests/{a}" if a.endswith(".py") else a
-        for a in arguments
-        if not a.endswith(".py") or (folder / "tests" / a).exists()
-    ]
+    files = [f"tests/{a}" if a.endswith(".py") else a for a in arguments]
     settings = {"MAX_JOBS": "1", "PPCR_CPU_CAPABILITY": "avx2"} | environment
     output = folder / "output.txt"
     process = PROCESSES.Process(target=run_tests, args=(folder, files, settings, output))
@@ -136,138 +128,116 @@ def run_tests(folder: Path, arguments: list[str], settings: dict[str, str], outp
     """In a process of its own, into which torch has been imported already."""
     os.environ.update(settings)
     os.chdir(folder)
-    beside = {str(ROOT / part) for part in ("tools", "tests", "ppcr_ext", "")}
-    sys.path[:] = [str(folder), *(entry for entry in sys.path if entry.rstrip("/") not in beside)]
-    for name in [
-        name for name in sys.modules if name.partition(".")[0] in ("mutants", "_build", "sanitize")
-    ]:
-        del sys.modules[name]
+    sound = {str(ROOT / part) for part in ("tools", "tests", "ppcr_ext", "")}
+    sys.path[:] = [str(folder), *(entry for entry in sys.path if entry.rstrip("/") not in sound)]
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("mutants", "_build", "sanitize"):
+            del sys.modules[name]
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     import pytest
 
-    code = int(
-        pytest.main(
-            ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", f"--rootdir={folder}", *arguments]
-        )
-    )
+    options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", f"--rootdir={folder}"]
+    code = int(pytest.main([*options, *arguments]))
     sys.stdout.flush()
     os._exit(code)
 
 
-def first_failure_of_cpu(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
-    link_cpu(folder, DEPENDENT[mutant.file] if mutant else ())
+# ---- what sees a mutant -----------------------------------------------------------------------
+
+
+def seen_on_cpu(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
+    link_cpu(folder, dependents(folder / "csrc", mutant.file) if mutant else [])
     if mutant and mutant.tests == "sanitize":
         command = [sys.executable, "tools/sanitize.py", "cpu-address"]
-        result = subprocess.run(
-            command, cwd=folder, env=os.environ | {"MAX_JOBS": "1"}, capture_output=True, text=True
-        )
-        return (
-            "make sanitize: AddressSanitizer"
-            if "ERROR: AddressSanitizer" in result.stdout
-            else None
-        )
-    for arguments in WIDE_CPU if wide else QUICK_CPU:
-        failure = first_failure(folder, arguments)
-        if failure:
-            return failure
-    return None
-
-
-def first_failure_of_cuda(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
-    if mutant and mutant.tests:
-        return first_failure(
-            folder, (*QUICK_CUDA, "-k", mutant.tests), CUDA_ON_CPU_LEFT_OUT="float,bfloat16,double"
-        )
-    failure = first_failure(
-        folder, (*QUICK_CUDA, "-k", NOT_QUICK), CUDA_ON_CPU_LEFT_OUT="half,bfloat16,double"
+        settings = os.environ | {"MAX_JOBS": "1"}
+        done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
+        reported = "ERROR: AddressSanitizer" in done.stdout
+        return "make sanitize: AddressSanitizer" if reported else None
+    return first_failure(folder, *QUICK_CPU, "-k", "not missing_native_library") or (
+        first_failure(folder, *WIDE_CPU) if wide else None
     )
-    return failure or (first_failure(folder, QUICK_CUDA) if wide else None)
 
 
-def caught_by(mutant: Mutant, folder: Path, wide: bool) -> str | None:
+def seen_by_cuda_on_cpu(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
+    if mutant and mutant.tests:
+        left_out = "float,bfloat16,double"
+        chosen = (*QUICK_CUDA, "-k", mutant.tests)
+        return first_failure(folder, *chosen, CUDA_ON_CPU_LEFT_OUT=left_out)
+    chosen = (*QUICK_CUDA, "-k", " and ".join(f"not {word}" for word in SLOW_CUDA))
+    return first_failure(folder, *chosen, CUDA_ON_CPU_LEFT_OUT="half,bfloat16,double") or (
+        first_failure(folder, *QUICK_CUDA) if wide else None
+    )
+
+
+def seen_in_triton(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
+    tests = triton_mutants.TESTS
+    chosen = tests[mutant.file] if mutant else " or ".join(f"({text})" for text in tests.values())
+    arguments = ("triton_interpreted.py", "-o", "addopts=", "-k", chosen)
+    return first_failure(folder, *arguments, TRITON_INTERPRET="1")
+
+
+def seen_on_emulated_devices(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
+    mutation = importlib.import_module("cuda_host.mutation")
+    found: str | None = mutation.caught_by(mutant, folder)
+    return found
+
+
+ENGINES = {"cuda": seen_by_cuda_on_cpu, "triton": seen_in_triton, "host": seen_on_emulated_devices}
+
+
+def caught_by(group: str, mutant: Mutant | None, folder: Path, wide: bool) -> str | None:
     """What sees a mutant, or None."""
     copy_tree(folder)
-    mutant.plant(folder / "csrc")
-    return (first_failure_of_cuda if mutant in cuda.MUTANTS else first_failure_of_cpu)(
-        folder, mutant, wide
-    )
-
-
-def chosen(words: list[str]) -> list[Mutant]:
-    everything = [*cpu.MUTANTS, *cuda.MUTANTS]
-    groups = {
-        "sample": [m for m in everything if m.sample],
-        "cpu": list(cpu.MUTANTS),
-        "cuda": list(cuda.MUTANTS),
-    }
-    if not words:
-        return everything
-    return [
-        m for m in everything if any(m in groups[w] if w in groups else w in m.name for w in words)
-    ]
+    if mutant:
+        mutant.plant(folder / ("ppcr_ext" if mutant.file.endswith(".py") else "csrc"))
+    return ENGINES.get(group, seen_on_cpu)(folder, mutant, wide)
 
 
 def main() -> None:
-    mutants = chosen(sys.argv[1:])
-    if not mutants:
+    words = sys.argv[1:]
+    chosen = [
+        (group, mutant)
+        for group, mutants in GROUPS.items()
+        for mutant in mutants
+        if not words
+        or any(w in mutant.name or w == group or (w == "sample" and mutant.sample) for w in words)
+    ]
+    if not chosen:
         raise SystemExit("no mutant of that name")
-    started = time.monotonic()
+    started, wide = time.monotonic(), "sample" not in words
     folders: queue.Queue[Path] = queue.Queue()
-    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-    for index in range(jobs):
+    for index in range(sanitize.JOBS):
         folders.put(WORK / f"copy{index}")
-    for mutant in mutants:  # all texts are there, before anything takes time
-        copy = WORK / "texts"
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(ROOT / "csrc", copy)
-        mutant.plant(copy)
     sound_objects()
-    PROCESSES.set_forkserver_preload(
-        [
-            "torch",
-            "torch.utils.cpp_extension",
-            "torch._dynamo",
-            "pytest",
-            "numpy",
-            "hypothesis",
-            "pybind11",
-        ]
-    )
+    PROCESSES.set_forkserver_preload(PRELOADED)
 
-    def run(mutant: Mutant) -> tuple[str | None, float]:
+    def run(group: str, mutant: Mutant) -> tuple[str | None, float]:
         folder, begin = folders.get(), time.monotonic()
         try:
-            return caught_by(
-                mutant, folder, wide="sample" not in sys.argv[1:]
-            ), time.monotonic() - begin
+            return caught_by(group, mutant, folder, wide), time.monotonic() - begin
         finally:
             folders.put(folder)
 
-    copy_tree(WORK / "copy0")  # what fails without a mutant sees none
-    for engine, of in ((first_failure_of_cpu, cpu.MUTANTS), (first_failure_of_cuda, cuda.MUTANTS)):
-        if set(of) & set(mutants) and (failure := engine(WORK / "copy0", None, wide=False)):
+    for group in dict.fromkeys(group for group, _ in chosen):
+        if failure := caught_by(group, None, WORK / "copy0", wide=False):
             raise SystemExit(f"without any mutant a test fails: {failure}")
     caught, unseen, wrong = 0, [], 0
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(run, mutant): mutant for mutant in mutants}
+    with concurrent.futures.ThreadPoolExecutor(sanitize.JOBS) as pool:
+        futures = {pool.submit(run, *one): one for one in chosen}
         for future in concurrent.futures.as_completed(futures):
-            mutant, (failure, seconds) = futures[future], future.result()
-            name = f"{mutant.file}: {mutant.name}"
+            (_, mutant), (failure, seconds) = futures[future], future.result()
+            name, reason = f"{mutant.file}: {mutant.name}", mutant.survives or "NO TEST SEES IT"
             caught += failure is not None
-            if failure is None:
-                unseen.append(f"{name}: {mutant.survives or 'NO TEST SEES IT'}")
             wrong += (failure is None) != bool(mutant.survives)
-            print(
-                f"{'caught' if failure else 'unseen'} {seconds:4.0f} s  {name}: {failure or mutant.survives or 'NO TEST'}",
-                flush=True,
-            )
-    print(
-        f"{caught} of {len(mutants)} mutants caught in {time.monotonic() - started:.0f} s; survivors:",
-        *unseen or ["none"],
-        sep="\n  ",
-    )
+            if failure is None:
+                unseen.append(f"{name}: {reason}")
+            verdict = "caught" if failure else "unseen"
+            print(f"{verdict} {seconds:4.0f} s  {name}: {failure or reason}", flush=True)
+    took = f"{time.monotonic() - started:.0f} s"
+    score = f"{caught} of {len(chosen)} mutants caught in {took}; survivors:"
+    print(score, *unseen or ["none"], sep="\n  ")
     sys.exit(wrong > 0)
 
 

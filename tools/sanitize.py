@@ -1,8 +1,9 @@
-"""Runs the CPU kernels, and the CUDA kernels on the CPU, under AddressSanitizer + UndefinedBehaviorSanitizer and ThreadSanitizer.
+"""Runs the CPU kernels, and the CUDA kernels on the CPU, under three sanitizers.
 
-``python tools/sanitize.py [program ...]``: builds four programs from tests/sanitize (g++, no torch library), runs each over edge
-shapes, then with faults planted, which it must report: a sanitizer that is blind would be clean, too. Exit status 1 where anything is
-not as it should be.
+``python tools/sanitize.py [program ...]`` builds four programs from tests/sanitize (with g++ and
+without the torch library) for AddressSanitizer + UndefinedBehaviorSanitizer and for ThreadSanitizer.
+Each runs over edge shapes, then with faults planted, which it must report: a sanitizer that is blind
+would be clean, too. Exit status 1 where anything is not as it should be.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WORK = ROOT / "build" / "sanitize"
+sys.path.insert(0, str(ROOT / "ppcr_ext"))  # for _build without the package, which imports torch
+from _build.cpu import CPU_SOURCES
 
-CPU = (
-    "tests/sanitize/cpu_kernels.cpp",
-    *(
-        f"csrc/cpu/{name}.cpp"
-        for name in ("plan", "kernels_default", "kernels_avx2", "kernels_avx512")
-    ),
-)
+WORK = ROOT / "build" / "sanitize"
+COMPILER = os.environ.get("CXX", "g++")
+JOBS = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+
+WITHOUT_TORCH = [name for name in CPU_SOURCES if name not in ("register.cpp", "cpu/ppcr_cpu.cpp")]
+CPU = ("tests/sanitize/cpu_kernels.cpp", *(f"csrc/{name}" for name in WITHOUT_TORCH))
 CUDA = (
     "tests/sanitize/cuda_kernels.cpp",
     "tests/cuda_on_cpu/run_bfloat16.cpp",
@@ -35,21 +36,19 @@ CUDA = (
 )
 ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 THREAD = ("-fsanitize=thread",)
+OVERRUN, RACE = "heap-buffer-overflow", "data race"
 
-# program: sources, flags, and the planted faults with a word of the report that each must get
+# program: sources, flags, and the planted faults with a word of the report that each must get.
+# Those of AddressSanitizer take longest and come first.
 PROGRAMS = {
-    "cpu-address": (CPU, ADDRESS, {"overrun": "heap-buffer-overflow"}),
-    "cpu-thread": (CPU, THREAD, {"race": "data race"}),
+    "cpu-address": (CPU, ADDRESS, {"overrun": OVERRUN}),
     "cuda-address": (
         CUDA,
         ADDRESS,
-        {
-            "overrun": "heap-buffer-overflow",
-            "shared": "heap-buffer-overflow",
-            "misaligned": "misaligned",
-        },
+        {"overrun": OVERRUN, "shared": OVERRUN, "misaligned": "misaligned"},
     ),
-    "cuda-thread": (CUDA, THREAD, {"race": "data race", "blocks": "data race"}),
+    "cpu-thread": (CPU, THREAD, {"race": RACE}),
+    "cuda-thread": (CUDA, THREAD, {"race": RACE, "blocks": RACE}),
 }
 ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1",
@@ -59,122 +58,98 @@ ENVIRONMENT = {
 
 
 def torch_headers() -> Path:
-    """The headers of the installed torch, which itself is not imported: the kernels take its 16-bit types from there."""
+    """The headers of the installed torch, where the kernels take their 16-bit types from."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         raise SystemExit("torch is not installed")
     return Path(spec.origin).parent / "include"
 
 
-def fingerprint(flags: list[str]) -> str:
-    digest = hashlib.sha256(" ".join(flags).encode())
+@functools.cache
+def sources_digest() -> bytes:
+    digest = hashlib.sha256()
     for folder in ("csrc", "tests/sanitize", "tests/cuda_on_cpu"):
         for path in sorted((ROOT / folder).rglob("*.[ch]*")):
             digest.update(str(path).encode() + path.read_bytes())
-    return digest.hexdigest()
+    return digest.digest()
 
 
-def build(pool: concurrent.futures.Executor, wanted: list[str]) -> dict[str, Path]:
-    """The programs, with all their objects compiled side by side; unchanged sources are not compiled again."""
-    compiler = os.environ.get("CXX", "g++")
-    common = [
-        "-std=c++17",
-        "-O1",
-        "-g1",
-        "-fno-omit-frame-pointer",
-        "-isystem",
-        str(torch_headers()),
-    ]
-    objects: dict[str, list[concurrent.futures.Future[Path]]] = {}
+def compile_source(program: str, source: str) -> Path:
+    """The object of one source; it is not compiled again while all sources are the same."""
+    flags = ["-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", *PROGRAMS[program][1]]
+    command = [COMPILER, *flags, "-isystem", str(torch_headers()), "-c", str(ROOT / source)]
+    target = WORK / program / f"{Path(source).stem}.o"
+    stamp = target.with_suffix(".stamp")
+    digest = hashlib.sha256(" ".join(command).encode() + sources_digest()).hexdigest()
+    if not (target.exists() and stamp.exists() and stamp.read_text() == digest):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([*command, "-o", str(target)], check=True)
+        stamp.write_text(digest)
+    return target
 
-    def compile_source(source: str, flags: list[str], target: Path) -> Path:
-        stamp, digest = target.with_suffix(".stamp"), fingerprint([compiler, source, *flags])
-        if not (target.exists() and stamp.exists() and stamp.read_text() == digest):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(
-                [compiler, *flags, "-c", str(ROOT / source), "-o", str(target)], check=True
-            )
-            stamp.write_text(digest)
-        return target
 
+def build(pool: concurrent.futures.Executor, wanted: list[str]) -> None:
+    """Compiles the objects of all programs side by side, then links them."""
+    jobs = [(name, source) for name in wanted for source in PROGRAMS[name][0]]
+    objects = dict(zip(jobs, pool.map(lambda job: compile_source(*job), jobs), strict=True))
     for name in wanted:
-        sources, sanitizer, _ = PROGRAMS[name]
-        objects[name] = [
-            pool.submit(
-                compile_source,
-                source,
-                [*common, *sanitizer],
-                WORK / name / f"{Path(source).stem}.o",
-            )
-            for source in sources
-        ]
-    programs = {}
-    for name, futures in objects.items():
-        programs[name] = WORK / name / "run"
-        link = [
+        linked = [str(objects[name, source]) for source in PROGRAMS[name][0]]
+        command = [
+            COMPILER,
             *PROGRAMS[name][1],
             "-pthread",
-            *(str(future.result()) for future in futures),
+            *linked,
             "-o",
-            str(programs[name]),
+            str(WORK / name / "run"),
         ]
-        subprocess.run([compiler, *link], check=True)
-    return programs
+        subprocess.run(command, check=True)
 
 
 @functools.cache
-def fixed_addresses() -> tuple[str, ...]:
-    """Some Linux kernels place memory where this ThreadSanitizer has its shadow, unless told not to; some containers forbid to tell."""
-    command = ("setarch", platform.machine(), "-R")
+def fixed_addresses() -> list[str]:
+    """What keeps Linux from placing memory where this ThreadSanitizer has its shadow.
+
+    Some containers forbid it.
+    """
+    command = ["setarch", platform.machine(), "-R"]
     try:
-        return (
-            command
-            if subprocess.run([*command, "true"], capture_output=True).returncode == 0
-            else ()
-        )
+        allowed = subprocess.run([*command, "true"], capture_output=True).returncode == 0
     except FileNotFoundError:
-        return ()
+        allowed = False
+    return command if allowed else []
 
 
-def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        *(fixed_addresses() if "thread" in program.parent.name else ()),
-        str(program),
-        *arguments,
-    ]
+def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [*(fixed_addresses() if "thread" in name else []), str(WORK / name / "run")]
+    settings = os.environ | ENVIRONMENT
     return subprocess.run(
-        command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=1200
+        [*command, *arguments], env=settings, capture_output=True, text=True, timeout=1200
     )
 
 
 def main() -> None:
-    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-    wanted = sys.argv[1:] or sorted(
-        PROGRAMS
-    )  # those of AddressSanitizer take longest and come first
+    wanted = sys.argv[1:] or list(PROGRAMS)
     started, wrong = time.monotonic(), 0
-    with concurrent.futures.ThreadPoolExecutor(max(1, jobs)) as pool:
-        programs = build(pool, wanted)
-        print(f"built {len(programs)} programs in {time.monotonic() - started:.0f} s", flush=True)
-        runs = {name: pool.submit(run, program) for name, program in programs.items()}
-        faults = {
-            (name, f): pool.submit(run, programs[name], f)
+    with concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
+        build(pool, wanted)
+        print(f"built {len(wanted)} programs in {time.monotonic() - started:.0f} s", flush=True)
+        clean = {name: pool.submit(run, name) for name in wanted}
+        planted = {
+            (name, fault, word): pool.submit(run, name, fault)
             for name in wanted
-            for f in PROGRAMS[name][2]
+            for fault, word in PROGRAMS[name][2].items()
         }
-        for name, future in runs.items():
+        for name, future in clean.items():
             result = future.result()
             wrong += result.returncode != 0
-            print(
-                f"{name}: {'clean: ' + result.stdout.strip() if result.returncode == 0 else result.stdout + result.stderr}"
-            )
-        for (name, fault), future in faults.items():
-            result, word = future.result(), PROGRAMS[name][2][fault]
+            said = f"clean: {result.stdout.strip()}" if result.returncode == 0 else result.stdout
+            print(f"{name}: {said}{result.stderr if result.returncode else ''}")
+        for (name, fault, word), future in planted.items():
+            result = future.result()
             seen = result.returncode != 0 and word in result.stderr
             wrong += not seen
-            print(
-                f"{name}: planted {fault}: {f'reported as {word}' if seen else f'NOT reported as {word}: {result.stderr[-2000:]}'}"
-            )
+            said = f"reported as {word}" if seen else f"NOT as {word}: {result.stderr[-2000:]}"
+            print(f"{name}: planted {fault}: {said}")
     print(f"{time.monotonic() - started:.0f} s")
     sys.exit(wrong > 0)
 

@@ -1,4 +1,4 @@
-// The backward kernel of the contiguous layout; how it works stands in contiguous_pipelined.cuh.
+// The backward kernel of the contiguous layout; contiguous_pipelined.cuh says how it works.
 #pragma once
 #include "contiguous_pipelined.cuh"
 
@@ -17,33 +17,32 @@ PPCR_DEVICE void add_product(const Word<T, V>& x, const Word<T, V>& grad, Acc<T>
   }
 }
 
-template <class T, int V, Operation OP>
-PPCR_DEVICE void products_from_memory(const Tensors<T>& tensors, const UnitPart& part,
-                                      int64_t stride, int from, Acc<T> (&sum)[V],
-                                      Acc<T> (&dot)[V]) {
+template <class T, int V, Operation OP, class Block>
+PPCR_DEVICE void products_from_memory(const Block& block, const UnitPart& part, int from,
+                                      Acc<T> (&sum)[V], Acc<T> (&dot)[V]) {
   PPCR_ROLLED
   for (int step = from; step < part.steps; step += kBatch) {
     Word<T, V> words[kBatch], gradients[kBatch];
     PPCR_UNROLL
     for (int b = 0; b < kBatch; ++b) {
-      const int64_t at = part.offset + (step + b) * stride;
-      words[b] = load_if<T, V>(step + b < part.steps, tensors.x + at);
-      gradients[b] = load_gradient<T, V, OP>(tensors, step + b < part.steps, at);
+      const int64_t at = part.offset + (step + b) * block.stride;
+      words[b] = load_if<T, V>(step + b < part.steps, block.tensors.x + at);
+      gradients[b] = load_gradient<T, V, OP>(block.tensors, step + b < part.steps, at);
     }
     PPCR_UNROLL
     for (int b = 0; b < kBatch; ++b) add_product<T, V>(words[b], gradients[b], sum, dot);
   }
 }
 
-template <class T, int V, Operation OP>
-PPCR_DEVICE void write_backward_from_memory(const Tensors<T>& tensors, const UnitPart& part,
-                                            int64_t stride, int from, const Acc<T> (&gate)[V],
-                                            const Acc<T> (&dsum)[V]) {
+template <class T, int V, Operation OP, class Block>
+PPCR_DEVICE void write_backward_from_memory(const Block& block, const UnitPart& part, int from,
+                                            const Acc<T> (&gate)[V], const Acc<T> (&dsum)[V]) {
+  const Tensors<T>& tensors = block.tensors;
   if constexpr (OP == Operation::kGate) {
     const Word<T, V> word = pack<T, V>(dsum);
     PPCR_BY_FOUR
     for (int step = from; step < part.steps; ++step)
-      store_if<T, V>(true, tensors.dx + part.offset + step * stride, word);
+      store_if<T, V>(true, tensors.dx + part.offset + step * block.stride, word);
   } else {
     PPCR_ROLLED
     for (int step = from; step < part.steps; step += kBatch) {
@@ -51,25 +50,12 @@ PPCR_DEVICE void write_backward_from_memory(const Tensors<T>& tensors, const Uni
       PPCR_UNROLL
       for (int b = 0; b < kBatch; ++b)
         gradients[b] = load_gradient<T, V, OP>(tensors, step + b < part.steps,
-                                               part.offset + (step + b) * stride);
+                                               part.offset + (step + b) * block.stride);
       PPCR_UNROLL
       for (int b = 0; b < kBatch; ++b)
-        write_backward<T, V, OP>(tensors, step + b < part.steps, part.offset + (step + b) * stride,
-                                 gradients[b], gate, dsum);
+        write_backward<T, V, OP>(tensors, step + b < part.steps,
+                                 part.offset + (step + b) * block.stride, gradients[b], gate, dsum);
     }
-  }
-}
-
-// The cluster's share of dweight and dbias: a warp per parameter, the pixels in a fixed order.
-template <class A>
-PPCR_DEVICE void write_partials(const Tile& tile, unsigned cluster, unsigned clusters, int contexts,
-                                const A* contributions, A* partials) {
-  for (int l = int(threadIdx.x) / kWarp; l <= contexts; l += kThreads / kWarp) {
-    A value = 0;
-    for (int q = int(threadIdx.x) % kWarp; q < tile.q; q += kWarp)
-      value += contributions[l * tile.q + q];
-    value = sum_lanes(value, kWarp);
-    if (threadIdx.x % kWarp == 0) partials[int64_t(l) * clusters + cluster] = value;
   }
 }
 
@@ -78,45 +64,35 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
                                                               Pass::kBackward))
     contiguous_pipelined_backward(const __grid_constant__ ContiguousArguments<T, Bins> arguments) {
   using A = Acc<T>;
-  using Units = typename UnitsOf<Bins>::type;
   const Tensors<T>& tensors = arguments.tensors;
   const Tile& tile = arguments.tile;
-  const Units& units = arguments.units;
   const Bins& bins = arguments.bins;
   constexpr bool kGate = OP == Operation::kGate, kAdd = OP == Operation::kAddRelu;
 
   wait_for_kernels_before();
   PPCR_SHARED(raw);
-  ContiguousBlock<T, V, STEPS, Bins, OP, Pass::kBackward> block(arguments, raw);
-  constexpr bool kSlots = decltype(block)::kStagedTensors > 0;
+  using Block = ContiguousBlock<T, V, STEPS, Bins, OP, Pass::kBackward>;
+  Block block(arguments, raw);
+  constexpr bool kSlots = Block::kStagedTensors > 0;
   constexpr bool kGradAhead = kSlots && grad_ahead(OP, STEPS);
-  const Slots<T, V> xs = block.stream(0), others = block.stream(1);  // others: y or gy
+  const Slots<T, V> x_slots = block.slots_of(0), second_slots = block.slots_of(1);  // of y or gy
   A* const gates = block.gates();
   A* const dsums = gates + tile.q;  // [segments][q]
-  A* const contributions =
-      dsums + bins.segments() * tile.q;  // [contexts + 1][q]: dz n_l, dz, over the tiles
-  block.begin();
-  int64_t stride = step_stride(tile);
-  const auto part_in = [&](unsigned tile_index, int round) {
-    return block.part_in(units, tile_index, round);
-  };
+  // [contexts + 1][q]: dz n_l and, in the last row, dz, over the tiles
+  A* const contributions = dsums + bins.segments() * tile.q;
 
   Word<T, V> cached[STEPS];
   const auto load_cached = [&](int r, const UnitPart& part) {
-    cached[r] = load_if<T, V>(r < part.steps,
-                              (kGate ? tensors.x : tensors.grad) + part.offset + r * stride);
+    cached[r] = block.load_step(kGate ? tensors.x : tensors.grad, r, part);
   };
   const auto copy_ahead = [&](int r, const UnitPart& part) {
-    if constexpr (kSlots) {
-      const int64_t at = part.offset + r * stride;
-      copy_async(xs.at(r), tensors.x + at, r < part.steps);
-      if constexpr (kAdd || kGradAhead)
-        copy_async(others.at(r), (kAdd ? tensors.y : tensors.grad) + at, r < part.steps);
-    }
+    if constexpr (kSlots) block.copy_step(x_slots, tensors.x, r, part);
+    if constexpr (kSlots && (kAdd || kGradAhead))
+      block.copy_step(second_slots, kAdd ? tensors.y : tensors.grad, r, part);
   };
   unsigned index = block.first_tile();
   {
-    const UnitPart part = part_in(index, 0);
+    const UnitPart part = block.part_in(index, 0);
     PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r) {
       copy_ahead(r, part);
@@ -125,17 +101,19 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
   }
   close_copies();
   stage_parameters<T>(tensors.weight, tensors.bias, bins.contexts(), block.parameters());
-  for (int l = 0; l <= bins.contexts(); ++l) PPCR_ROLLED
-  for (int q = int(threadIdx.x); q < tile.q; q += kThreads) contributions[l * tile.q + q] = 0;
+  for (int l = 0; l <= bins.contexts(); ++l) {
+    PPCR_ROLLED
+    for (int q = int(threadIdx.x); q < tile.q; q += kThreads) contributions[l * tile.q + q] = 0;
+  }
   block.await_cluster();
 
   for (; index < tile.tiles; index += block.tile_stride(), ++block.turn) {
-    stride = opaque(stride);  // as in the forward kernel
+    block.stride = opaque(block.stride);  // as in the forward kernel
     A sum[V] = {}, dot[V] = {};
     {
-      const UnitPart next = part_in(index + block.tile_stride(), 0);
+      const UnitPart next = block.part_in(index + block.tile_stride(), 0);
       [[maybe_unused]] UnitPart part;
-      if constexpr (!kGate && !kSlots) part = part_in(index, 0);
+      if constexpr (!kGate && !kSlots) part = block.part_in(index, 0);
       if constexpr (kSlots) wait_for_copies<0>();
       PPCR_UNROLL
       for (int r = 0; r < STEPS; ++r) {
@@ -143,57 +121,43 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
           add_word<T, V>(cached[r], sum);
           load_cached(r, next);
         } else {
-          const auto other = [&](const Slots<T, V>& slots, const T* from) {
+          const auto staged_or_loaded = [&](const Slots<T, V>& slots, const T* from) {
             if constexpr (kSlots)
               return *slots.at(r);
             else
-              return load_if<T, V>(r < part.steps, from + part.offset + r * stride);
+              return block.load_step(from, r, part);
           };
-          if constexpr (kGradAhead) cached[r] = *others.at(r);
-          if constexpr (kAdd) cached[r] = mask_relu<T, V>(cached[r], other(others, tensors.y));
-          add_product<T, V>(other(xs, tensors.x), cached[r], sum, dot);
+          if constexpr (kGradAhead) cached[r] = *second_slots.at(r);
+          if constexpr (kAdd)
+            cached[r] = mask_relu<T, V>(cached[r], staged_or_loaded(second_slots, tensors.y));
+          add_product<T, V>(staged_or_loaded(x_slots, tensors.x), cached[r], sum, dot);
           copy_ahead(r, next);
-          stride = opaque(stride);
+          block.stride = opaque(block.stride);
         }
       }
       close_copies();
     }
-    if (tile.steps > STEPS) {
+    block.write_sums(index, sum, [&](const UnitPart& part, int from) {
       if constexpr (kGate)
-        sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, 0), stride, STEPS, sum);
+        block.sum_from_memory(part, from, sum);
       else
-        products_from_memory<T, V, OP>(tensors, part_in(index, 0), stride, STEPS, sum, dot);
-    }
-    block.put_sums(0, sum);
-    if constexpr (!Units::kOneRound) {
-      PPCR_ROLLED
-      for (int round = 1; round < tile.rounds; ++round) {
-        PPCR_UNROLL
-        for (int j = 0; j < V; ++j) sum[j] = 0;
-        if constexpr (kGate)
-          sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, round), stride, 0, sum);
-        else
-          products_from_memory<T, V, OP>(tensors, part_in(index, round), stride, 0, sum, dot);
-        block.put_sums(round, sum);
-      }
-    }
-    if constexpr (!kGate) block.put_sums(tile.rounds, dot);
-    block.exchange();
+        products_from_memory<T, V, OP>(block, part, from, sum, dot);
+    });
+    if constexpr (!kGate) block.write_line(tile.rounds, dot);
+    block.exchange_sums();
 
     PPCR_ROLLED
     for (int q = int(threadIdx.x); q < tile.q; q += kThreads) {
-      A dg = 0;  // stays 0 for pixels beyond the image, so that they add nothing to the parameters'
-                 // gradients
+      A dg = 0;  // beyond the image it stays 0 and adds nothing to the parameters' gradients
       if constexpr (kGate) {
-        const TilePlace place = tile_place(tile, tile_thread<V>(tile), index);
+        const TilePlace place = block.place(block.thread(), index);
         if (place.first + q < tile.image_pixels)
           dg = widen(tensors.grad[int64_t(place.image) * tile.image_pixels + place.first + q]);
       }
       block.await_parts();
-      const A* const parts = block.parts();
       A segments[Bins::kSegments];
-      segment_sums(tile, units, bins, block.memory.lines, parts, q, segments);
-      if constexpr (!kGate) dg = dot_sum(tile, block.memory.lines, parts, q);
+      block.segment_sums(q, segments);
+      if constexpr (!kGate) dg = block.dot_sum(q);
       Pixel<A, Bins> pixel;
       compute_gate(bins, segments, block.parameters(), tensors.eps, pixel);
       A gradients[Bins::kSegments];
@@ -209,36 +173,42 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
 
     index = opaque(index);
     A gate[V], dsum[V];
-    const UnitPart part = part_in(index, 0);
-    const int column = tile_thread<V>(tile).column;
-    pixel_values<V>(tile, gates, column, gate);
-    pixel_values<V>(tile, dsums + units.segment(part.unit) * tile.q, column, dsum);
+    const UnitPart part = block.part_in(index, 0);
+    const int column = block.thread().column;
+    block.pixel_values(gates, column, gate);
+    block.pixel_values(dsums + block.units.segment(part.unit) * tile.q, column, dsum);
     if constexpr (kGate) {
-      write_backward_from_memory<T, V, OP>(tensors, part, stride, 0, gate, dsum);
+      write_backward_from_memory<T, V, OP>(block, part, 0, gate, dsum);
     } else {
-      const UnitPart next = part_in(index + block.tile_stride(), 0);
+      const UnitPart next = block.part_in(index + block.tile_stride(), 0);
       PPCR_UNROLL
       for (int r = 0; r < STEPS; ++r) {
-        write_backward<T, V, OP>(tensors, r < part.steps, part.offset + r * stride, cached[r], gate,
-                                 dsum);
+        write_backward<T, V, OP>(tensors, r < part.steps, part.offset + r * block.stride, cached[r],
+                                 gate, dsum);
         if constexpr (!kGradAhead) load_cached(r, next);
       }
-      if (tile.steps > STEPS)
-        write_backward_from_memory<T, V, OP>(tensors, part, stride, STEPS, gate, dsum);
+      if (tile.steps > STEPS) write_backward_from_memory<T, V, OP>(block, part, STEPS, gate, dsum);
     }
-    if constexpr (!Units::kOneRound) {
+    if constexpr (!Block::Units::kOneRound) {
       PPCR_ROLLED
       for (int round = 1; round < tile.rounds; ++round) {
-        const UnitPart later = part_in(index, round);
-        pixel_values<V>(tile, dsums + units.segment(later.unit) * tile.q, column, dsum);
-        write_backward_from_memory<T, V, OP>(tensors, later, stride, 0, gate, dsum);
+        const UnitPart later = block.part_in(index, round);
+        block.pixel_values(dsums + block.units.segment(later.unit) * tile.q, column, dsum);
+        write_backward_from_memory<T, V, OP>(block, later, 0, gate, dsum);
       }
     }
   }
-  // What a thread added for its pixels, all threads see since the last barrier.
-  if (block.is_first())
-    write_partials(tile, block.first_tile(), block.tile_stride(), bins.contexts(), contributions,
-                   tensors.partials);
+  // This cluster's share of dweight and dbias: a warp per parameter, the pixels in a fixed order.
+  // All threads see what the others added, since a barrier came after it.
+  if (!block.is_first()) return;
+  for (int l = int(threadIdx.x) / kWarp; l <= bins.contexts(); l += kThreads / kWarp) {
+    A value = 0;
+    for (int q = int(threadIdx.x) % kWarp; q < tile.q; q += kWarp)
+      value += contributions[l * tile.q + q];
+    value = sum_lanes(value, kWarp);
+    if (threadIdx.x % kWarp == 0)
+      tensors.partials[int64_t(l) * block.tile_stride() + block.first_tile()] = value;
+  }
 }
 
 }  // namespace ppcr::cuda

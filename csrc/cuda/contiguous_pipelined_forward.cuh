@@ -1,27 +1,27 @@
-// The forward kernel of the contiguous layout; how it works stands in contiguous_pipelined.cuh.
+// The forward kernel of the contiguous layout; contiguous_pipelined.cuh says how it works.
 #pragma once
 #include "contiguous_pipelined.cuh"
 
 namespace ppcr::cuda {
 
-// Steps first .. first+BATCH-1, none of them cached: all loads before the first store, which they
-// could not pass.
-template <class T, int V, Operation OP>
-PPCR_DEVICE void write_forward_from_memory(const Tensors<T>& tensors, const UnitPart& part,
-                                           int64_t stride, int from, const Acc<T> (&gate)[V]) {
+// Steps that are not in registers: all loads of a batch before its first store, which they could
+// not pass.
+template <class T, int V, Operation OP, class Block>
+PPCR_DEVICE void write_forward_from_memory(const Block& block, const UnitPart& part, int from,
+                                           const Acc<T> (&gate)[V]) {
+  const Tensors<T>& tensors = block.tensors;
   PPCR_ROLLED
   for (int step = from; step < part.steps; step += kBatch) {
     Word<T, V> words[kBatch], residual[kBatch] = {};
     PPCR_UNROLL
     for (int b = 0; b < kBatch; ++b) {
-      const int64_t at = part.offset + (step + b) * stride;
-      words[b] = load_if<T, V>(step + b < part.steps, tensors.x + at);
+      words[b] = block.load_step(tensors.x, step + b, part);
       if constexpr (OP == Operation::kAddRelu)
-        residual[b] = load_if<T, V>(step + b < part.steps, tensors.residual + at);
+        residual[b] = block.load_step(tensors.residual, step + b, part);
     }
     PPCR_UNROLL
     for (int b = 0; b < kBatch; ++b)
-      store_if<T, V>(step + b < part.steps, tensors.y + part.offset + (step + b) * stride,
+      store_if<T, V>(step + b < part.steps, tensors.y + part.offset + (step + b) * block.stride,
                      recalibrate<T, V, OP>(words[b], residual[b], gate));
   }
 }
@@ -31,51 +31,39 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
                                                               Pass::kForward))
     contiguous_pipelined_forward(const __grid_constant__ ContiguousArguments<T, Bins> arguments) {
   using A = Acc<T>;
-  using Units = typename UnitsOf<Bins>::type;
   const Tensors<T>& tensors = arguments.tensors;
   const Tile& tile = arguments.tile;
-  const Units& units = arguments.units;
-  const Bins& bins = arguments.bins;
   constexpr bool kGate = OP == Operation::kGate, kAdd = OP == Operation::kAddRelu;
 
   wait_for_kernels_before();
   PPCR_SHARED(raw);
-  ContiguousBlock<T, V, STEPS, Bins, OP, Pass::kForward> block(arguments, raw);
-  constexpr bool kSlots = decltype(block)::kStagedTensors > 0;
-  const Slots<T, V> xs = block.stream(0), residuals = block.stream(1);
+  using Block = ContiguousBlock<T, V, STEPS, Bins, OP, Pass::kForward>;
+  Block block(arguments, raw);
+  constexpr bool kSlots = Block::kStagedTensors > 0;
+  const Slots<T, V> x_slots = block.slots_of(0), residual_slots = block.slots_of(1);
   A* const gates = block.gates();
-  block.begin();
-  int64_t stride = step_stride(tile);
-  const auto part_in = [&](unsigned tile_index, int round) {
-    return block.part_in(units, tile_index, round);
-  };
 
   Word<T, V> cached[STEPS];
-  const auto load_cached = [&](int r, const UnitPart& part) {
-    cached[r] = load_if<T, V>(r < part.steps, tensors.x + part.offset + r * stride);
-  };
   const auto copy_x = [&](int r, const UnitPart& part) {
-    if constexpr (kSlots)
-      copy_async(xs.at(r), tensors.x + part.offset + r * stride, r < part.steps);
+    if constexpr (kSlots) block.copy_step(x_slots, tensors.x, r, part);
   };
   const auto copy_residual = [&](int r, const UnitPart& part) {
-    if constexpr (kSlots && kAdd)
-      copy_async(residuals.at(r), tensors.residual + part.offset + r * stride, r < part.steps);
+    if constexpr (kSlots && kAdd) block.copy_step(residual_slots, tensors.residual, r, part);
   };
   unsigned index = block.first_tile();
   {
-    const UnitPart part = part_in(index, 0);
+    const UnitPart part = block.part_in(index, 0);
     PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r) {
       copy_x(r, part);
-      if constexpr (!kSlots) load_cached(r, part);
+      if constexpr (!kSlots) cached[r] = block.load_step(tensors.x, r, part);
     }
     close_copies();
     PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r) copy_residual(r, part);
     close_copies();
   }
-  stage_parameters<T>(tensors.weight, tensors.bias, bins.contexts(), block.parameters());
+  stage_parameters<T>(tensors.weight, tensors.bias, block.bins.contexts(), block.parameters());
   block.await_cluster();
 
   // At each wait the copies of two groups are under way, x of one tile and the residual of another;
@@ -84,48 +72,39 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
   for (; index < tile.tiles; index += block.tile_stride(), ++block.turn) {
     // Opaque, or the compiler would keep in registers from tile to tile, and from phase to phase,
     // what is quick to compute anew.
-    stride = opaque(stride);
+    block.stride = opaque(block.stride);
     A sum[V] = {};
     if constexpr (kSlots || kGate) {
-      const UnitPart next = part_in(index + block.tile_stride(), 0);
+      const UnitPart next = block.part_in(index + block.tile_stride(), 0);
       if constexpr (kSlots) wait_for_copies<kLater>();
       PPCR_UNROLL
       for (int r = 0; r < STEPS; ++r) {
-        if constexpr (kSlots) cached[r] = *xs.at(r);
+        if constexpr (kSlots) cached[r] = *x_slots.at(r);
         add_word<T, V>(cached[r], sum);
         if constexpr (kSlots)
           copy_x(r, next);
         else
-          load_cached(r, next);
+          cached[r] = block.load_step(tensors.x, r, next);
       }
       close_copies();
     } else {
       PPCR_UNROLL
       for (int r = 0; r < STEPS; ++r) add_word<T, V>(cached[r], sum);
     }
-    if (tile.steps > STEPS)
-      sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, 0), stride, STEPS, sum);
-    block.put_sums(0, sum);
-    if constexpr (!Units::kOneRound) {
-      PPCR_ROLLED
-      for (int round = 1; round < tile.rounds; ++round) {
-        PPCR_UNROLL
-        for (int j = 0; j < V; ++j) sum[j] = 0;
-        sum_from_memory<T, V, kBatch>(tensors.x, part_in(index, round), stride, 0, sum);
-        block.put_sums(round, sum);
-      }
-    }
-    block.exchange();
+    block.write_sums(index, sum, [&](const UnitPart& part, int from) {
+      block.sum_from_memory(part, from, sum);
+    });
+    block.exchange_sums();
 
     PPCR_ROLLED
     for (int q = int(threadIdx.x); q < tile.q; q += kThreads) {
       block.await_parts();
       A segments[Bins::kSegments];
-      segment_sums(tile, units, bins, block.memory.lines, block.parts(), q, segments);
+      block.segment_sums(q, segments);
       Pixel<A, Bins> pixel;
-      compute_gate(bins, segments, block.parameters(), tensors.eps, pixel);
+      compute_gate(block.bins, segments, block.parameters(), tensors.eps, pixel);
       if constexpr (kGate) {
-        const TilePlace place = tile_place(tile, tile_thread<V>(tile), index);
+        const TilePlace place = block.place(block.thread(), index);
         if (block.is_first() && place.first + q < tile.image_pixels) {
           T gate;
           narrow(pixel.g, gate);
@@ -139,9 +118,10 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
     index = opaque(index);
     if constexpr (!kGate) {
       A gate[V];
-      pixel_values<V>(tile, gates, tile_thread<V>(tile).column, gate);
+      block.pixel_values(gates, block.thread().column, gate);
       if constexpr (kSlots && kAdd) wait_for_copies<kLater>();
-      const UnitPart part = part_in(index, 0), next = part_in(index + block.tile_stride(), 0);
+      const UnitPart part = block.part_in(index, 0);
+      const UnitPart next = block.part_in(index + block.tile_stride(), 0);
       constexpr int kAtOnce = kSlots ? 1 : 2;  // residuals
       PPCR_UNROLL
       for (int first = 0; first < STEPS; first += kAtOnce) {
@@ -151,27 +131,25 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
           PPCR_UNROLL
           for (int r = first; r < end; ++r) {
             if constexpr (kSlots)
-              residual[r - first] = *residuals.at(r);
+              residual[r - first] = *residual_slots.at(r);
             else
-              residual[r - first] =
-                  load_if<T, V>(r < part.steps, tensors.residual + part.offset + r * stride);
+              residual[r - first] = block.load_step(tensors.residual, r, part);
           }
         }
         PPCR_UNROLL
         for (int r = first; r < end; ++r) {
-          store_if<T, V>(r < part.steps, tensors.y + part.offset + r * stride,
+          store_if<T, V>(r < part.steps, tensors.y + part.offset + r * block.stride,
                          recalibrate<T, V, OP>(cached[r], residual[r - first], gate));
-          if constexpr (!kSlots) load_cached(r, next);
+          if constexpr (!kSlots) cached[r] = block.load_step(tensors.x, r, next);
           copy_residual(r, next);
         }
       }
       close_copies();
-      if (tile.steps > STEPS)
-        write_forward_from_memory<T, V, OP>(tensors, part, stride, STEPS, gate);
-      if constexpr (!Units::kOneRound) {
+      if (tile.steps > STEPS) write_forward_from_memory<T, V, OP>(block, part, STEPS, gate);
+      if constexpr (!Block::Units::kOneRound) {
         PPCR_ROLLED
         for (int round = 1; round < tile.rounds; ++round)
-          write_forward_from_memory<T, V, OP>(tensors, part_in(index, round), stride, 0, gate);
+          write_forward_from_memory<T, V, OP>(block, block.part_in(index, round), 0, gate);
       }
     }
   }

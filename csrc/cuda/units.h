@@ -1,12 +1,8 @@
 // The units into which the contiguous kernels cut the channels: plain C++, on the host.
 #pragma once
-#include <algorithm>
-
-#include "tile.h"
+#include "workload.h"
 
 namespace ppcr::cuda {
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 inline int log2_of(int power) {
   int log2 = 0;

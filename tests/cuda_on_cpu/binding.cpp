@@ -11,8 +11,8 @@
 #include "cuda_on_cpu.h"
 #include "../../csrc/cuda/dispatch.cuh"
 // clang-format on
-#include "../../csrc/cuda/traffic.h"
 #include "run.h"
+#include "traffic.h"
 
 namespace py = pybind11;
 using namespace ppcr::cuda;

@@ -1,23 +1,27 @@
-"""Small faults for tools/mutate.py, which plants one at a time in a copy of the sources: does a test fail?"""
+"""Small faults for tools/mutate.py, which plants one at a time in a copy of the sources."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """A fault: ``text`` becomes ``replacement`` in a file of csrc.
+    """A fault: ``text`` becomes ``replacement`` in a file.
+
+    Texts match whatever their line breaks and spaces, which belong to the formatter.
 
     Args:
         name: what is wrong.
-        file: relative to csrc.
-        text: occurs once in the file, or once behind ``after``.
+        file: relative to csrc, or to ppcr_ext for a Python file.
+        text: occurs once in the file, or follows ``after``.
         replacement: instead of it.
         after: text that occurs once, before what is meant.
-        tests: pytest's ``-k`` of the tests that should see it, run first; ``sanitize``: only the sanitizers can.
-        survives: why no test can fail, for a mutant that computes the same. It must survive, else the reason is wrong.
+        tests: which tests should see it, as its group understands it.
+        survives: why no test can fail, for a mutant that computes the same. It must survive, else
+            the reason is wrong.
         sample: one of those that continuous integration plants.
     """
 
@@ -30,18 +34,20 @@ class Mutant:
     survives: str = ""
     sample: bool = False
 
-    def plant(self, csrc: Path) -> None:
-        path = csrc / self.file
-        source = path.read_text()
-        for unique in filter(None, (self.after, "" if self.after else self.text)):
-            if source.count(unique) != 1:
-                raise SystemExit(
-                    f"{self.name}: csrc/{self.file} holds {source.count(unique)} times {unique!r}: update tests/mutants"
-                )
-        begin = source.find(self.after) if self.after else 0
-        at = source.find(self.text, begin)
-        if at < 0:
-            raise SystemExit(
-                f"{self.name}: csrc/{self.file} no longer holds {self.text!r} there: update tests/mutants"
-            )
-        path.write_text(source[:at] + self.replacement + source[at + len(self.text) :])
+    def planted(self, source: str) -> str:
+        """The source with the fault; ValueError where the texts are not found, or not once."""
+        begin = self._find(self.after, source).end() if self.after else 0
+        found = self._find(self.text, source, begin, once=not self.after)
+        return source[: found.start()] + self.replacement + source[found.end() :]
+
+    def _find(self, text: str, source: str, begin: int = 0, once: bool = True) -> re.Match[str]:
+        tokens = re.findall(r"\w+|[^\w\s]", text)
+        found = list(re.compile(r"\s*".join(map(re.escape, tokens))).finditer(source, begin))
+        if not found or (once and len(found) > 1):
+            raise ValueError(f"{self.name}: {self.file} holds {len(found)} times {text!r}")
+        return found[0]
+
+    def plant(self, folder: Path) -> None:
+        """In a copy of csrc, or of ppcr_ext for a Python file."""
+        path = folder / self.file
+        path.write_text(self.planted(path.read_text()))

@@ -1,33 +1,10 @@
-"""Faults of the pixel mathematics, which all devices share, and of the CPU library."""
+"""Faults of the CPU kernels."""
 
 from . import Mutant
 
-PIXEL, TYPES, CHECKS = "ppcr_pixel.h", "ppcr_types.h", "checks.h"
-KERNELS, SIMD, PLAN, ENTRY = "cpu/kernels_impl.h", "cpu/simd.h", "cpu/plan.cpp", "cpu/ppcr_cpu.cpp"
+KERNELS, SIMD, PLAN = "cpu/kernels_impl.h", "cpu/simd.h", "cpu/plan.cpp"
 
 MUTANTS = (
-    # the pixel mathematics
-    Mutant("wrong sign in the contexts' gradient", PIXEL, "weight_mean) - pixel.n[l] * z_mean", "weight_mean) + pixel.n[l] * z_mean", sample=True),
-    Mutant("missing eps", PIXEL, "variance * inverse_contexts + eps", "variance * inverse_contexts", sample=True),
-    Mutant("unbiased variance", PIXEL, "variance * inverse_contexts +", "variance / S(contexts - 1) +"),
-    Mutant("contexts not taken relative to the first", PIXEL, "if (l == 0) pivot = t;", ""),
-    Mutant("bias left out of the gate", PIXEL, "Math::sigmoid(pixel.z + bias)", "Math::sigmoid(pixel.z)"),
-    Mutant("derivative of the sigmoid cut short", PIXEL, "dg * pixel.g * (S(1) - pixel.g)", "dg * pixel.g"),
-    Mutant("sum instead of mean of dn n", PIXEL, "pixel.z * (S(1) / S(contexts))", "pixel.z"),
-    Mutant("last segment of a bin gets no gradient", PIXEL, "for (int k = first; k < last; ++k) dsums", "for (int k = first; k + 1 < last; ++k) dsums"),
-    Mutant("last segment left out of its bin", PIXEL, "for (int k = first + 1; k < last; ++k) t", "for (int k = first + 1; k < last - 1; ++k) t"),
-    Mutant("wrong bin edge, standard levels", PIXEL, "l < 3 ? 2 * (l - 1) : l - 3", "l < 3 ? l - 1 : l - 3"),
-    Mutant("wrong bin size, standard levels", PIXEL, "inverse[l == 0 ? 0 : l < 3 ? 1 : 2]", "inverse[l == 0 ? 0 : 1]"),
-    Mutant("inverse standard deviation squared", PIXEL, "const V scale = dz * pixel.inv_std;", "const V scale = dz * pixel.inv_std * pixel.inv_std;"),
-    # pooling bins
-    Mutant("bins that never overlap", TYPES, "(i * (channels % k) + k - 1) / k", "(i * (channels % k)) / k", sample=True),
-    Mutant("remainder of the channels left out of an edge", TYPES, "i * (channels / k) + i * (channels % k) / k;", "i * (channels / k);"),
-    Mutant("bin size one too large", TYPES, "pooling.size[l] = end - begin;", "pooling.size[l] = end - begin + 1;"),
-    Mutant("four equal segments where 4 does not divide C", TYPES, " && channels % 4 == 0;", ";"),
-    Mutant("more contexts than the arrays hold", TYPES, "levels[i] > kMaxContexts - contexts", "levels[i] > kMaxContexts"),
-    Mutant("one context alone", TYPES, "if (contexts < 2)", "if (contexts < 1)"),
-    Mutant("product before quotient", TYPES, "return i * (channels / k) + i * (channels % k) / k;", "return i * channels / k;",
-           survives="differs where 64 C leaves 64 bits, and no tensor has 2^57 channels"),
     # tiles on the CPU
     Mutant("last vector of a run beyond its end", KERNELS, "count > kLanes<S> ? count - kLanes<S>", "count > kLanes<S> ? (vectors - 1) * kLanes<S>"),
     Mutant("last channel of a segment dropped", KERNELS, "for (; c < end; ++c) add_rows<1", "for (; c < end - 1; ++c) add_rows<1", sample=True),
@@ -57,11 +34,4 @@ MUTANTS = (
     Mutant("four of a partial vector's elements lost", SIMD, "if (n >= 4) std::memcpy(&words[0], p, 8);", "if (n > 4) std::memcpy(&words[0], p, 8);"),
     Mutant("partial store one lane short", SIMD, "void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, lanes_below(n, 0.f)",
            "void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, lanes_below(n - 1, 0.f)"),
-    # the operators
-    Mutant("stride of weight ignored", ENTRY, "p[i * t.stride(0)]", "p[i]"),
-    Mutant("shape of the gradient unchecked", ENTRY, '  check_like_x("grad", grad, x);\n', "", after="> backward(const Tensor& grad"),
-    Mutant("dbias takes dweight's value", ENTRY, "write(d, d_params_ + problem.pooling.contexts);", "write(d, d_params_);"),
-    Mutant("eps too small for the type", ENTRY, "problem.eps = std::max<double>(\n        eps, x", "problem.eps = std::max<double>(\n        0, eps); (void)(x"),
-    Mutant("any stride of the channels taken for channels_last", CHECKS, "if (!dense(1)) return false;", "dense(1);"),
-    Mutant("gradient of another layout taken as it is", CHECKS, "if (same) return t;", "return t;"),
 )  # fmt: skip

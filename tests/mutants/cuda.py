@@ -3,73 +3,68 @@
 from . import Mutant
 
 FORWARD, BACKWARD = "cuda/contiguous_pipelined_forward.cuh", "cuda/contiguous_pipelined_backward.cuh"
-BLOCK, TILE = "cuda/contiguous_pipelined.cuh", "cuda/contiguous_pipelined.cuh"
-PIXEL, SHARED = "cuda/channels_last_registers.cuh", "cuda/channels_last_shared.cuh"
-COMMON, FINISH, PLAN, UNITS = (
-    "cuda/device_common.cuh",
-    "cuda/finish_kernels.cuh",
-    "cuda/plan.h",
-    "cuda/units.h",
-)
-SYNC = "  __syncthreads();\n"
+BLOCK, TILE = "cuda/contiguous_pipelined.cuh", "cuda/tile.h"
+REGISTERS, SHARED = "cuda/channels_last_registers.cuh", "cuda/channels_last_shared.cuh"
+COMMON, FINISH = "cuda/device_common.cuh", "cuda/finish_kernels.cuh"
+PLAN, UNITS = "cuda/plan_contiguous.h", "cuda/units.h"
 BIG = "more_than_2"
 
 MUTANTS = (
     # barriers
-    Mutant("missing barrier before the row sums", BLOCK, "    __syncthreads();\n    sum_rows", "    sum_rows", sample=True),
-    Mutant("missing barrier behind the row sums", BLOCK, "    if (tile.cluster == 1) __syncthreads();\n", ""),
-    Mutant("missing barrier behind the gates, forward", FORWARD, "    __syncthreads();\n    index = opaque(index);\n", ""),
-    Mutant("missing barrier behind the gates, backward", BACKWARD, "    __syncthreads();\n\n    index = opaque(index);\n", ""),
-    Mutant("barrier in divergent code", BLOCK, "    __syncthreads();\n    sum_rows", "    if (threadIdx.x < 64) __syncthreads();\n    sum_rows"),
+    Mutant("missing barrier before the row sums", BLOCK, "__syncthreads();", "", after="void exchange_sums() const", sample=True),
+    Mutant("missing barrier behind the row sums", BLOCK, "if (tile.cluster == 1) __syncthreads();", ""),
+    Mutant("missing barrier behind the gates, forward", FORWARD, "__syncthreads(); index = opaque(index);", ""),
+    Mutant("missing barrier behind the gates, backward", BACKWARD, "__syncthreads(); index = opaque(index);", ""),
+    Mutant("barrier in divergent code", BLOCK, "__syncthreads();", "if (threadIdx.x < 64) __syncthreads();", after="void exchange_sums() const"),
     # what is copied ahead, and what blocks send one another
-    Mutant("x not waited for, forward", FORWARD, "      if constexpr (kSlots) wait_for_copies<kLater>();\n", ""),
-    Mutant("copies not waited for, backward", BACKWARD, "      if constexpr (kSlots) wait_for_copies<0>();\n", "", sample=True),
-    Mutant("residual not waited for", FORWARD, "      if constexpr (kSlots && kAdd) wait_for_copies<kLater>();\n", ""),
+    Mutant("x not waited for, forward", FORWARD, "if constexpr (kSlots) wait_for_copies<kLater>();", ""),
+    Mutant("copies not waited for, backward", BACKWARD, "if constexpr (kSlots) wait_for_copies<0>();", "", sample=True),
+    Mutant("residual not waited for", FORWARD, "if constexpr (kSlots && kAdd) wait_for_copies<kLater>();", ""),
     Mutant("a group of copies too few waited for", FORWARD, "constexpr int kLater = kAdd ? 1 : 0;", "constexpr int kLater = kAdd ? 2 : 1;"),
-    Mutant("vector of a neighbour", FORWARD, "cached[r] = *xs.at(r);", "cached[r] = *Slots<T, V>{xs.own + (threadIdx.x % 2 ? -kSlotBytes : kSlotBytes)}.at(r);"),
-    Mutant("sums of other blocks read before they have come", BLOCK, "    if (tile.cluster > 1) wait_for(barriers + (turn & 1), turn >> 1 & 1);\n", ""),
-    Mutant("barrier counts a block too few", TILE, "unsigned(count * tile.cluster * int(sizeof(A)))", "unsigned(count * (tile.cluster - 1) * int(sizeof(A)))"),
+    Mutant("vector of a neighbouring thread", FORWARD, "cached[r] = *x_slots.at(r);", "cached[r] = *Slots<T, V>{x_slots.own + (threadIdx.x % 2 ? -kSlotBytes : kSlotBytes)}.at(r);"),
+    Mutant("sums of other blocks read before they have come", BLOCK, "if (tile.cluster > 1) wait_for(barriers + (turn & 1), turn >> 1 & 1);", ""),
+    Mutant("barrier counts a block too few", BLOCK, "unsigned(count * tile.cluster * int(sizeof(A)))", "unsigned(count * (tile.cluster - 1) * int(sizeof(A)))"),
     Mutant("parts of two tiles in one place", BLOCK, "int(turn & 1) * memory.part_values", "0 * memory.part_values"),
-    Mutant("one barrier for two tiles", BLOCK, "sums(), parts(), barriers + (turn & 1));", "sums(), parts(), barriers);"),
-    Mutant("sent before the cluster has begun", BLOCK, "    if (tile.cluster > 1) cluster_wait();\n", ""),
+    Mutant("one barrier for two tiles", BLOCK, "Mbarrier* const barrier = barriers + (turn & 1);", "Mbarrier* const barrier = barriers;"),
+    Mutant("sent before the cluster has begun", BLOCK, "if (tile.cluster > 1) cluster_wait();", ""),
     # tiles
     Mutant("a tile left out", FORWARD, "index += block.tile_stride(), ++block.turn", "index += block.tile_stride() + 1, ++block.turn", sample=True),
     Mutant("share of the last tile alone", BACKWARD, "contributions[l * tile.q + q] += dz * pixel.n[l];", "contributions[l * tile.q + q] = dz * pixel.n[l];"),
-    Mutant("quotient off by one", "cuda/tile.h", "/ divisor + 1), shift};", "/ divisor), shift};"),
-    Mutant("missing __syncthreads, channels_last forward", PIXEL, "  __syncthreads();  // the sums", "  // the sums"),
-    Mutant("missing __syncwarp, channels_last forward", PIXEL, "  __syncwarp();\n", ""),
-    Mutant("missing __syncthreads, channels_last backward", PIXEL, SYNC + "  if (int(threadIdx.x) <= kContexts)", "  if (int(threadIdx.x) <= kContexts)"),
-    Mutant("missing barrier behind the copy, pixel tile", SHARED, "edges[k] = tile.edge[k];\n  __syncthreads();", "edges[k] = tile.edge[k];"),
-    Mutant("missing barrier behind the sums, pixel tile", SHARED, "  });\n  __syncthreads();\n\n  const int own", "  });\n  const int own"),
-    Mutant("missing barrier before the copy back, pixel tile", SHARED, "    __syncthreads();\n    const int done", "    const int done"),
-    Mutant("missing __syncthreads, finishing sums", FINISH, SYNC, ""),
+    Mutant("quotient off by one", TILE, "/ divisor + 1), shift};", "/ divisor), shift};"),
+    Mutant("missing __syncthreads, channels_last_registers forward", REGISTERS, "__syncthreads();  // the sums", "// the sums"),
+    Mutant("missing __syncwarp, channels_last_registers forward", REGISTERS, "__syncwarp();", ""),
+    Mutant("missing __syncthreads, channels_last_registers backward", REGISTERS, "__syncthreads(); if (int(threadIdx.x) <= kContexts)", "if (int(threadIdx.x) <= kContexts)"),
+    Mutant("missing barrier behind the copy, channels_last_shared", SHARED, "edges[k] = tile.edge[k]; __syncthreads();", "edges[k] = tile.edge[k];"),
+    Mutant("missing barrier behind the sums, channels_last_shared", SHARED, "}); __syncthreads(); const int own", "});\n  const int own"),
+    Mutant("missing barrier before the copy back, channels_last_shared", SHARED, "__syncthreads(); const int done", "const int done"),
+    Mutant("missing __syncthreads, finishing sums", FINISH, "__syncthreads();", ""),
     # bounds
-    Mutant("one step too many", TILE, "unsigned(left + tile.rows * tile.q - 1)", "unsigned(left + tile.rows * tile.q)"),
-    Mutant("pixels beyond the image", TILE, "index < tile.tiles && place.first + thread.column < tile.image_pixels", "index < tile.tiles", sample=True),
-    Mutant("tiles beyond the last", TILE, "index < tile.tiles && place.first", "place.first"),
-    Mutant("pixels beyond the tensor, pixel tile", SHARED, "tile.pixels - first < tile.q ? int(tile.pixels - first) : tile.q", "tile.q"),
-    Mutant("tail of a copy forgotten, pixel tile", SHARED, "    write_back<T, 1>(x, tensors.out + base, done, count);\n", ""),
-    Mutant("vectors beyond the segment", PIXEL, "inside && place.channel + r * G::kStride < lanes.segment", "inside", after="channels_last_registers_backward("),
+    Mutant("one step too many", BLOCK, "unsigned(left + tile.rows * tile.q - 1)", "unsigned(left + tile.rows * tile.q)"),
+    Mutant("pixels beyond the image", BLOCK, "index < tile.tiles && place.first + thread.column < tile.image_pixels", "index < tile.tiles", sample=True),
+    Mutant("tiles beyond the last", BLOCK, "index < tile.tiles && place.first", "place.first"),
+    Mutant("pixels beyond the tensor, channels_last_shared", SHARED, "tile.pixels - first < tile.q ? int(tile.pixels - first) : tile.q", "tile.q"),
+    Mutant("tail of a copy forgotten, channels_last_shared", SHARED, "write_back<T, 1>(x, result + base, done, count);", ""),
+    Mutant("vectors beyond the segment", REGISTERS, "inside && place.channel + r * G::kStride < lanes.segment", "inside", after="channels_last_registers_backward("),
     Mutant("bias not staged", COMMON, "l <= contexts; l += blockDim.x", "l < contexts; l += blockDim.x"),
     # indices, offsets
-    Mutant("offset of an image in 32 bits", TILE, "int64_t(place.image) * tile.image_elements", "int(place.image) * int(tile.image_elements)", tests=BIG),
-    Mutant("offset of a pixel in 32 bits", PIXEL, "place.offset = (place.first + place.group) * lanes.channels",
+    Mutant("offset of an image in 32 bits", BLOCK, "int64_t(place.image) * tile.image_elements", "int(place.image) * int(tile.image_elements)", tests=BIG),
+    Mutant("offset of a pixel in 32 bits", REGISTERS, "place.offset = (place.first + place.group) * lanes.channels",
            "place.offset = int(place.first + place.group) * int(lanes.channels)", tests=BIG),
-    Mutant("offset of a pixel in 32 bits, pixel tile", SHARED, "base = first * tile.channels", "base = int(first) * tile.channels", tests=BIG),
-    Mutant("straddling vector does not wrap", TILE, "column + j >= tile.q ? tile.q : 0", "column + j > tile.q ? tile.q : 0"),
-    Mutant("sums of the first block for all of a cluster", TILE, "block & (tile.cluster - 1), line", "0, line"),
-    Mutant("dot products in the lines of the sums", TILE, "const int line = tile.rounds * tile.groups + (group", "const int line = (group"),
-    Mutant("shares of clusters overlap", BACKWARD, "partials[int64_t(l) * clusters + cluster]", "partials[int64_t(l) * (clusters - 1) + cluster]"),
+    Mutant("offset of a pixel in 32 bits, channels_last_shared", SHARED, "base = first * tile.channels", "base = int(first) * tile.channels", tests=BIG),
+    Mutant("straddling vector does not wrap", BLOCK, "column + j >= tile.q ? tile.q : 0", "column + j > tile.q ? tile.q : 0"),
+    Mutant("sums of the first block for all of a cluster", BLOCK, "block & (tile.cluster - 1), line", "0, line"),
+    Mutant("dot products in the lines of the sums", BLOCK, "const int line = tile.rounds * tile.groups + (group", "const int line = (group"),
+    Mutant("shares of clusters overlap", BACKWARD, "int64_t(l) * block.tile_stride() + block.first_tile()", "int64_t(l) * (block.tile_stride() - 1) + block.first_tile()"),
     # arithmetic
     Mutant("sums rounded to x's type", BLOCK, "for (int j = 0; j < V; ++j) sum[j] += values[j];",
            "for (int j = 0; j < V; ++j) { T rounded; narrow(sum[j] + values[j], rounded); sum[j] = widen(rounded); }"),
     Mutant("one lane short in a shuffle", COMMON, "offset < lanes; offset <<= 1", "offset < lanes / 2; offset <<= 1", sample=True),
     Mutant("mask of the ReLU lets zero pass", COMMON, "outputs[j] <= Acc<T>(0)", "outputs[j] < Acc<T>(0)"),
     Mutant("parameters of x's type read as wide ones", COMMON, "if (parameter.kind == Parameter::kOwn)", "if (parameter.kind == Parameter::kAbsent)"),
-    Mutant("partial sums counted twice", FINISH, "i += kStreams * kFinishThreads", "i += kFinishThreads"),
+    Mutant("partial sums counted twice", FINISH, "i += kChains * kFinishThreads", "i += kFinishThreads"),
     # plans
     Mutant("misaligned vectors", PLAN, "if (vector * workload.element_size > workload.alignment ||", "if ("),
     Mutant("straddling vectors without whole rows", PLAN, "rows -= rows % whole_vectors;", ""),
     Mutant("last unit of a segment longer than the others", UNITS, "length / per_segment[k] * i + std::min<int64_t>(i, length % per_segment[k])", "length / per_segment[k] * i",
-           survives="the same sums: steps of a unit beyond those cached in registers are read again, only more of them"),
+           survives="the same sums: steps of a unit beyond those in registers are read again, only more of them"),
 )  # fmt: skip

@@ -1,7 +1,6 @@
-// What a plan moves through memory: predicted from the plan, asserted in tests/test_cuda_plan.py,
-// and the bytes that a measured time is to be compared with.
+// What a plan moves through memory, for tests/test_cuda_plan.py.
 #pragma once
-#include "plan.h"
+#include "../../csrc/cuda/plan.h"
 
 namespace ppcr::cuda {
 
@@ -20,27 +19,19 @@ inline Traffic predicted_traffic(const Workload& workload, const Plan& plan) {
   const int64_t gates = pixels * workload.element_size;
   const int64_t accumulator = accumulator_size(workload.element_size);
   const bool backward = is_backward(workload.pass);
-  switch (workload.operation) {
-    case Operation::kPpcr:
-      traffic.read = backward ? 2 * tensor : tensor;
-      traffic.written = tensor;
-      break;
-    case Operation::kAddRelu:
-      traffic.read = backward ? 3 * tensor : 2 * tensor;
-      traffic.written = backward ? 2 * tensor : tensor;
-      break;
-    case Operation::kGate:
-      traffic.read = tensor + (backward ? gates : 0);
-      traffic.written = backward ? tensor : gates;
-      break;
+  const bool add_relu = workload.operation == Operation::kAddRelu;
+  const bool gate = workload.operation == Operation::kGate;
+  if (gate) {
+    traffic.read = tensor + (backward ? gates : 0);
+    traffic.written = backward ? tensor : gates;
+  } else {
+    traffic.read = (1 + backward + add_relu) * tensor;
+    traffic.written = (1 + (backward && add_relu)) * tensor;
   }
-  const int64_t cached_tensors = backward && workload.operation == Operation::kAddRelu
-                                     ? 2
-                                     : 1;  // x, or gy with y where it masks
-  if (plan.method == Method::kChannelsLastShared && !plan.staged &&
-      workload.operation != Operation::kGate)
+  const int64_t cached_tensors = backward && add_relu ? 2 : 1;  // x, or gy and the y that masks it
+  if (plan.method == Method::kChannelsLastShared && !plan.staged && !gate)
     traffic.read += cached_tensors * tensor;
-  if (plan.method == Method::kContiguousPipelined && workload.operation != Operation::kGate) {
+  if (plan.method == Method::kContiguousPipelined && !gate) {
     // Channels of a first-round unit beyond the cached steps, and all of later rounds.
     const bool standard = workload.pooling->standard;
     const TableUnits units =

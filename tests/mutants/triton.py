@@ -1,0 +1,46 @@
+"""Faults of the Triton kernels and their launches, seen by the tests in Triton's interpreter."""
+
+from . import Mutant
+
+COMMON, OPERATORS = "_triton/common.py", "_triton/operators.py"
+ONE_PASS, TWO_PASSES = "_triton/one_pass.py", "_triton/two_passes.py"
+
+# pytest's -k of the tests that are there to see a fault in a file: quicker than all of them.
+TESTS = {
+    COMMON: "2_to_the_31 or (sizes and float32)",
+    ONE_PASS: "sizes and float32 or zero_variance",
+    TWO_PASSES: "(levels and float32) or zero_variance",
+    OPERATORS: "layouts or (sizes and float32)",
+}
+FORWARD, BACKWARD = "def ppcr_two_passes_forward(", "def ppcr_two_passes_backward("
+
+MUTANTS = (
+    Mutant("gate: a weight forgotten", ONE_PASS, " + n6 * w6 + b", " + b"),
+    Mutant("forward: y of a wrong segment", ONE_PASS, "finished(x2, g,", "finished(x1, g,"),
+    Mutant("backward: gradient of one context left out", ONE_PASS, "left_half + scale * (w4", "left_half + 0 * scale * (w4"),
+    Mutant("gate, backward: gradient read beyond the last pixel", ONE_PASS, "dg = tl.load(grad + pixel + p, mask=p < left, other=0)", "dg = tl.load(grad + pixel + p)"),
+    Mutant("channels beyond the segment", ONE_PASS, "if SP != S:", "if SP < 0:", after="def ppcr_one_pass_forward("),
+    Mutant("pixels beyond the image", ONE_PASS, "inside = (p < left)[None, :]", "inside = (p < P)[None, :]", after="def ppcr_one_pass_forward("),
+    Mutant("second power of the deviation", ONE_PASS, "tl.rsqrt(variance + EPS)", "1.0 / (variance + EPS)"),
+    Mutant("gate: written beyond the last pixel", ONE_PASS, "g.to(kind), mask=p < left)", "g.to(kind))"),
+    Mutant("add_relu: the residual forgotten", COMMON, "y += tl.load(residual", "y += 0 * tl.load(residual"),
+    Mutant("add_relu: no relu", COMMON, "y = tl.where(y <= 0, 0, y)", "y = tl.where(y <= 0, y, y)"),
+    Mutant("add_relu, backward: no mask", COMMON, "<= 0, 0, u)", "<= 0, u, u)"),
+    Mutant("offset of an image in pixels", COMMON, "start = image * pixels * C + first", "start = image * pixels + first"),
+    Mutant("offset of an image in 32 bits", COMMON, "(program // tiles).to(tl.int64)", "(program // tiles)"),
+    Mutant("offset of a pixel in 32 bits", COMMON, "(program % tiles).to(tl.int64) * P", "(program % tiles) * P"),
+    Mutant("offsets in a tile in 32 bits", COMMON, "c = c.to(tl.int64)", "c = c.to(tl.int32)"),
+    Mutant("sigmoid of the other sign", COMMON, "tl.exp(-z)", "tl.exp(z)"),
+    Mutant("finishing sums one row short", COMMON, "i < count - at", "i < count - at - 1"),
+    Mutant("finishing sums read beyond", COMMON, "mask=i < count - at, other=0", "mask=i < BLOCK, other=0"),
+    Mutant("bins without overlap", TWO_PASSES, "+ LEVELS[j] - 1) // LEVELS[j]", ") // LEVELS[j]"),
+    Mutant("chunks beyond the segment", TWO_PASSES, "inside = (c < edge - at)[:, None] & shown", "inside = (c < C - at)[:, None] & shown", after=FORWARD),
+    Mutant("gate: mean over padding", TWO_PASSES, "mean = tl.sum(n, 0) * (1.0 / L)", "mean = tl.sum(n, 0) * (1.0 / LP)"),
+    Mutant("forward: channels beyond the last", TWO_PASSES, "inside = (c < C - at)[:, None] & shown", "inside = shown & (c >= 0)[:, None]"),
+    Mutant("backward: gradient of the contexts of the wrong sign", TWO_PASSES, "d = tl.zeros((CHUNK, P), ACC) + dsums", "d = tl.zeros((CHUNK, P), ACC) - dsums"),
+    Mutant("backward: the mask of relu ignored in the gate's gradient", TWO_PASSES, "<= 0, 0, u", "<= 0, u, u", after=BACKWARD),
+    Mutant("bias left out of the gate", TWO_PASSES, "z += tl.load(bias).to(ACC)", "z += 0"),
+    Mutant("gradient not brought to x's layout", OPERATORS, "_in_layout_of(grad, x)", "grad"),
+    Mutant("no copy of strides that no kernel reads", OPERATORS, "x if x.is_contiguous() or is_channels_last(x) else x.contiguous()", "x"),
+    Mutant("misjudged layout", OPERATORS, "channels_last = pixels == 1 or not x.is_contiguous()", "channels_last = pixels == 1"),
+)  # fmt: skip
