@@ -31,7 +31,8 @@ __all__ = [
 
 
 def _version() -> str:
-    """The version stands in pyproject.toml alone; a checkout that was never installed reads it there."""
+    """The version is written in pyproject.toml alone, where a checkout reads it that was never
+    installed."""
     pyproject = Path(__file__).resolve().parent.parent / "pyproject.toml"
     if pyproject.is_file():
         found = re.search(r'^name = "ppcr_ext"\nversion = "(.+)"$', pyproject.read_text(), re.M)

@@ -1,7 +1,7 @@
-"""The registered operators ``torch.ops.ppcr_ext.*``: schemas, fake kernels, and how they are called.
+"""The registered operators ``torch.ops.ppcr_ext.*``: schemas, fake kernels, and calls of them.
 
-Every operator exists twice with one schema: under its own name for the compiled kernels, whose
-schemas stand in csrc/register.cpp, and with the prefix ``triton_`` for Triton's.
+Every operator exists twice with one schema: under its own name for the compiled kernels, which
+csrc/register.cpp defines, and with the prefix ``triton_`` for Triton's.
 """
 
 from __future__ import annotations

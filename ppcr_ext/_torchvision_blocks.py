@@ -11,7 +11,9 @@ from .module import PPCR, can_fuse
 
 
 class PPCRBasicBlock(BasicBlock):  # type: ignore[misc]
-    """torchvision's ``BasicBlock`` whose end is ``relu(ppcr(bn2(..)) + identity)``; takes the same arguments.
+    """torchvision's ``BasicBlock``, ending in ``relu(ppcr(bn2(..)) + identity)``.
+
+    It takes the same arguments.
 
     Attributes:
         ppcr: the :class:`ppcr_ext.PPCR` layer, or any other in its place; all other parameters
@@ -33,9 +35,10 @@ class PPCRBasicBlock(BasicBlock):  # type: ignore[misc]
 
 
 class PPCRBottleneck(Bottleneck):  # type: ignore[misc]
-    """torchvision's ``Bottleneck`` (ResNet-50 and larger, ResNeXt, Wide ResNet) whose end is ``relu(ppcr(bn3(..)) + identity)``.
+    """torchvision's ``Bottleneck``, ending in ``relu(ppcr(bn3(..)) + identity)``.
 
-    Arguments and attributes as for :class:`PPCRBasicBlock`.
+    ResNet-50 and larger, ResNeXt and Wide ResNet are made of it. Arguments and attributes as for
+    :class:`PPCRBasicBlock`.
     """
 
     fuse = True

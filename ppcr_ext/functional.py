@@ -35,21 +35,24 @@ def ppcr(
     eps: float = 1e-5,
     backend: str | None = None,
 ) -> Tensor:
-    """Pyramid pixel context recalibration: gates every pixel of x by its own multi-scale channel context, ``y = x * g``.
+    """Pyramid pixel context recalibration, ``y = x * g``: gates every pixel of x by its own
+    multi-scale channel context.
 
     Args:
-        x: ``[N, C, *spatial]`` with any number of spatial dimensions, float32, float16, bfloat16 or float64. Contiguous and
-            channels_last layouts (of any rank) are read as they are; any other stride costs one copy.
-        weight: ``[L]``, the shared weights of pixel context integration, ``L = sum(levels)``; float32, or x's dtype (float64 for
-            a float64 x).
+        x: ``[N, C, *spatial]`` with any number of spatial dimensions, float32, float16, bfloat16 or
+            float64. Contiguous and channels_last layouts (of any rank) are read as they are; any
+            other stride costs one copy.
+        weight: ``[L]``, the shared weights of pixel context integration, ``L = sum(levels)``;
+            float32, or x's dtype (float64 for a float64 x).
         bias: ``[1]`` with the same dtypes, or None.
-        levels: bins of each level of cross-channel pyramid pooling, each from 1 to C, with L >= 2 in all. The fused backends
-            take L <= 64.
+        levels: bins of each level of cross-channel pyramid pooling, each from 1 to C, with L >= 2
+            in all. The fused backends take L <= 64.
         eps: added to the variance in pixel normalization; positive.
         backend: ``"native"``, ``"triton"``, ``"reference"``, or None for the best that can run.
 
     Returns:
-        y: shape, dtype and memory format of x. Differentiable in x, weight and bias; for backward only x is kept.
+        y: shape, dtype and memory format of x. It is differentiable in x, weight and bias; for
+            backward only x is kept.
 
     Raises:
         TypeError, ValueError: an argument is not as above; the message names it.
@@ -68,7 +71,10 @@ def ppcr_gate(
     eps: float = 1e-5,
     backend: str | None = None,
 ) -> Tensor:
-    """The gate g of every pixel alone: ``[N, 1, *spatial]``, values in [0, 1], dtype of x. Arguments and errors as for :func:`ppcr`."""
+    """The gate g of every pixel alone: ``[N, 1, *spatial]``, values in [0, 1], dtype of x.
+
+    Arguments and errors are those of :func:`ppcr`.
+    """
     contexts, levels, eps = check_arguments(x, weight, bias, levels, eps, backend)
     return _run(GATE, (x, weight, bias), contexts, levels, eps, backend)
 
@@ -83,12 +89,15 @@ def ppcr_add_relu(
     eps: float = 1e-5,
     backend: str | None = None,
 ) -> Tensor:
-    """``relu(x * g + residual)``, the end of a residual block, in the same single pass as :func:`ppcr`.
+    """``relu(x * g + residual)``, the end of a residual block, in the same single pass as
+    :func:`ppcr`.
 
     Args:
-        residual: shape and device of x, and its dtype (under autocast it is cast to it); its layout is brought to x's.
+        residual: shape and device of x, and its dtype (under autocast it is cast to it). Its layout
+            is brought to x's.
 
-    The other arguments, the result and the errors are those of :func:`ppcr`; for backward x and y are kept.
+    The other arguments, the result and the errors are those of :func:`ppcr`. For backward x and y
+    are kept.
     """
     contexts, levels, eps = check_arguments(x, weight, bias, levels, eps, backend)
     residual = check_residual(residual, x)

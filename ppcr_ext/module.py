@@ -16,21 +16,26 @@ recorder: Callable[[PPCR, Tensor], None] | None = None
 
 
 class PPCR(nn.Module):
-    """Pyramid pixel context recalibration (arXiv 2303.01917) as a drop-in layer: ``y = x * g``, one gate per pixel.
+    """Pyramid pixel context recalibration (arXiv 2303.01917) as a drop-in layer: ``y = x * g``,
+    with one gate per pixel.
 
     Args:
         channels: C of the input ``[N, C, *spatial]``.
-        levels: bins of each level of cross-channel pyramid pooling; ``L = sum(levels)`` contexts per pixel.
+        levels: bins of each level of cross-channel pyramid pooling; ``L = sum(levels)`` contexts
+            per pixel.
         eps: added to the variance in pixel normalization.
         bias: learn the bias of pixel context integration.
-        init_gate: the gate of every pixel at the start, in (0, 1); anything but 0.5 needs ``bias=True``. Pass a value near 1 when the
-            layer goes into a pretrained network, so that it starts almost as the identity.
+        init_gate: the gate of every pixel at the start, in (0, 1); anything but 0.5 needs
+            ``bias=True``. Pass a value near 1 when the layer goes into a pretrained network, so
+            that it starts almost as the identity.
         backend: ``"native"``, ``"triton"``, ``"reference"``, or None for the best that can run.
-        device, dtype: of the parameters. float32 parameters serve float32, float16 and bfloat16 inputs.
+        device, dtype: of the parameters. float32 parameters serve float32, float16 and bfloat16
+            inputs.
 
     Attributes:
-        weight: ``[L]``, zero at the start: every gate is ``init_gate``, and the first gradient is not zero. An affine pixel
-            normalization would fold into these weights and the bias exactly, so the layer has none.
+        weight: ``[L]``, zero at the start: every gate is ``init_gate``, and the first gradient is
+            not zero. An affine pixel normalization would fold into these weights and the bias
+            exactly, so the layer has none.
         bias: ``[1]``, or None.
 
     Raises:
@@ -62,16 +67,14 @@ class PPCR(nn.Module):
         if not (_checks.is_number(init_gate) and 0 < init_gate < 1):
             raise ValueError(f"init_gate must lie between 0 and 1, got {init_gate!r}")
         if init_gate != 0.5 and not bias:
-            raise ValueError(
-                f"init_gate={init_gate} needs bias=True: without a bias every gate starts at 0.5"
-            )
+            why = "without a bias every gate starts at 0.5"
+            raise ValueError(f"init_gate={init_gate} needs bias=True: {why}")
         self.channels = int(channels)
         self.init_gate = float(init_gate)
         self.backend = backend
         self.weight = nn.Parameter(torch.empty(contexts, device=device, dtype=dtype))
-        self.register_parameter(
-            "bias", nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if bias else None
-        )
+        own_bias = nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", own_bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -161,7 +164,8 @@ class PPCR(nn.Module):
             raise ValueError(f"x must have {self.channels} channels, got {list(x.shape)}")
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, levels={self.levels}, eps={self.eps}, bias={self.bias is not None}, backend={self.backend!r}"
+        options = f"levels={self.levels}, eps={self.eps}, bias={self.bias is not None}"
+        return f"{self.channels}, {options}, backend={self.backend!r}"
 
 
 def can_fuse(layer: nn.Module | None) -> bool:

@@ -38,8 +38,10 @@ class Inserted(list[str]):
     """The names of the inserted layers, in the order of ``model.named_modules()``.
 
     Attributes:
-        renamed_keys: state-dict keys of the host network that changed, old to new. Empty for residual networks; where it is
-            not, ``{renamed_keys.get(k, k): v for k, v in checkpoint.items()}`` is a checkpoint of the host for the new network.
+        renamed_keys: state-dict keys of the host network that changed, old to new. It is empty for
+            residual networks. Where it is not,
+            ``{renamed_keys.get(k, k): v for k, v in checkpoint.items()}`` is a checkpoint of the
+            host for the new network.
     """
 
     def __init__(self, names: Sequence[str], renamed_keys: dict[str, str]) -> None:
@@ -73,50 +75,48 @@ def insert_ppcr(
     such a wrapper cannot always be told from a plain one.
 
     Args:
-        model: the network. New parameters take the device and dtype of those of the block or module that they join (where it has
-            none, of its parent's, then of the model's).
-        levels, eps, bias, init_gate, backend: of every layer, as for :class:`ppcr_ext.PPCR`. Pass an ``init_gate`` near 1 for a
-            pretrained network.
+        model: the network. New parameters take the device and dtype of those of the block or module
+            that they join (where it has none, of its parent's, then of the model's).
+        levels, eps, bias, init_gate, backend: of every layer, as for :class:`ppcr_ext.PPCR`. Pass
+            an ``init_gate`` near 1 for a pretrained network.
         stages: which residual stages get it, 4 for ``layer4``; None for all.
-        fuse: recalibration, addition and ReLU of a residual block in one pass. The block no longer calls its last activation,
-            so hooks on it do not run. ``False`` computes the same in three steps; blocks whose
-            activation is not ReLU, timm's with stochastic depth and Res2Net's allow no other.
-        modules: the names (as in ``model.named_modules()``) of modules after whose output ``[N, C, *spatial]`` a layer is put, for any
-            other network. C is the module's ``num_features``, ``num_channels`` or ``out_channels``; for a module with none of these
-            give a mapping of names to C. Each such module is wrapped into an ``nn.Sequential``, which changes its state-dict keys.
+        fuse: recalibration, addition and ReLU of a residual block in one pass. The block no longer
+            calls its last activation, so hooks on it do not run. ``False`` computes the same in
+            three steps; blocks whose activation is not ReLU, timm's with stochastic depth and
+            Res2Net's allow no other.
+        modules: the names (as in ``model.named_modules()``) of modules after whose output
+            ``[N, C, *spatial]`` a layer is put, for any other network. C is the module's
+            ``num_features``, ``num_channels`` or ``out_channels``; for a module with none of these
+            give a mapping of names to C. Each such module is wrapped into an ``nn.Sequential``,
+            which changes its state-dict keys.
 
     Returns:
-        The names of the inserted layers; its ``renamed_keys`` says which keys of the host's state dict changed.
+        The names of the inserted layers; its ``renamed_keys`` says which keys of the host's state
+        dict changed.
 
     Raises:
-        TypeError, ValueError: nothing matched, a name or stage does not exist, a block has an attention layer already or cannot be
-            fused, the network is wrapped or compiled already, or an argument is not as above.
+        TypeError, ValueError: nothing matched, a name or stage does not exist, a block has an
+            attention layer already or cannot be fused, the network is wrapped or compiled already,
+            or an argument is not as above.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if modules is not None and stages is not None:
-        raise ValueError(
-            "stages chooses among residual blocks; with modules, name those that are wanted"
-        )
+        remedy = "with modules, name those that are wanted"
+        raise ValueError(f"stages chooses among residual blocks; {remedy}")
     _check_bare(model)
     places = (
         _residual_places(model, stages, fuse) if modules is None else _named_places(model, modules)
     )
+    options: dict[str, Any] = {"eps": eps, "bias": bias, "init_gate": init_gate}
+    options["backend"] = backend
     layers = []
     for place in places:
         near = (p for m in (place.host, *place.changed, model) for p in m.parameters())
-        parameter = next((p for p in near if p.is_floating_point()), None)
+        like = next((p for p in near if p.is_floating_point()), None)
+        where: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
         try:
-            layer = PPCR(
-                place.channels,
-                levels,
-                eps=eps,
-                bias=bias,
-                init_gate=init_gate,
-                backend=backend,
-                device=None if parameter is None else parameter.device,
-                dtype=None if parameter is None else parameter.dtype,
-            )
+            layer = PPCR(place.channels, levels, **options, **where)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{place.name}: {error}") from None
         layers.append(layer.train(place.host.training))
@@ -201,7 +201,7 @@ def _all_names(model: nn.Module) -> dict[nn.Module, list[str]]:
     return names
 
 
-# ---- residual blocks ----------------------------------------------------------------------------------------------------------------
+# ---- residual blocks --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -266,9 +266,9 @@ def _residual_places(model: nn.Module, stages: Sequence[int] | None, fuse: bool)
         raise ValueError(f"{type(model).__name__} has no residual block {libraries}; {remedy}")
     missing = sorted((wanted or set()) - seen)
     if missing:
-        raise ValueError(
-            f"stages has {missing}, but the residual stages of the model are {sorted(s for s in seen if s is not None)}"
-        )
+        found_stages = sorted(stage for stage in seen if stage is not None)
+        there_are = f"the residual stages of the model are {found_stages}"
+        raise ValueError(f"stages has {missing}, but {there_are}")
     return places
 
 
@@ -300,18 +300,14 @@ def _exchange(block: nn.Module, host: _Host, fuse: bool) -> Callable[[PPCR], Non
     return insert
 
 
-# ---- named modules ------------------------------------------------------------------------------------------------------------------
+# ---- named modules ----------------------------------------------------------------------------
 
 
 def _named_places(model: nn.Module, modules: Sequence[str] | Mapping[str, int]) -> list[_Place]:
-    if (
-        isinstance(modules, str)
-        or not isinstance(modules, (Sequence, Mapping))
-        or any(not isinstance(n, str) for n in modules)
-    ):
-        raise TypeError(
-            f"modules must be a sequence of module names, or a mapping of names to channels, got {modules!r}"
-        )
+    listed = isinstance(modules, (Sequence, Mapping)) and not isinstance(modules, str)
+    if not listed or not all(isinstance(name, str) for name in modules):
+        wanted = "a sequence of module names, or a mapping of names to channels"
+        raise TypeError(f"modules must be {wanted}, got {modules!r}")
     if not modules:
         raise ValueError("modules must not be empty")
     if len(set(modules)) != len(modules):
@@ -366,6 +362,5 @@ def _channels(name: str, module: nn.Module) -> int:
         found: Any = getattr(module, attribute, None)
         if is_integer(found):
             return int(found)
-    raise ValueError(
-        f"{name} ({type(module).__name__}) does not say how many channels it has; pass modules={{{name!r}: channels}}"
-    )
+    unknown = f"{name} ({type(module).__name__}) does not say how many channels it has"
+    raise ValueError(f"{unknown}; pass modules={{{name!r}: channels}}")

@@ -1,14 +1,18 @@
 """The definition of PPCR in plain PyTorch: every backend is checked against these functions.
 
-For one pixel of ``x`` (``[N, C, *spatial]``) with ``levels = (k_1, .., k_m)`` and ``L = k_1 + .. + k_m``:
+For one pixel of ``x`` (``[N, C, *spatial]``) with ``levels = (k_1, .., k_m)`` and
+``L = k_1 + .. + k_m``:
 
-* cross-channel pyramid pooling: level k cuts the C channels into k bins by the adaptive-average-pooling rule, bin i being channels
-  ``floor(i C / k) .. ceil((i + 1) C / k) - 1``; context ``t_l`` is the mean of x over its bin;
-* pixel normalization: ``n_l = (t_l - mean(t)) / sqrt(var(t) + eps)``, with the biased variance over the L contexts;
+* cross-channel pyramid pooling: level k cuts the C channels into k bins by the
+  adaptive-average-pooling rule. Bin i is channels ``floor(i C / k) .. ceil((i + 1) C / k) - 1``,
+  and context ``t_l`` is the mean of x over its bin;
+* pixel normalization: ``n_l = (t_l - mean(t)) / sqrt(var(t) + eps)``, with the biased variance over
+  the L contexts;
 * pixel context integration: ``z = sum_l weight_l n_l + bias``;
 * recalibration: ``g = sigmoid(z)``, ``y = x g``.
 
-Any dtype, layout, rank and L; differentiable as often as wanted, in reverse and forward mode, and under ``torch.func``.
+Any dtype, layout, rank and L; differentiable as often as wanted, in reverse and forward mode, and
+under ``torch.func``.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from torch import Tensor
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which the layer computes for an ``x`` of ``dtype``: float64 for float64, float32 for the smaller types."""
+    """The dtype in which the layer computes: float64 for float64, float32 for the smaller types."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -35,10 +39,8 @@ def _per_pixel(
     """x and the gate ``[N, 1, *spatial]``, both in the accumulation dtype."""
     dtype = accumulation_dtype(x.dtype)
     x = x.to(dtype)
-    contexts = torch.stack(
-        [x[:, begin:end].mean(1) for level in levels for begin, end in bins(x.shape[1], level)],
-        dim=1,
-    )  # [N, L, *spatial]
+    edges = [pair for level in levels for pair in bins(x.shape[1], level)]
+    contexts = torch.stack([x[:, begin:end].mean(1) for begin, end in edges], 1)  # [N, L, *spatial]
     centred = contexts - contexts.mean(1, keepdim=True)
     variance = (centred * centred).mean(1, keepdim=True)
     normalized = centred / (variance + eps).sqrt()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import LEVELS, check_results, make_case
-from guarded import guarded, sparse
+from guard_pages import guarded, sparse
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -117,13 +117,12 @@ def results_of(case, at_end):
     mode = operators.MODES[case.operator]
     x, weight, grad = (fenced(t.detach(), at_end) for t in (case.x, case.weight, case.grad))
     bias = None if case.bias is None else fenced(case.bias.detach(), at_end)
-    residual = fenced(case.residual.detach(), at_end) if case.operator == "ppcr_add_relu" else None
+    residual = [fenced(case.residual, at_end)] if case.has_residual else []
     with torch.no_grad(), Fences(at_end) as fences:
-        y = operators.forward(mode, x, residual, weight, bias, case.levels, case.eps)
-        saved = y if case.operator == "ppcr_add_relu" else None
-        dx, *d_residual, d_weight, d_bias = operators.backward(
-            mode, grad, x, saved, weight, bias, case.levels, case.eps
-        )
+        rest = (weight, bias, case.levels, case.eps)
+        y = operators.forward(mode, x, *residual, *rest)
+        saved = [y] if case.has_residual else []
+        dx, *d_residual, d_weight, d_bias = operators.backward(mode, grad, x, *saved, *rest)
     assert fences.count >= 4 + (
         bias is not None
     )  # y, dx, partial sums, dweight: the mode sees what the launchers allocate

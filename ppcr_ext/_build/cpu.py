@@ -1,4 +1,7 @@
-"""What the extension is compiled from and how: shared by setup.py and the JIT build, so it imports nothing but the standard library."""
+"""What the CPU library is compiled from and how.
+
+Shared by setup.py and the JIT build, so it imports nothing but the standard library.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ def why_no_compiler() -> str | None:
 
 
 def cuda_wanted() -> str:
-    """PPCR_BUILD_CUDA: ``auto`` (where it can be built), ``0`` (never) or ``1`` (fail where it cannot)."""
+    """PPCR_BUILD_CUDA: ``auto`` (where it can be built), ``0`` (never) or ``1`` (it must be)."""
     value = os.environ.get("PPCR_BUILD_CUDA", "auto")
     if value not in ("auto", "0", "1"):
         raise ValueError(f"PPCR_BUILD_CUDA must be auto, 0 or 1, got {value!r}")

@@ -1,7 +1,7 @@
-"""Builds the CUDA library with nvcc: sources, architectures, and sentences that say why it cannot be built.
+"""Builds the CUDA library with nvcc, or says in a sentence why it cannot be built.
 
-Shared by setup.py, the JIT build and tools/cuda_build.py, so it imports nothing but _build.py, the
-standard library and, to look for devices, PyTorch.
+Shared by setup.py, the JIT build and tools/cuda_build.py, so it imports nothing but its
+neighbours and the standard library.
 
 Environment: CUDA_HOME or CUDA_PATH, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG=1, CXX.
 """
@@ -16,19 +16,15 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from . import devices
 from .cpu import TORCH_TARGET, announce
 
 LIBRARY = "_cuda.abi3.so"
-KERNEL_SOURCES = (
-    "launch_bfloat16.cu",
-    "launch_half.cu",
-    "launch_float.cu",
-    "launch_double.cu",
-)  # the longest first
+# The longest first.
+KERNEL_SOURCES = ("launch_bfloat16.cu", "launch_half.cu", "launch_float.cu", "launch_double.cu")
 ENTRY_SOURCE = "ppcr_cuda.cpp"
 # Where no device is visible and none is named: their machine code runs on all of 8.x and 9.x, and
 # later devices compile the PTX.
@@ -52,28 +48,28 @@ class CannotBuild(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Architectures:
-    """What to compile for, e.g. ``binaries=("80", "90a"), ptx="90"``: machine code, and PTX for later devices."""
+    """What to compile for, such as ``binaries=("80", "90a"), ptx="90"``.
+
+    ``binaries`` are compiled to machine code; PTX is for later devices.
+    """
 
     binaries: tuple[str, ...]
     ptx: str | None
 
     def flags(self) -> list[str]:
-        codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in self.binaries]
-        return codes + (
-            [f"-gencode=arch=compute_{self.ptx},code=compute_{self.ptx}"] if self.ptx else []
-        )
+        codes = [(number, f"sm_{number}") for number in self.binaries]
+        codes += [(self.ptx, f"compute_{self.ptx}")] if self.ptx else []
+        return [f"-gencode=arch=compute_{number},code={code}" for number, code in codes]
 
     def __str__(self) -> str:
-        return " ".join(
-            [f"sm_{number}" for number in self.binaries]
-            + ([f"compute_{self.ptx}"] if self.ptx else [])
-        )
+        names = [f"sm_{number}" for number in self.binaries]
+        return " ".join(names + ([f"compute_{self.ptx}"] if self.ptx else []))
 
 
 def why_not_usable(capability: tuple[int, int], architectures: str) -> str | None:
-    """Why code compiled for ``architectures`` ("sm_80 sm_90a compute_120") does not run on a device, or None where it does."""
-    for name in architectures.split():
-        kind, number, suffix = re.fullmatch(r"(sm|compute)_(\d+)([af]?)", name).groups()  # type: ignore[union-attr]
+    """Why code compiled for ``architectures`` ("sm_80 sm_90a compute_120") does not run on a
+    device, or None where it does."""
+    for kind, number, suffix in re.findall(r"(sm|compute)_(\d+)([af]?)", architectures):
         major, minor = int(number[:-1]), int(number[-1])
         if suffix == "a" and capability != (major, minor):
             continue
@@ -82,10 +78,9 @@ def why_not_usable(capability: tuple[int, int], architectures: str) -> str | Non
         if kind == "sm" and capability[0] == major and capability[1] >= minor:
             return None
     device = f"{capability[0]}.{capability[1]}"
-    return (
-        f"the CUDA library was compiled for {architectures or 'nothing'}, which a device of compute capability {device} cannot run; "
-        f"rebuild it with TORCH_CUDA_ARCH_LIST={device}"
-    )
+    built = f"the CUDA library was compiled for {architectures or 'nothing'}"
+    cannot = f"which a device of compute capability {device} cannot run"
+    return f"{built}, {cannot}; rebuild it with TORCH_CUDA_ARCH_LIST={device}"
 
 
 def why_not_beside(library: Path, torch_cuda: str) -> str | None:
@@ -104,27 +99,25 @@ def why_not_beside(library: Path, torch_cuda: str) -> str | None:
     return f"{built}; their major versions must agree"
 
 
-# ---- the compiler -------------------------------------------------------------------------------------------------------
+# ---- the compiler -----------------------------------------------------------------------------
 
 
 def find_nvcc() -> Path | None:
     """nvcc of CUDA_HOME, CUDA_PATH, PATH or /usr/local/cuda, in this order."""
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if os.environ.get(variable):
-            nvcc = Path(os.environ[variable]) / "bin" / "nvcc"
-            return nvcc if nvcc.exists() else None
-    on_path = shutil.which("nvcc")
-    if on_path:
-        return Path(on_path)
-    usual = Path("/usr/local/cuda/bin/nvcc")
-    return usual if usual.exists() else None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    on_path = None if home else shutil.which("nvcc")
+    nvcc = Path(on_path) if on_path else Path(home or "/usr/local/cuda") / "bin" / "nvcc"
+    return nvcc if nvcc.exists() else None
+
+
+def _output(*command: object) -> str:
+    words = list(map(str, command))
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
 def nvcc_version(nvcc: Path) -> str:
     """``"13.0"``"""
-    output = subprocess.run(
-        [str(nvcc), "--version"], capture_output=True, text=True, check=True
-    ).stdout
+    output = _output(nvcc, "--version")
     found = re.search(r"release (\d+\.\d+)", output)
     if found is None:
         raise CannotBuild(f"{nvcc} --version names no release: {output.strip()[:200]}")
@@ -133,33 +126,33 @@ def nvcc_version(nvcc: Path) -> str:
 
 def toolkit(nvcc: Path) -> Path:
     """The toolkit's folder, also where nvcc is a script that calls the one of another folder."""
-    dry_run = subprocess.run(
-        [str(nvcc), "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True
-    )
+    command = [str(nvcc), "--dryrun", "-E", "-x", "cu", os.devnull]
+    dry_run = subprocess.run(command, capture_output=True, text=True)
     found = re.search(r"TOP=(\S+)", dry_run.stderr + dry_run.stdout)
     return Path(found[1]).resolve() if found else nvcc.resolve().parents[1]
 
 
 def why_not(torch_cuda: str | None) -> str | None:
-    """Why the CUDA library cannot be built beside a PyTorch whose ``torch.version.cuda`` is ``torch_cuda``, or None."""
+    """Why the CUDA library cannot be built beside a PyTorch for CUDA ``torch_cuda``, or None."""
     if torch_cuda is None:
-        return "this PyTorch was built without CUDA; install a CUDA build of PyTorch, see https://pytorch.org/get-started"
+        remedy = "install a CUDA build of PyTorch, see https://pytorch.org/get-started"
+        return f"this PyTorch was built without CUDA; {remedy}"
     nvcc = find_nvcc()
     major = torch_cuda.split(".")[0]
     if nvcc is None:
-        where = (
-            "in CUDA_HOME"
-            if os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-            else "on PATH nor in /usr/local/cuda"
-        )
-        return f"nvcc was not found {where}; install the CUDA {major} toolkit, or set CUDA_HOME to its folder"
+        named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+        where = "in CUDA_HOME" if named else "on PATH nor in /usr/local/cuda"
+        remedy = f"install the CUDA {major} toolkit, or set CUDA_HOME to its folder"
+        return f"nvcc was not found {where}; {remedy}"
     try:
         version = nvcc_version(nvcc)
-        if version.split(".")[0] != major:
-            return (
-                f"{nvcc} is of CUDA {version}, but PyTorch was built with CUDA {torch_cuda}; their major versions must agree: "
-                f"install the CUDA {major} toolkit and set CUDA_HOME, or a PyTorch for CUDA {version.split('.')[0]}"
+        own = version.split(".")[0]
+        if own != major:
+            both = f"{nvcc} is of CUDA {version}, but PyTorch was built with CUDA {torch_cuda}"
+            remedy = (
+                f"install the CUDA {major} toolkit and set CUDA_HOME, or a PyTorch for CUDA {own}"
             )
+            return f"{both}; their major versions must agree: {remedy}"
         architectures(nvcc)
     except (CannotBuild, OSError, subprocess.CalledProcessError) as error:
         return str(error)
@@ -179,26 +172,21 @@ def architectures(nvcc: Path, wanted: str | None = None) -> Architectures:
     visible = None if explicit else visible_architectures()
     seen = "PyTorch sees a device of compute capability"
     source = "TORCH_CUDA_ARCH_LIST holds" if explicit else seen
-    listed = subprocess.run(
-        [str(nvcc), "--list-gpu-arch"], capture_output=True, text=True, check=True
-    ).stdout
-    known = set(re.findall(r"compute_(\d+)", listed))
+    known = re.findall(r"compute_(\d+)", _output(nvcc, "--list-gpu-arch"))
     binaries: list[str] = []
     ptx: str | None = None
     listing = explicit or visible or DEFAULT_ARCHITECTURES
     names = [item for item in re.split(r"[;\s,]+", listing) if item]
-    items = [item for name in names for item in _NAMED.get(name, name).split(";")]
-    for item in items:
+    for item in (item for name in names for item in _NAMED.get(name, name).split(";")):
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item)
         if match is None:
-            raise CannotBuild(
-                f"TORCH_CUDA_ARCH_LIST holds {item!r}; it takes numbers such as 8.0;9.0+PTX, and {', '.join(_NAMED)}"
-            )
+            takes = f"it takes numbers such as 8.0;9.0+PTX, and {', '.join(_NAMED)}"
+            raise CannotBuild(f"TORCH_CUDA_ARCH_LIST holds {item!r}; {takes}")
         number, suffix = match[1] + match[2], match[3]
         if (int(match[1]), int(match[2])) < OLDEST:
             raise CannotBuild(f"{source} {item}; the kernels need 7.5 (Turing) or newer")
         if number not in known:
-            named = ", ".join(sorted((f"{k[:-1]}.{k[-1]}" for k in known), key=float))
+            named = ", ".join(sorted((f"{k[:-1]}.{k[-1]}" for k in set(known)), key=float))
             raise CannotBuild(
                 f"{source} {item}, which nvcc {nvcc_version(nvcc)} does not know; "
                 f"it knows {named}: name one in TORCH_CUDA_ARCH_LIST, as in 9.0+PTX"
@@ -210,56 +198,48 @@ def architectures(nvcc: Path, wanted: str | None = None) -> Architectures:
     return Architectures(tuple(binaries), ptx)
 
 
-# ---- building -----------------------------------------------------------------------------------------------------------
+# ---- building ---------------------------------------------------------------------------------
 
 
-def kernel_flags(nvcc: Path, compiled_for: Architectures) -> list[str]:
+def _kernel_command(nvcc: Path, compiled_for: Architectures) -> list[str]:
     debug = os.environ.get("DEBUG", "0") not in ("", "0")
     host = ["-ccbin", os.environ["CXX"].split()[0]] if os.environ.get("CXX") else []
     # A third of the size; the drivers that CUDA 13 needs can all read it.
     small = ["--compress-mode=size"] if int(nvcc_version(nvcc).split(".")[0]) >= 13 else []
-    return [
-        str(nvcc),
-        "-std=c++17",
-        *(["-O0", "-g", "-lineinfo"] if debug else ["-O3"]),
-        *host,
-        *small,
-        "-Xcompiler=-fPIC,-fvisibility=hidden",
-        "-Xptxas=-v",  # registers and spills, which stand in the log beside each object
-        *compiled_for.flags(),
-    ]
+    optimize = ["-O0", "-g", "-lineinfo"] if debug else ["-O3"]
+    # Registers and spills stand in the log beside each object.
+    options = ["-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
+    return [str(nvcc), "-std=c++17", *optimize, *host, *small, *options, *compiled_for.flags()]
 
 
-def entry_flags(
-    nvcc: Path, compiled_for: Architectures, include_folders: Sequence[str]
-) -> list[str]:
-    return [
-        *(os.environ.get("CXX") or "c++").split(),
-        "-std=c++17",
-        "-O2",
-        "-fPIC",
-        "-fvisibility=hidden",
-        f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
-        "-DTORCH_STABLE_ONLY",
-        "-DUSE_CUDA",
-        f'-DPPCR_CUDA_ARCHITECTURES="{compiled_for}"',
-        *(
-            flag
-            for folder in (*include_folders, str(toolkit(nvcc) / "include"))
-            for flag in ("-isystem", folder)
-        ),
-    ]
+def _host_compiler() -> list[str]:
+    return (os.environ.get("CXX") or "c++").split()
+
+
+def _entry_command(nvcc: Path, compiled_for: Architectures, torch_folder: Path) -> list[str]:
+    torch = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DTORCH_STABLE_ONLY", "-DUSE_CUDA"]
+    named = f'-DPPCR_CUDA_ARCHITECTURES="{compiled_for}"'
+    folders = (torch_folder / "include", toolkit(nvcc) / "include")
+    include = [word for folder in folders for word in ("-isystem", str(folder))]
+    code = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden"]
+    return [*_host_compiler(), *code, *torch, named, *include]
 
 
 def _sources_digest(csrc: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(csrc.rglob("*")):
-        if (
-            path.suffix in (".h", ".cuh", ".cu", ".cpp")
-            and "cpu" not in path.relative_to(csrc).parts
-        ):
+        of_cpu = "cpu" in path.relative_to(csrc).parts
+        if path.suffix in (".h", ".cuh", ".cu", ".cpp") and not of_cpu:
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def _call(command: list[str]) -> str:
+    """What a compiler said. Raises CannotBuild where it failed."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise CannotBuild(f"{' '.join(command)}\nfailed:\n{done.stderr[-8000:]}")
+    return done.stdout + done.stderr
 
 
 def build(
@@ -276,14 +256,16 @@ def build(
     Args:
         output: the shared library to write.
         csrc: the folder of the C++ sources.
-        work: folder for objects, and for their logs with registers and spills; what has not changed is not compiled again.
+        work: folder for objects, and for their logs with registers and spills; what has not
+            changed is not compiled again.
         torch_folder: folder of the torch package, with ``include`` and ``lib``.
         torch_cuda: ``torch.version.cuda``.
         arch_list: instead of TORCH_CUDA_ARCH_LIST.
         say: receives a line for every step.
 
     Raises:
-        CannotBuild: with a sentence that says why and what would help, or with the compiler's errors.
+        CannotBuild: with a sentence that says why and what would help, or with the compiler's
+            errors.
     """
     reason = why_not(torch_cuda)
     if reason:
@@ -294,54 +276,32 @@ def build(
     say(f"ppcr_ext: compiling the CUDA kernels for {compiled_for}")
     say(f"ppcr_ext: for every architecture set TORCH_CUDA_ARCH_LIST='{EVERY_ARCHITECTURE}'")
     work.mkdir(parents=True, exist_ok=True)
-    sources_digest = _sources_digest(csrc)
-    include_folders = [str(torch_folder / "include")]
+    settings = [_sources_digest(csrc), nvcc_version(nvcc)]
+    commands = dict.fromkeys(KERNEL_SOURCES, _kernel_command(nvcc, compiled_for))
+    commands[ENTRY_SOURCE] = _entry_command(nvcc, compiled_for, torch_folder)
 
     def compile_source(source: str) -> Path:
-        is_entry = source == ENTRY_SOURCE
-        flags = (
-            entry_flags(nvcc, compiled_for, include_folders)
-            if is_entry
-            else kernel_flags(nvcc, compiled_for)
-        )
         target, stamp = work / f"{source}.o", work / f"{source}.stamp"
-        command = [*flags, "-c", str(csrc / "cuda" / source), "-o", str(target)]
-        fingerprint = hashlib.sha256(
-            " ".join([sources_digest, nvcc_version(nvcc), *command]).encode()
-        ).hexdigest()
+        command = [*commands[source], "-c", str(csrc / "cuda" / source), "-o", str(target)]
+        fingerprint = hashlib.sha256(" ".join([*settings, *command]).encode()).hexdigest()
         if target.exists() and stamp.exists() and stamp.read_text() == fingerprint:
             return target
         started = time.monotonic()
-        result = subprocess.run(command, capture_output=True, text=True)
-        (work / f"{source}.log").write_text(result.stdout + result.stderr)
-        if result.returncode != 0:
-            raise CannotBuild(f"{' '.join(command)}\nfailed:\n{result.stderr[-8000:]}")
+        (work / f"{source}.log").write_text(_call(command))
         stamp.write_text(fingerprint)
         say(f"ppcr_ext: compiled {source} for {compiled_for} in {time.monotonic() - started:.0f} s")
         return target
 
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(max(1, jobs)) as pool:
-        objects = list(pool.map(compile_source, (*KERNEL_SOURCES, ENTRY_SOURCE)))
+        objects = list(map(str, pool.map(compile_source, commands)))
     lib64 = toolkit(nvcc) / "lib64"
     cuda_lib = lib64 if lib64.is_dir() else toolkit(nvcc) / "lib"
-    # cudart is shared with torch, which has loaded it already: one CUDA runtime per process, and a library for another major version
-    # is refused by the loader. No run path: torch's libraries are found because they are loaded.
-    command = [
-        *(os.environ.get("CXX") or "c++").split(),
-        "-shared",
-        *map(str, objects),
-        f"-L{cuda_lib}",
-        f"-L{torch_folder / 'lib'}",
-        "-lcudart",
-        "-ltorch_cpu",
-        "-ltorch_cuda",
-        "-lc10",
-        "-o",
-        str(output),
-    ]
+    # cudart is shared with torch, which has loaded it already: there is one CUDA runtime per
+    # process, and the loader refuses a library for another major version. No run path: torch's
+    # libraries are found because they are loaded.
+    folders = [f"-L{cuda_lib}", f"-L{torch_folder / 'lib'}"]
+    libraries = ["-lcudart", "-ltorch_cpu", "-ltorch_cuda", "-lc10"]
     output.parent.mkdir(parents=True, exist_ok=True)
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise CannotBuild(f"{' '.join(command)}\nfailed:\n{result.stderr[-8000:]}")
+    _call([*_host_compiler(), "-shared", *objects, *folders, *libraries, "-o", str(output)])
     return compiled_for

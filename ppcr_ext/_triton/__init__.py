@@ -1,1 +1,1 @@
-"""The Triton backend. Its kernels are imported, and Triton with them, when one is first launched."""
+"""The Triton backend. Triton and the kernels are imported when one is first launched."""

@@ -1,9 +1,11 @@
-"""What the Triton kernels of both families share: places, the gate, what one chunk needs, and the sums of partial gradients.
+"""What all Triton kernels share: where a tile lies, the gate, and the sums of partial gradients.
 
-A tensor is [channels, pixels] per image (contiguous: contiguous) or [pixels, channels] of all images in one (channels_last:
-channels_last). A program computes a tile of pixels with all their channels. An offset inside a tile has 32 bits unless WIDE; where a
-tile begins, 64. Numbers of pixels come as ``pixel_units * UNIT``, which tells the compiler how far rows are aligned. No atomics:
-programs write partial sums of the parameters' gradients, which ``ppcr_finish`` adds in a fixed order.
+A contiguous tensor is [channels, pixels] for every image, a channels_last one [pixels, channels]
+for all images in one. A program computes a tile of pixels with all their channels. An offset inside
+a tile has 32 bits unless WIDE; the offset of a tile has 64. Numbers of pixels come as
+``pixel_units * UNIT``, which tells the compiler how far rows are aligned. There are no atomics:
+programs write partial sums of the parameters' gradients, and ``ppcr_finish`` adds them in a fixed
+order.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ GATE: tl.constexpr = tl.constexpr(2)
 
 @triton.jit
 def place(pixels, tiles, C: tl.constexpr, P: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Of this program's tile: the offset of its first element, its first pixel among those of all images, how many are left."""
+    """The offset of this program's tile, its first pixel among those of all images, and how many
+    pixels the image has from there on."""
     program = tl.program_id(0)
     image = (program // tiles).to(tl.int64)
     first = (program % tiles).to(tl.int64) * P
@@ -40,7 +43,7 @@ def channel_stride(pixels, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def offsets_of(c, p, pixels, C: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
-    """Of channels c and pixels p, both counted from the tile's first: [channels, pixels]."""
+    """Offsets of channels c and pixels p, counted from the tile's first: [channels, pixels]."""
     if WIDE:
         c = c.to(tl.int64)
         p = p.to(tl.int64)
@@ -68,7 +71,8 @@ def finished(x, g, residual, where, inside, MODE: tl.constexpr, ACC: tl.constexp
 
 @triton.jit
 def incoming(grad, y, d_residual, where, inside, MODE: tl.constexpr):
-    """The gradient that reaches x * g; for ADD_RELU masked where y is 0, and that is the residual's."""
+    """The gradient that reaches x * g. For ADD_RELU it is masked where y is 0, and it is the
+    gradient of the residual, too."""
     u = tl.load(grad + where, mask=inside, other=0)
     if MODE == ADD_RELU:
         u = tl.where(tl.load(y + where, mask=inside, other=0) <= 0, 0, u)

@@ -1,4 +1,5 @@
-"""Which Triton kernel, tile and number of warps for which shape: a rule, and a table of measured exceptions. Needs no Triton."""
+"""Which Triton kernel, tile and number of warps a shape gets: a rule, and a table of measured
+exceptions. It needs no Triton."""
 
 from __future__ import annotations
 
@@ -11,17 +12,20 @@ from ..reference import bins
 
 SCALE, ADD_RELU, GATE = 0, 1, 2  # as in common.py
 
-# A tile in registers: bytes of x, and in contiguous backward and gate elements, that a thread holds, because more of them spill
-# when compiled for sm_90 (docs/triton_kernels.md). Where runs of contiguous memory would be short, a tile gets more warps, up to as many
-# as the registers of a multiprocessor serve; runs of less than one 32-byte sector are left to the two passes.
+# One pass: the bytes of x that a thread keeps in registers, and the elements of contiguous tensors
+# in the backward pass and of the gate. With more of them registers spill when the kernels are
+# compiled for sm_90 (make cuda-report). Where runs of contiguous memory would be short, a tile gets
+# more warps, up to as many as the registers of a multiprocessor serve. Runs shorter than a sector
+# of 32 bytes are left to the two passes.
 _THREAD_BYTES = 128
 _FEW_ELEMENTS = 32
 _WARPS = 8
 _MAX_WARPS = 16
 _LONG_RUN = 64
 _SHORT_RUN = 32
-# Two passes: eight elements of a chunk per thread, and no more contexts than that. With few pixels (16 in long segments) all tiles
-# that run at a time, about two per multiprocessor, fit in the L2 cache, also with 2048 channels.
+# Two passes: a thread has eight elements of a chunk, and no more contexts than that. With so few
+# pixels (16 in long segments) all tiles that run at a time, about two for each multiprocessor, fit
+# into the L2 cache, also with 2048 channels.
 _TWO_PASSES_WARPS = 8
 _TWO_PASSES_CHUNK = 128
 _TWO_PASSES_ELEMENTS = 8 * 32 * _TWO_PASSES_WARPS
@@ -53,7 +57,10 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """A tile: its pixels, the warps of its program, and the channels that it reads at a time (None: all stay in registers)."""
+    """A tile: its pixels, the warps of its program, and how many channels it reads at a time.
+
+    None means one pass: all channels stay in registers.
+    """
 
     pixels: int
     warps: int
@@ -61,20 +68,15 @@ class Launch:
 
 
 Key = tuple[int, bool, bool, int, int, int]
-# For levels (1, 2, 4), what `python -m ppcr_ext._triton.tune` printed; empty as long as none of these kernels has run on a GPU.
+# For levels (1, 2, 4), what `python -m ppcr_ext._triton.tune` printed. It is empty as long as none
+# of these kernels has been measured on a GPU.
 TABLE: dict[Key, Launch] = {}
 
 
 def key_of(p: Problem) -> Key:
-    """Where TABLE holds a problem: mode, backward, channels_last, element_size, channels, and pixels unless channels_last."""
-    return (
-        p.mode,
-        p.backward,
-        p.channels_last,
-        p.element_size,
-        p.channels,
-        0 if p.channels_last else p.pixels,
-    )
+    """Where TABLE holds a problem. The number of pixels matters to contiguous tensors alone."""
+    pixels = 0 if p.channels_last else p.pixels
+    return p.mode, p.backward, p.channels_last, p.element_size, p.channels, pixels
 
 
 def power_of_two(n: int) -> int:
@@ -82,17 +84,19 @@ def power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
+def _edges(levels: tuple[int, ...], channels: int) -> list[int]:
+    """The channels at which bins begin or end."""
+    return sorted({edge for level in levels for pair in bins(channels, level) for edge in pair})
+
+
 def longest_segment(levels: tuple[int, ...], channels: int) -> int:
-    edges = sorted({edge for level in levels for pair in bins(channels, level) for edge in pair})
-    return max(end - begin for begin, end in itertools.pairwise(edges))
+    return max(end - begin for begin, end in itertools.pairwise(_edges(levels, channels)))
 
 
 def common_edge_factor(levels: tuple[int, ...], channels: int) -> int:
     """The largest power of two, up to 16, that divides every edge of every bin."""
-    edges = math.gcd(
-        16, *(edge for level in levels for pair in bins(channels, level) for edge in pair)
-    )
-    return edges & -edges
+    common = math.gcd(16, *_edges(levels, channels))
+    return common & -common
 
 
 def launch_for(problem: Problem) -> Launch:
@@ -111,24 +115,24 @@ def one_pass_rule(p: Problem) -> Launch | None:
     """Four segments of [channels, pixels] in registers, or None where that makes no good tile."""
     if not p.standard:
         return None
-    held = _THREAD_BYTES // p.element_size
-    if (p.backward or p.mode == GATE) and not p.channels_last:
-        held = min(held, _FEW_ELEMENTS)
-    all_pixels = power_of_two(p.pixels)
-    long_run = _SHORT_RUN if p.backward and p.element_size == 2 else _LONG_RUN
-    wanted, needed = (
-        (1, 1)
-        if p.channels_last
-        else (min(run // p.element_size, all_pixels) for run in (long_run, _SHORT_RUN))
-    )
-    most_warps = 2 * _MAX_WARPS if p.element_size == 4 and not p.backward else _MAX_WARPS
+    elements = _THREAD_BYTES // p.element_size  # of a thread
+    all_pixels, most_warps = power_of_two(p.pixels), _MAX_WARPS
+    wanted = needed = 1  # pixels of a tile
+    if not p.channels_last:
+        if p.backward or p.mode == GATE:
+            elements = min(elements, _FEW_ELEMENTS)
+        long_run = _SHORT_RUN if p.backward and p.element_size == 2 else _LONG_RUN
+        wanted = min(long_run // p.element_size, all_pixels)
+        needed = min(_SHORT_RUN // p.element_size, all_pixels)
+    if p.element_size == 4 and not p.backward:
+        most_warps *= 2
     warps = _WARPS
-    while warps * 32 * held < wanted * p.padded_channels and warps < most_warps:
+    while warps * 32 * elements < wanted * p.padded_channels and warps < most_warps:
         warps *= 2
-    pixels = warps * 32 * held // p.padded_channels
+    pixels = warps * 32 * elements // p.padded_channels
     if pixels < needed:
         return None
-    while pixels > all_pixels:  # small images: a thread keeps what it holds in a large one
+    while pixels > all_pixels:  # a small image: a thread has as many elements as in a large one
         pixels //= 2
         warps = max(1, warps // 2)
     return Launch(pixels, warps)

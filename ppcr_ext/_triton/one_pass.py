@@ -1,7 +1,8 @@
 """The Triton kernels of the levels (1, 2, 4): a tile stays in registers, so that x is read once.
 
-Where 4 divides the channels, four equal segments carry these levels; their sums are plain vectors of pixels, and the gates need no
-exchange between threads. The formulas are those of reference.py and csrc/ppcr_pixel.h.
+Where 4 divides the channels, four equal segments carry these levels. Their sums are plain vectors
+of pixels, and the gates need no exchange between threads. The formulas are those of reference.py
+and csrc/ppcr_pixel.h.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ def _parameters(weight, bias, HAS_BIAS: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def _normalized(s0, s1, s2, s3, EPS: tl.constexpr, S: tl.constexpr):
-    """The seven normalized contexts of every pixel, and 1 / sqrt(var + eps), from the sums of its four segments."""
-    # Contexts are taken relative to the first: what is normalized are differences, and these are exact where small.
+    """The seven normalized contexts of every pixel, and 1 / sqrt(var + eps), from the sums of its
+    four segments."""
+    # Contexts are taken relative to the first: what is normalized are differences, and small
+    # differences are exact.
     pivot = (s0 + s1 + s2 + s3) * (0.25 / S)
     n1 = (s0 + s1) * (0.5 / S) - pivot
     n2 = (s2 + s3) * (0.5 / S) - pivot
@@ -64,24 +67,11 @@ def _normalized(s0, s1, s2, s3, EPS: tl.constexpr, S: tl.constexpr):
 
 @triton.jit
 def ppcr_one_pass_forward(
-    x,
-    residual,
-    weight,
-    bias,
-    out,
-    pixel_units,
-    tiles,
-    EPS: tl.constexpr,
-    S: tl.constexpr,
-    SP: tl.constexpr,
-    P: tl.constexpr,
-    UNIT: tl.constexpr,
-    MODE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    x, residual, weight, bias, out, pixel_units, tiles,
+    EPS: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, P: tl.constexpr, UNIT: tl.constexpr,
+    MODE: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ACC: tl.constexpr
+):  # fmt: skip
     """S: channels of a segment, SP: the power of two above, P: pixels of a tile."""
     pixels = pixel_units * UNIT
     start, pixel, left = place(pixels, tiles, 4 * S, P, CHANNELS_LAST)
@@ -138,28 +128,15 @@ def ppcr_one_pass_forward(
 
 @triton.jit
 def ppcr_one_pass_backward(
-    x,
-    grad,
-    y,
-    weight,
-    bias,
-    dx,
-    d_residual,
-    partials,
-    pixel_units,
-    tiles,
-    EPS: tl.constexpr,
-    S: tl.constexpr,
-    SP: tl.constexpr,
-    P: tl.constexpr,
-    UNIT: tl.constexpr,
-    MODE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """Holds the incoming gradient: what comes after the gates, dx = grad g + dsums, needs no x. partials: [8, programs]."""
+    x, grad, y, weight, bias, dx, d_residual, partials, pixel_units, tiles,
+    EPS: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, P: tl.constexpr, UNIT: tl.constexpr,
+    MODE: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ACC: tl.constexpr
+):  # fmt: skip
+    """Keeps the incoming gradient in registers: dx = grad g + dsums needs no x after the gates.
+
+    partials: [8, programs].
+    """
     pixels = pixel_units * UNIT
     start, pixel, left = place(pixels, tiles, 4 * S, P, CHANNELS_LAST)
     c = tl.arange(0, SP)

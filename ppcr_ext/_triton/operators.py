@@ -119,18 +119,11 @@ def _kernels() -> dict[str, Any]:
 # ---- launches ---------------------------------------------------------------------------------
 
 
-def forward(
-    mode: int,
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    levels: Levels,
-    eps: float,
-) -> Tensor:
-    """y, or for GATE the gate."""
+def forward(mode: int, x: Tensor, *rest: Any) -> Tensor:
+    """(x[, residual], weight, bias, levels, eps) -> y, or for GATE the gate."""
+    *maps, weight, bias, levels, eps = rest
     x = _readable(x)
-    residual = x if residual is None else _in_layout_of(residual, x)
+    residual = _in_layout_of(maps[0], x) if maps else x
     out = gate_like(x) if mode == GATE else torch.empty_like(x)
     if x.numel():
         found = plan(mode, False, x, bias is not None, tuple(levels), eps)
@@ -142,22 +135,15 @@ def forward(
     return out
 
 
-def backward(
-    mode: int,
-    grad: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    levels: Levels,
-    eps: float,
-) -> tuple[Tensor, ...]:
-    """dx, for ADD_RELU dresidual, dweight, dbias (empty without a bias)."""
+def backward(mode: int, grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """(grad, x[, y], weight, bias, levels, eps) -> dx[, dresidual], dweight, dbias, which is empty
+    without a bias."""
+    *maps, weight, bias, levels, eps = rest
     x = _readable(x)
     grad = grad.contiguous() if mode == GATE else _in_layout_of(grad, x)
-    y = x if y is None else _in_layout_of(y, x)
+    y = _in_layout_of(maps[0], x) if maps else x
     dx = torch.empty_like(x)
-    d_residual = torch.empty_like(x) if mode == ADD_RELU else dx
+    d_residual = torch.empty_like(x) if maps else dx
     d_weight, d_bias = parameter_gradients(weight, bias)
     if x.numel():
         has_bias = bias is not None
@@ -165,18 +151,17 @@ def backward(
         rows = weight.numel() + 1
         partials = x.new_empty((rows, *grid), dtype=accumulation_dtype(x.dtype))
         weight = weight.contiguous()
-        inputs = (x, grad, y, weight, weight if bias is None else bias)
-        outputs = (dx, d_residual, partials)
+        inputs = (x, grad, y, weight, bias if has_bias else weight)
         constants = {"L": weight.numel(), "HAS_BIAS": has_bias, "ACC": options["ACC"]}
         constants |= {"BLOCK": _FINISH_BLOCK, "num_warps": 4}
         with _device(x):
-            kernel[grid](*inputs, *outputs, *arguments, **options)
+            kernel[grid](*inputs, dx, d_residual, partials, *arguments, **options)
             finish = _kernels()["ppcr_finish"]
             finish[(rows,)](partials, d_weight, d_bias, grid[0], **constants)
     else:
         d_weight.zero_()
         d_bias.zero_()
-    return (dx, d_residual, d_weight, d_bias) if mode == ADD_RELU else (dx, d_weight, d_bias)
+    return (dx, d_residual, d_weight, d_bias) if maps else (dx, d_weight, d_bias)
 
 
 def _device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -279,20 +264,18 @@ def _check(arguments: Arguments, *maps: tuple[str, Tensor, Sequence[int]]) -> No
         raise RuntimeError(f"backend 'triton' cannot run for {x.device.type} tensors: {reason}")
 
 
-def _forward(mode: int, x: Tensor, *rest: Any) -> Tensor:
-    """(x[, residual], weight, bias, levels, eps) -> y."""
+def _checked_forward(mode: int, x: Tensor, *rest: Any) -> Tensor:
     *residual, weight, bias, levels, eps = rest
     _check((x, weight, bias, levels, eps), *(("residual", t, x.shape) for t in residual))
-    return forward(mode, x, residual[0] if residual else None, weight, bias, levels, eps)
+    return forward(mode, x, *rest)
 
 
-def _backward(mode: int, grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """(grad, x[, y], weight, bias, levels, eps) -> dx[, dresidual], dweight, dbias."""
+def _checked_backward(mode: int, grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *y, weight, bias, levels, eps = rest
     like_y = (*x.shape[:1], 1, *x.shape[2:]) if mode == GATE else x.shape
     maps = (("grad", grad, like_y), *(("y", t, x.shape) for t in y))
     _check((x, weight, bias, levels, eps), *maps)
-    return backward(mode, grad, x, y[0] if y else None, weight, bias, levels, eps)
+    return backward(mode, grad, x, *rest)
 
 
 def define() -> None:
@@ -301,7 +284,8 @@ def define() -> None:
     for name, operator in OPERATORS.items():
         if not hasattr(torch.ops.ppcr_ext, f"triton_{name}"):  # they outlive a reload
             of, is_backward, _ = name.partition("_backward")
-            kernel = functools.partial(_backward if is_backward else _forward, MODES[of])
+            checked = _checked_backward if is_backward else _checked_forward
+            kernel = functools.partial(checked, MODES[of])
             tags = (torch.Tag.pt2_compliant_tag,)
             torch.library.define(f"ppcr_ext::triton_{name}", operator.schema, tags=tags)
             torch.library.impl(f"ppcr_ext::triton_{name}", ("cpu", "cuda"), kernel)
@@ -310,29 +294,20 @@ def define() -> None:
 # ---- calls from Python ------------------------------------------------------------------------
 
 
-def _direct(mode: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Forward and backward of a function, launched straight from Python unless something has to
-    see the operator: the dispatcher costs as much again as the launch."""
-    name = {number: name for name, number in MODES.items()}[mode]
-    registered_forward = _operators.calling(OPERATORS[name].triton)
-    registered_backward = _operators.calling(OPERATORS[f"{name}_backward"].triton)
+def _direct(launch: Callable[..., Any], mode: int, registered: Callable[[], Any]) -> Any:
+    """A function that launches straight from Python unless something has to see the operator: the
+    dispatcher costs as much again as the launch."""
+    call_registered = _operators.calling(registered)
 
-    def call_forward(x: Tensor, *rest: Any) -> Any:
-        *residual, weight, bias, levels, eps = rest
-        if not _plain(x, weight, bias, *residual):
-            return registered_forward(x, *rest)
-        return forward(mode, x, residual[0] if residual else None, weight, bias, levels, eps)
+    def call(*arguments: Any) -> Any:
+        if _plain(arguments[:-2]):
+            return launch(mode, *arguments)
+        return call_registered(*arguments)
 
-    def call_backward(grad: Tensor, x: Tensor, *rest: Any) -> Any:
-        *y, weight, bias, levels, eps = rest
-        if not _plain(grad, x, weight, bias, *y):
-            return registered_backward(grad, x, *rest)
-        return backward(mode, grad, x, y[0] if y else None, weight, bias, levels, eps)
-
-    return call_forward, call_backward
+    return call
 
 
-def _plain(*tensors: Tensor | None) -> bool:
+def _plain(tensors: Sequence[Tensor | None]) -> bool:
     """Tensors in memory: no subclass, no compiler, no mode that traces or counts operators."""
     if _operators.is_tracing() or _dispatch_modes():
         return False
@@ -340,4 +315,10 @@ def _plain(*tensors: Tensor | None) -> bool:
 
 
 # By function: its forward and backward.
-KERNELS = {name: _direct(mode) for name, mode in MODES.items()}
+KERNELS = {
+    name: (
+        _direct(forward, mode, OPERATORS[name].triton),
+        _direct(backward, mode, OPERATORS[f"{name}_backward"].triton),
+    )
+    for name, mode in MODES.items()
+}

@@ -1,10 +1,14 @@
-"""``python -m ppcr_ext._triton.tune [CHANNELSxHEIGHTxWIDTH ...]``: measures launches of the Triton kernels on a GPU, and prints those that
-beat the rule as lines for ``launch_rule.TABLE``. Nothing of it runs unless asked for: calls never tune.
+"""``python -m ppcr_ext._triton.tune [CHANNELSxHEIGHTxWIDTH ...]``: measures launches on a GPU.
+
+Prints those that beat the rule as lines for ``launch_rule.TABLE``. Calls of the operators never
+tune.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -19,35 +23,29 @@ Timer = Callable[[Problem, Launch], float]
 
 
 def candidates(problem: Problem) -> list[Launch]:
-    """The rule's launch first, then smaller and larger tiles of both families with fewer and more warps."""
+    """The rule's launch first, then smaller and larger tiles with fewer and more warps."""
     found = [launch_rule.rule(problem)]
     for base in (launch_rule.one_pass_rule(problem), launch_rule.two_passes_rule(problem)):
         if base is None:
             continue
-        for pixels in (base.pixels // 2, base.pixels, base.pixels * 2):
-            for warps in (4, 8, 16, 32):
-                held = (
-                    pixels
-                    * (base.chunk or problem.padded_channels)
-                    * problem.element_size
-                    / (32 * warps)
-                )
-                launch = Launch(pixels, warps, base.chunk)
-                if pixels >= 1 and 16 <= held <= 256 and launch not in found:
-                    found.append(launch)
+        tiles = (base.pixels // 2, base.pixels, base.pixels * 2)
+        for pixels, warps in itertools.product(tiles, (4, 8, 16, 32)):
+            channels = base.chunk or problem.padded_channels
+            thread_bytes = pixels * channels * problem.element_size / (32 * warps)
+            launch = Launch(pixels, warps, base.chunk)
+            if pixels >= 1 and 16 <= thread_bytes <= 256 and launch not in found:
+                found.append(launch)
     return found
 
 
 def best(problem: Problem, seconds: Timer) -> Launch | None:
-    """The fastest candidate, or None where none beats the rule's launch. A candidate that cannot be launched is passed over."""
+    """The fastest candidate that can be launched, or None where none beats the rule's launch."""
     rule, *others = candidates(problem)
     least, winner = GAIN * seconds(problem, rule), None
     for launch in others:
         try:
             took = seconds(problem, launch)
-        except (
-            Exception
-        ) as error:  # out of registers or shared memory, or the compiler's own faults
+        except Exception as error:  # out of registers or shared memory, or the compiler's faults
             print(f"# {launch}: {type(error).__name__}")
             continue
         if took < least:
@@ -60,14 +58,13 @@ def problems(shape: str, images: int) -> Iterator[tuple[Problem, torch.Tensor]]:
     channels, height, width = (int(part) for part in shape.split("x"))
     for form in (torch.channels_last, torch.contiguous_format):
         for dtype in (torch.float32, torch.float16):
-            x = torch.randn(images, channels, height, width, dtype=dtype, device="cuda").to(
-                memory_format=form
-            )
+            x = torch.randn(images, channels, height, width, dtype=dtype, device="cuda")
+            x = x.to(memory_format=form)
             for backward in (False, True):
                 yield operators.problem_of(launch_rule.SCALE, backward, x, (1, 2, 4)), x
 
 
-def measure(problem: Problem, launch: Launch, x: torch.Tensor) -> float:
+def measure(x: torch.Tensor, problem: Problem, launch: Launch) -> float:
     """Milliseconds of one call of an operator with this launch, the median of many."""
     from triton.testing import do_bench
 
@@ -76,8 +73,8 @@ def measure(problem: Problem, launch: Launch, x: torch.Tensor) -> float:
 
     def call() -> object:
         if problem.backward:
-            return operators.backward(problem.mode, x, x, None, *arguments)
-        return operators.forward(problem.mode, x, None, *arguments)
+            return operators.backward(problem.mode, x, x, *arguments)
+        return operators.forward(problem.mode, x, *arguments)
 
     key = launch_rule.key_of(problem)
     before = launch_rule.TABLE.get(key)
@@ -103,7 +100,7 @@ def main() -> None:
     print(f"# {torch.cuda.get_device_name()}, {options.images} images")
     for shape in options.shapes:
         for problem, x in problems(shape, options.images):
-            winner = best(problem, lambda p, launch, x=x: measure(p, launch, x))  # type: ignore[misc]
+            winner = best(problem, functools.partial(measure, x))
             if winner is not None:
                 print(f"    {launch_rule.key_of(problem)}: {winner},", flush=True)
 

@@ -1,8 +1,9 @@
-"""The Triton kernels of any levels and any number of channels: two passes over the channels of a tile.
+"""The Triton kernels of any levels and any number of channels: two passes over a tile's channels.
 
-The first sums the segments into which the edges of all bins cut the channels, a chunk of channels at a time; the second multiplies,
-and finds x (in backward the gradient) in the L2 cache. In backward the contiguous 2048 channels of 7 x 7 half-precision pixels go
-this way, too: in registers a tile could have only 8 pixels, whose runs of 16 bytes waste half of every sector.
+The edges of all bins cut the channels into segments. The first pass sums these, a chunk of channels
+at a time; the second multiplies, and finds x (in backward the gradient) in the L2 cache. Contiguous
+half-precision tensors of 2048 channels and 7 x 7 pixels go this way in backward, too: in registers
+a tile could have only 8 pixels, whose runs of 16 bytes waste half of every sector.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from .common import (
 
 @triton.jit
 def _bins(LEVELS: tl.constexpr, C: tl.constexpr, LP: tl.constexpr):
-    """First channel of every context's bin, and one past the last; both 0 for padding. Computed here, so that no table has to
-    be copied to the device, which a CUDA graph could not capture."""
+    """First channel of every context's bin, and one past the last; both are 0 for padding.
+
+    They are computed here because a CUDA graph could not capture the copy of a table.
+    """
     l = tl.arange(0, LP)
     begin = tl.zeros((LP,), tl.int32)
     end = tl.zeros((LP,), tl.int32)
@@ -46,7 +49,10 @@ def _bins(LEVELS: tl.constexpr, C: tl.constexpr, LP: tl.constexpr):
 
 @triton.jit
 def _next_edge(begin, end, c, C: tl.constexpr, ALIGN: tl.constexpr):
-    """Where the segment that begins at channel c ends. All edges are multiples of ALIGN, which the division tells the compiler."""
+    """Where the segment that begins at channel c ends.
+
+    All edges are multiples of ALIGN, which the division tells the compiler.
+    """
     edge = tl.minimum(
         tl.min(tl.where(begin > c, begin, C), 0), tl.min(tl.where(end > c, end, C), 0)
     )
@@ -57,7 +63,10 @@ def _next_edge(begin, end, c, C: tl.constexpr, ALIGN: tl.constexpr):
 def _contexts(
     t, begin, end, L: tl.constexpr, EPS: tl.constexpr, LP: tl.constexpr, ACC: tl.constexpr
 ):
-    """Normalized contexts [LP, P] (0 for padding), 1 / sqrt(var + eps) and 1 / |bin|, from the sums t over the bins."""
+    """Normalized contexts [LP, P] (0 for padding), 1 / sqrt(var + eps) and 1 / |bin|.
+
+    t: the sums over the bins.
+    """
     l = tl.arange(0, LP)
     real = (l < L)[:, None]
     inverse = 1.0 / tl.maximum(end - begin, 1).to(ACC)
@@ -72,29 +81,14 @@ def _contexts(
 
 @triton.jit
 def ppcr_two_passes_forward(
-    x,
-    residual,
-    weight,
-    bias,
-    out,
-    pixel_units,
-    tiles,
-    EPS: tl.constexpr,
-    LEVELS: tl.constexpr,
-    L: tl.constexpr,
-    LP: tl.constexpr,
-    C: tl.constexpr,
-    CHUNK: tl.constexpr,
-    P: tl.constexpr,
-    UNIT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    MODE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """L, LP: contexts, and the power of two above. CHUNK: channels at a time. ALIGN: divides every edge of a bin."""
+    x, residual, weight, bias, out, pixel_units, tiles,
+    EPS: tl.constexpr, LEVELS: tl.constexpr, L: tl.constexpr, LP: tl.constexpr, C: tl.constexpr,
+    CHUNK: tl.constexpr, P: tl.constexpr, UNIT: tl.constexpr, ALIGN: tl.constexpr,
+    MODE: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ACC: tl.constexpr
+):  # fmt: skip
+    """L, LP: contexts, and the power of two above. CHUNK: channels at a time. ALIGN divides every
+    edge of a bin."""
     pixels = pixel_units * UNIT
     start, pixel, left = place(pixels, tiles, C, P, CHANNELS_LAST)
     stride = channel_stride(pixels, CHANNELS_LAST)
@@ -143,31 +137,12 @@ def ppcr_two_passes_forward(
 
 @triton.jit
 def ppcr_two_passes_backward(
-    x,
-    grad,
-    y,
-    weight,
-    bias,
-    dx,
-    d_residual,
-    partials,
-    pixel_units,
-    tiles,
-    EPS: tl.constexpr,
-    LEVELS: tl.constexpr,
-    L: tl.constexpr,
-    LP: tl.constexpr,
-    C: tl.constexpr,
-    CHUNK: tl.constexpr,
-    P: tl.constexpr,
-    UNIT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    MODE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    x, grad, y, weight, bias, dx, d_residual, partials, pixel_units, tiles,
+    EPS: tl.constexpr, LEVELS: tl.constexpr, L: tl.constexpr, LP: tl.constexpr, C: tl.constexpr,
+    CHUNK: tl.constexpr, P: tl.constexpr, UNIT: tl.constexpr, ALIGN: tl.constexpr,
+    MODE: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ACC: tl.constexpr
+):  # fmt: skip
     """partials: [L + 1, programs]."""
     pixels = pixel_units * UNIT
     start, pixel, left = place(pixels, tiles, C, P, CHANNELS_LAST)

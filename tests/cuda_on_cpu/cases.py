@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from guarded import guarded
+from guard_pages import guarded
 from torch import Tensor
 
 from ppcr_ext import testing
