@@ -122,7 +122,7 @@ def _scaling(record: Record, path: Path, title: str) -> Path:
                 colour, marker = STYLES.get(what, ("#CC79A7", "*"))
                 name = report.series_name(what, threads)
                 if fitted := report.fit(points):
-                    name += f": {fitted[0] + 0.0:.2f}"
+                    name += f": {round(fitted[0], 2) + 0.0:.2f}"
                     spans.add(f"{fitted[2]} to {fitted[3]}")
                 one = threads == 1
                 style = {"linestyle": "-" if one else "--", "marker": marker, "color": colour}

@@ -291,7 +291,7 @@ def _scaling(record: Record) -> list[str]:
         found = fit(points)
         if found and what != "copy":
             name = f"{series_name(what, threads)}, {words(direction)}"
-            lines.append([name, axis, f"{found[0] + 0.0:.2f}", f"{found[2]} to {found[3]}"])
+            lines.append([name, axis, f"{round(found[0], 2) + 0.0:.2f}", f"{found[2]} to {found[3]}"])
     for row in record.rows:
         if row.kind == "plain" and (row.over_fused or 1) < 1:
             at = f"{row.case} {size_of(row.case, row.shape, row.levels)}, {direction_of(row)}"

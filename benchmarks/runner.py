@@ -143,7 +143,7 @@ def resume(record: Record, path: Path) -> str:
         return (
             "not resumed: the working tree differs from its commit, and what was measured with it"
         )
-    differing = [name for name in SAME if old.environment.get(name) != record.environment[name]]
+    differing = [name for name in SAME if old.environment.get(name) != record.environment.get(name)]
     if differing or old.settings != rounded(record.settings):
         return f"not resumed: other {', '.join(differing) or 'settings'} than those of {path}"
     record.rows, record.skipped = old.rows, old.skipped

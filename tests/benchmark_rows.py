@@ -1,69 +1,55 @@
-"""Groups and rows for the tests of the benchmark suites."""
+"""Cases and rows for the tests of the benchmarks."""
 
 from __future__ import annotations
 
-from benchmarks.measure import Group, Row
+from typing import Any
+
+from benchmarks.cases import Case
+from benchmarks.results import Record, Row, derived
 
 SHAPE = (2, 16, 8, 8)
+COMMIT = "0123456789ab"
+ENVIRONMENT = {
+    "device": "cpu",
+    "cpu": "Some CPU",
+    "capability": "AVX2",
+    "threads": 2,
+    "torch": "2",
+    "date": "2026-01-02T03:04:05",
+    "commit": COMMIT,
+}
 
 
-def group(**options: object) -> Group:
-    return Group(
-        **{
-            "suite": "operators",
-            "operator": "ppcr",
-            "case": "small",
-            "shape": SHAPE,
-            "layout": "contiguous",
-        }
-        | options
-    )
+def small(**options: Any) -> Case:
+    named = {"suite": "operators", "operator": "ppcr", "case": "small", "shape": SHAPE}
+    return Case(**(named | {"layout": "contiguous"} | options))
 
 
 def row(
-    one: Group,
-    what: str,
-    direction: str,
-    microseconds: float,
-    kind: str = "plain",
-    spread: float = 0.02,
+    one: Case, what: str, direction: str, microseconds: float, kind: str = "plain", **more: Any
 ) -> Row:
-    place = (
-        one.suite,
-        one.operator,
-        one.case,
-        list(one.shape),
-        one.layout,
-        one.dtype,
-        one.threads,
-        list(one.levels),
-        direction,
-        what,
-    )
-    low, high = microseconds * (1 - spread), microseconds * (1 + spread)
-    return Row(
-        *place,
-        kind,
-        microseconds,
-        low,
-        high,
-        low,
-        high,
-        9,
-        1000,
-        1000 / microseconds,
-        100 / microseconds,
-        2000,
-        0.0,
-    )
+    low, high = microseconds * 0.98, microseconds * 1.02
+    shape, levels = list(one.shape), list(one.levels)
+    place = (one.suite, one.operator, one.case, shape, one.layout, one.dtype, one.threads, levels)
+    figures = {"rounds": 9, "necessary_bytes": 1000, "copy_fraction": 100 / microseconds}
+    errors = {"error_y": 1e-7, "error_dx": 2e-7, "error_parameters": 3e-7, "peak_bytes": 8192}
+    return Row(*place, direction, what, kind, microseconds, low, high, **figures | errors | more)
 
 
-def synthetic(one: Group, native: float = 200) -> list[Row]:
-    """A native backend of 200 us forward and 400 us for the others, a plain one of two and four times that, a copy of 100 us."""
+def synthetic(one: Case, native: float = 200) -> list[Row]:
+    """Of 100 us a copy and the lower bound, of 200 forward and 400 otherwise a native backend.
+
+    Plain formulations take 400 and 800 us forward, and twice that otherwise.
+    """
     rows = [row(one, "copy", "forward", 100, "copy")]
     for direction in one.directions:
-        own = native * (1 if direction == "forward" else 2)
-        rows.append(row(one, "native", direction, own, "fused"))
-        rows.append(row(one, "pooled once", direction, 800 if direction != "forward" else 400))
-        rows.append(row(one, "level by level", direction, 1600 if direction != "forward" else 800))
-    return rows
+        factor = 1 if direction == "forward" else 2
+        rows.append(row(one, "lower bound", direction, 100 * factor, "lower bound"))
+        rows.append(row(one, "native", direction, native * factor, "fused"))
+        rows.append(row(one, "pooled once", direction, 400 * factor))
+        rows.append(row(one, "level by level", direction, 800 * factor))
+    return derived(rows)
+
+
+def record(rows: list[Row], command: str = "operators", **settings: Any) -> Record:
+    return Record(command, dict(ENVIRONMENT), {"rounds": 9} | settings, True, rows)

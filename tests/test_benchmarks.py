@@ -1,8 +1,7 @@
-"""The benchmark: its peers compute the layer, its figures are right, and it fails when an error is too large."""
+"""The benchmark: its baselines compute the layer, its clocks are right, its tables say it."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
@@ -18,217 +17,108 @@ pytestmark = pytest.mark.full
 pytest.importorskip("torchvision")
 pytest.importorskip("matplotlib")
 
-import ppcr_ext
-from benchmarks import __main__ as command
-from benchmarks import errors, files, inputs, pages, peers, picture, report, suite, timing
-from ppcr_ext import reference
+from benchmark_rows import record, row, small, synthetic
+
+from benchmarks import baselines, networks, pictures, report, timing
+from benchmarks.results import derived
+from ppcr_ext import reference, testing
+
+CPU = torch.device("cpu")
 
 
-def example(
-    shape: tuple[int, ...],
-    levels: tuple[int, ...],
-    layout: torch.memory_format = torch.contiguous_format,
-):
-    generator = torch.Generator().manual_seed(1)
-    x = 1.5 + 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
-    weight = torch.randn(sum(levels), generator=generator, dtype=torch.float64)
-    return (
-        x.contiguous(memory_format=layout),
-        weight,
-        torch.randn(1, generator=generator, dtype=torch.float64),
-    )
+# ---- baselines -----------------------------------------------------------------------------------
 
 
-def small_case(name: str = "small") -> inputs.Case:
-    x, weight, bias = (t.float() for t in example((2, 8, 4, 4), inputs.LEVELS))
-    return inputs.Case(name, x, torch.randn_like(x), weight, bias)
+def formulation(name: str, operator: str = "ppcr", levels: tuple[int, ...] = testing.LEVELS):
+    layer = baselines.plain(operator, name, [], levels).layer
+    return lambda x, weight, bias, **options: layer(x, None, [weight, bias])
 
 
-def row(
-    case: str, column: str, kind: str, forward: float, step: float | None, dtype: str = "float32"
-) -> suite.Row:
-    ratios = (forward, forward, forward, forward / 2)
-    steps = (None,) * 4 if step is None else (step, step, step, step / 4)
-    return suite.Row(case, [1, 4], "contiguous", column, dtype, kind, *ratios, *steps)
-
-
-@pytest.fixture
-def result() -> suite.Result:
-    """Two inputs with a floor of 2 ms and 4 ms."""
-    rows = []
-    for case, native, plain in (("a", 4.0, 8.0), ("b", 9.0, 10.0)):
-        rows += [
-            row(case, "floor", "floor", 2.0, 4.0),
-            row(case, "native", "fused", native, 2 * native),
-        ]
-        rows += [
-            row(case, "pooled once", "plain", plain, 16.0),
-            row(case, "matmul", "plain", 2 * plain, 20.0),
-        ]
-        rows.append(row(case, "native float16", "fused", native / 2, None, "float16"))
-    fine = errors.Errors(1e-7, 2e-7, 3e-7)
-    found = [
-        suite.ErrorRow(
-            "a", "contiguous", "native", "float32", fine, errors.TOLERANCES[torch.float32], True
-        )
-    ]
-    return suite.Result(rows, found)
-
-
-@pytest.mark.parametrize("layout", inputs.LAYOUTS.values(), ids=inputs.LAYOUTS)
-@pytest.mark.parametrize("peer", peers.PEERS)
+@pytest.mark.parametrize("layout", testing.LAYOUTS)
+@pytest.mark.parametrize("name", baselines.GATES)
 @pytest.mark.parametrize(("channels", "levels"), [(8, (1, 2, 4)), (12, (4, 2)), (6, (3, 1))])
-def test_a_peer_agrees_with_the_reference(peer, channels, levels, layout):
-    x, weight, bias = example((2, channels, 3, 5), levels, layout)
-    got = peers.PEERS[peer](x, weight, bias, levels)
-    torch.testing.assert_close(
-        got, reference.ppcr(x, weight, bias, levels, peers.EPS), rtol=1e-10, atol=1e-10
-    )
+def test_a_formulation_agrees_with_the_reference(name, channels, levels, layout):
+    inputs = testing.make_inputs("ppcr", (2, channels, 3, 5), levels, torch.float64, layout)
+    tensors = inputs.x, inputs.weight, inputs.bias
+    for operator, expected in (("ppcr", reference.ppcr), ("gate", reference.ppcr_gate)):
+        got = formulation(name, operator, levels)(*tensors)
+        exact = expected(*tensors, levels, baselines.EPS)
+        torch.testing.assert_close(got, exact, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("peer", peers.PEERS)
-def test_a_peer_is_right_in_float32_to_rounding(peer):
-    case = small_case()
-    exact = errors.truth(case.x, case.gy, case.weight, case.bias, inputs.LEVELS)
-    got = errors.measure(suite.peer_layer(peer), case.x, case.gy, case.weight, case.bias, exact)
-    assert got.within(errors.TOLERANCES[torch.float32]), got
+@pytest.mark.parametrize("name", baselines.GATES)
+def test_a_formulation_is_right_in_float32_to_rounding(name):
+    inputs = testing.make_inputs("ppcr", (2, 8, 4, 4))
+    errors = testing.truth(inputs).errors(testing.evaluate(formulation(name), inputs))
+    assert errors.within(testing.tolerance(torch.float32)), errors
 
 
-@pytest.mark.parametrize("peer", ["level by level", "matmul"])
-def test_a_peer_takes_channels_that_the_levels_do_not_divide(peer):
-    x, weight, bias = example((2, 7, 3, 5), (1, 2, 4))
-    got = peers.PEERS[peer](x, weight, bias, (1, 2, 4))
-    torch.testing.assert_close(
-        got, reference.ppcr(x, weight, bias, (1, 2, 4), peers.EPS), rtol=1e-10, atol=1e-10
-    )
+@pytest.mark.parametrize("name", ["level by level", "matmul"])
+def test_a_formulation_takes_channels_that_the_levels_do_not_divide(name):
+    inputs = testing.make_inputs("ppcr", (2, 7, 3, 5), dtype=torch.float64)
+    tensors = inputs.x, inputs.weight, inputs.bias
+    exact = reference.ppcr(*tensors, (1, 2, 4), baselines.EPS)
+    torch.testing.assert_close(formulation(name)(*tensors), exact, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("channels", "levels"), [(7, (1, 2, 4)), (12, (3, 4))])
 def test_pooled_once_says_what_it_cannot_do(channels, levels):
-    x, weight, bias = example((2, channels, 3, 5), levels)
+    inputs = testing.make_inputs("ppcr", (2, channels, 3, 5), levels)
     with pytest.raises(ValueError, match=f"got levels .* and {channels} channels"):
-        peers.pooled_once(x, weight, bias, levels)
+        baselines.pooled_once(inputs.x, inputs.weight, inputs.bias, levels)
 
 
-@pytest.mark.parametrize("channels", [8, 7])
-def test_the_gradients_that_errors_are_measured_against_are_autograds(channels):
-    x, weight, bias = example((2, channels, 3, 5), (1, 2, 4))
-    gy = torch.randn_like(x)
-    exact = errors.truth(x, gy, weight, bias, (1, 2, 4))
-    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
-    y = reference.ppcr(*leaves, (1, 2, 4), peers.EPS)
-    dx, dweight, dbias = torch.autograd.grad(y, leaves, gy)
-    torch.testing.assert_close(exact.y, y.detach())
-    torch.testing.assert_close(exact.dx, dx)
-    torch.testing.assert_close(exact.parameters, torch.cat([dweight, dbias]))
-    assert (exact.scale >= exact.parameters.abs()).all()
+@pytest.mark.parametrize(
+    ("operator", "forward", "backward", "step"),
+    [("ppcr", 2, 3, 5), ("gate", 1 + 1 / 4, 2 + 1 / 4, 3 + 2 / 4), ("add_relu", 3, 5, 8)],
+)
+def test_the_bytes_an_operator_needs(operator, forward, backward, step):
+    shape, dtype = (3, 4, 5, 7), torch.float16
+    one = torch.Size(shape).numel() * 2
+    counted = baselines.OPERATORS[operator]
+    needed = [counted.necessary_bytes(d, shape, dtype) for d in baselines.DIRECTIONS]
+    assert needed == [forward * one, backward * one, step * one]
 
 
-def test_nan_is_not_within_a_tolerance():
-    assert not errors.Errors(math.nan, 0, 0).within(errors.TOLERANCES[torch.float16])
+def test_the_lower_bound_with_autograd_runs_the_engine_and_computes_the_bound():
+    x, gy = torch.randn(3), torch.randn(3)
+    calls = []
+
+    def bound(x, gy, residual):
+        calls.append((x.requires_grad, torch.is_grad_enabled()))
+        return (x * 0.5, x + gy)
+
+    with torch.no_grad():
+        (half, both), (identity,) = baselines.with_autograd(bound, x, gy, None)
+    assert calls == [(False, False)]  # autograd records the identity alone
+    torch.testing.assert_close((half, both, identity), (x * 0.5, x + gy, gy))
 
 
-def test_geometric_mean():
-    assert report.geometric_mean([1, 4]) == pytest.approx(2)
-    assert report.geometric_mean([3]) == pytest.approx(3)
+def test_the_photograph_becomes_eight_views():
+    batch = networks.retina_batch(64)
+    assert batch.shape == (8, 3, 64, 64)
+    assert torch.isfinite(batch).all()
+    torch.testing.assert_close(batch[1], batch[0].flip(1), rtol=0, atol=0.05)
+    assert len({view.sum().item() for view in batch[4:]}) == 4
 
 
-def test_the_summary_by_hand(result):
-    summary = report.summarize(result)
-    assert summary.forward["native"] == pytest.approx(math.sqrt(2 * 4.5))
-    assert summary.step["pooled once"] == pytest.approx(4)
-    # forward of b: 9 ms beside 10 ms is better than the step of b: 18 ms beside 16 ms
-    worst = summary.worst["native"]
-    assert (worst.ratio, worst.case, worst.mode, worst.peer) == (
-        18 / 16,
-        "b",
-        "forward+backward",
-        "pooled once",
-    )
-    assert summary.half == {"native float16": pytest.approx(0.5)}
+# ---- clocks --------------------------------------------------------------------------------------
 
 
-def test_a_table_lines_up(result):
-    lines = report.ratio_table(result, "forward").splitlines()
-    assert lines[0].split() == ["input", "layout", "native", "pooled", "once", "matmul"]
-    assert lines[2].split() == ["a", "contiguous", "2.00", "4.00", "8.00"]
-    assert lines[4].split()[:3] == ["geometric", "mean", "3.00"]
-    assert lines[2].index("4.00") + 4 == lines[4].index("4.47") + 4
-    assert "NO" not in report.error_table(result)
-
-
-def test_files_hold_what_was_measured(result, tmp_path):
-    csv_path, json_path = files.write(
-        result, tmp_path / "new" / "name", {"rounds": 3, "environment": {"cpu": "x"}}
-    )
-    header, first, *rest = csv_path.read_text().splitlines()
-    assert header.startswith("case,shape,layout,column,dtype,kind,forward_ms")
-    assert first.startswith("a,1x4,contiguous,floor,float32,floor,2.0,")
-    assert len(rest) == len(result.rows) - 1
-    content, again = files.read(json_path)
-    assert content["rounds"] == 3
-    assert again == result
-    assert content["summary"]["worst"]["native"]["peer"] == "pooled once"
-
-
-def test_the_environment_says_where_and_with_what():
-    env = files.environment()
-    assert env["torch"] == torch.__version__
-    assert {"date", "commit", "cpu", "capability", "threads", "python", "ppcr_ext"} <= env.keys()
-    json.dumps(env)
-
-
-def test_a_picture_is_drawn(result, tmp_path):
-    assert picture.draw(result, tmp_path / "picture.png", "title").stat().st_size > 10_000
+def median(samples: list[timing.Sample]) -> float:
+    return sorted(sample.seconds for sample in samples)[len(samples) // 2]
 
 
 def test_a_slow_call_shows_as_slow():
     calls = {"quick": timing.Call(lambda: None), "slow": timing.Call(partial(time.sleep, 0.003))}
     ticks = []
-    times = timing.interleave(calls, 5, tick=lambda: ticks.append(1))
-    assert times["slow"].median > 0.003
-    assert times["slow"].median > 20 * times["quick"].median
-    assert times["slow"].low <= times["slow"].median <= times["slow"].high
+    found, _ = timing.interleave(calls, 5, tick=lambda: ticks.append(1))
+    assert median(found["slow"]) > 0.003
+    assert median(found["slow"]) > 20 * median(found["quick"])
     assert calls["quick"].repeats > 100
     assert calls["slow"].repeats == 1
-    assert len(ticks) == 5
-
-
-def test_a_slow_backend_shows_as_slow():
-    def slow(x, weight, bias):
-        time.sleep(0.03)
-        return reference.ppcr(x, weight, bias, inputs.LEVELS, peers.EPS)
-
-    columns = [
-        suite.Column("native", slow),
-        suite.Column("pooled once", suite.peer_layer("pooled once"), backend=False),
-    ]
-    rows = suite.time_case(small_case(), "contiguous", columns, 3)
-    worst = report.summarize(suite.Result(rows)).worst["native"]
-    assert worst.ratio > 2
-    assert worst.peer == "pooled once"
-
-
-def test_compiling_inside_a_timed_region_is_an_error():
-    compiled = torch.compile(lambda x: x + 1, backend="eager")
-    compiled(torch.zeros(2))
-    with timing.quiet():
-        compiled(torch.zeros(2))
-        with pytest.raises(RuntimeError, match="recompile"):
-            compiled(torch.zeros(2, dtype=torch.int64))
-
-
-def test_a_busy_neighbour_is_noticed(result):
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
-        others = timing.Others()
-        time.sleep(0.5)
-        passed, taken = others.seconds()
-        neighbour.kill()
-    if Path("/proc/stat").exists():
-        assert taken > 0.3 * passed / os.cpu_count()
-    assert report.disturbances(result) == ""
-    result.rows[0].others = 0.25
-    assert "a, contiguous: 25%" in report.disturbances(result)
+    assert len(ticks) == len(found["slow"]) == 5
+    assert found["slow"][0].host is None
 
 
 class Scripted:
@@ -241,8 +131,44 @@ class Scripted:
         return 1.0, share
 
 
+def test_a_call_that_is_not_warmed_runs_once_a_sample(monkeypatch):
+    monkeypatch.setattr(timing, "OtherLoad", Scripted)
+    Scripted.shares, ran = [0.0] * 3, []
+    call = timing.Call(lambda: ran.append(1) or time.sleep(0.002), warm=False)
+    timing.interleave({"a": call}, 3)
+    assert len(ran) == 2 + 3  # compiles, and fills caches
+
+
+def test_compiling_inside_a_timed_region_is_an_error():
+    compiled = torch.compile(lambda x: x + 1, backend="eager")
+    compiled(torch.zeros(2))
+    with timing.quiet():
+        compiled(torch.zeros(2))
+        with pytest.raises(RuntimeError, match="recompile"):
+            compiled(torch.zeros(2, dtype=torch.int64))
+
+
+def test_an_interruption_inside_a_measurement_leaves_the_process_as_it_was():
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), timing.quiet():
+        interrupted()
+    torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(2))  # compiles: the stance is back
+
+
+def test_other_load_is_noticed():
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        load = timing.OtherLoad()
+        time.sleep(0.5)
+        passed, taken = load.seconds()
+        busy.kill()
+    if Path("/proc/stat").exists():
+        assert taken > 0.3 * passed / os.cpu_count()
+
+
 def test_disturbed_rounds_are_measured_again(monkeypatch):
-    monkeypatch.setattr(timing, "Others", Scripted)
+    monkeypatch.setattr(timing, "OtherLoad", Scripted)
     values, ticks = iter(range(100)), []
     Scripted.shares = [0.0, 0.5, 0.04, 0.3, 0.02]
     kept, share = timing.rounds_of({"a": lambda: next(values)}, 3, tick=lambda: ticks.append(1))
@@ -254,72 +180,175 @@ def test_disturbed_rounds_are_measured_again(monkeypatch):
     assert (kept, share) == ({"a": [8, 9, 10]}, 0.5)
 
 
-def run(monkeypatch, tmp_path, *arguments: str) -> int:
-    monkeypatch.setattr(inputs, "sweep_cases", lambda: [small_case("one"), small_case("two")])
-    return command.main(
-        ["shapes", "--rounds", "2", "--no-compile", "--out", str(tmp_path), *arguments]
+def test_a_limit_ends_the_rounds_but_not_before_the_fewest():
+    call = timing.Call(lambda: time.sleep(0.002))
+    for rounds, expected in ((100, timing.FEWEST), (3, 3)):
+        found, _ = timing.interleave({"a": call}, rounds, limit=0)
+        assert len(found["a"]) == expected
+
+
+class Device:
+    """A stand-in for a GPU: a stream of work that a host, with a time of its own, launches."""
+
+    def __init__(self, monkeypatch):
+        self.now = self.done = 0.0  # seconds: of the host, and when the stream is empty
+        self.slept = []
+        device = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                device.done = self.at = max(device.done, device.now)
+
+            def query(self):
+                return self.at <= device.now
+
+            def synchronize(self):
+                device.now = max(device.now, self.at)
+
+            def elapsed_time(self, other):
+                return (other.at - self.at) * 1e3
+
+        def sleep(cycles):
+            self.slept.append(cycles / 1e9)
+            self.run(0, cycles / 1e9)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "_sleep", sleep)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: Event(True).record())
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
+
+    def run(self, host: float, device: float) -> None:
+        """The host launches work and goes on."""
+        self.now += host
+        self.done = max(self.done, self.now) + device
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_cuda_clock_times_the_device_and_the_host_apart(prepared, monkeypatch):
+    gpu = Device(monkeypatch)
+    clock = timing.clock(torch.device("cuda"))
+    assert clock.cycles_per_second == pytest.approx(1e9)
+    prepare = partial(gpu.run, 300e-6, 50e-6) if prepared else None
+    # Python needs twenty times as long to launch it as the device to run it.
+    call = timing.Call(lambda *given: gpu.run(200e-6, 10e-6), prepare=prepare)
+    found, _ = timing.interleave({"a": call}, 3, by=clock)
+    assert median(found["a"]) == pytest.approx(10e-6)
+    assert found["a"][0].host == pytest.approx(200e-6)
+    assert call.repeats == pytest.approx(100, abs=1)
+    burst = 1 if prepared else clock.burst
+    assert max(gpu.slept[2:]) >= burst * 200e-6  # after those that find the clock's rate
+
+
+def test_a_call_that_waits_for_the_device_is_timed_all_the_same(monkeypatch):
+    gpu = Device(monkeypatch)
+
+    def synchronizing() -> None:
+        gpu.run(1e-3, 1e-3)
+        gpu.now = gpu.done
+
+    found, _ = timing.interleave({"a": timing.Call(synchronizing)}, 3, by=timing.CudaClock())
+    assert len(found["a"]) == 3
+    assert median(found["a"]) < 3e-3
+
+
+# ---- tables and pictures -------------------------------------------------------------------------
+
+
+def test_geometric_mean():
+    assert report.geometric_mean([1, 4]) == pytest.approx(2)
+    assert report.geometric_mean([3]) == pytest.approx(3)
+    assert math.isnan(report.geometric_mean([]))
+
+
+def two_inputs() -> list:
+    """Lower bounds of 2 and 4 us; of the second input's step a baseline is the faster one."""
+    rows = []
+    for case, native, plain in (("a", 4.0, 8.0), ("b", 9.0, 10.0)):
+        one = small(suite="shapes", case=case, directions=("forward", "step"))
+        half = small(suite="shapes", case=case, dtype="float16")
+        rows += derived([
+            row(one, "lower bound", "forward", 2.0, "lower bound"),
+            row(one, "lower bound", "step", 4.0, "lower bound"),
+            row(one, "lower bound with autograd", "step", 6.0, "lower bound"),
+            row(one, "native", "forward", native, "fused"),
+            row(one, "native", "step", 2 * native, "fused"),
+            row(one, "pooled once", "forward", plain),
+            row(one, "pooled once", "step", 16.0),
+            row(half, "native", "forward", native / 2, "fused"),
+        ])  # fmt: skip
+    return rows
+
+
+def cells_of(table: str) -> dict[str, list[str]]:
+    """The cells of each line, by the first; all lines are equally long."""
+    lines = table.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {first: rest for first, *rest in cells if "---" not in first}
+
+
+def test_the_tables_by_hand():
+    rows = two_inputs()
+    wide = [one for one in rows if one.dtype == "float32"]
+    assert cells_of(report.ratio_table(wide, ("plain",))) == {
+        "": ["ppcr forward", "ppcr forward+backward"],
+        "**native** over the lower bound": ["3.00 (2.00 to 4.50)"] * 2,
+        "spread of the lower bound": ["4.0% (4.0% to 4.0%)"] * 2,
+        "**native** over the lower bound with autograd": ["-", "2.00 (1.33 to 3.00)"],
+        "**native**, share of a copy's bandwidth": ["16.67 (11.11 to 25.00)", "8.33 (5.56 to 12.50)"],
+        # 8 / 4 and 10 / 9; 16 / 8 and 16 / 18, which is named and not averaged away
+        "pooled once over native": [
+            "1.49 (1.11 to 2.00)", "**1.33 (0.89 to 2.00), 1 of 2 faster**"
+        ],
+    }  # fmt: skip
+    assert report.worst(rows) == (
+        "Where `native` does worst it takes 1.12 times as long as the fastest plain formulation "
+        "(pooled once; ppcr forward+backward, b, contiguous)."
     )
+    assert "native float16 0.50 (0.50 to 0.50)" in report.other_types(rows)
 
 
-def test_the_command_measures_prints_and_writes(monkeypatch, tmp_path, capsys):
-    assert run(monkeypatch, tmp_path, "--threads", "1") == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"shapes.csv", "shapes.json", "shapes.png"}
-    printed = capsys.readouterr().out
-    assert printed.index("ratio to the floor") < printed.index("milliseconds")
-    content, result = files.read(tmp_path / "shapes.json")
-    assert content["environment"]["threads"] == 1
-    assert {row.backend for row in result.errors} == set(suite.usable_backends()[0])
-    assert {row.dtype for row in result.errors} == {"float32", "float16", "bfloat16"}
+def test_a_table_of_inputs_has_the_bounds_spread_and_marks_faster_baselines():
+    rows = [one for one in two_inputs() if one.dtype == "float32"]
+    found = cells_of(report.bound_table(rows))
+    assert found[""] == [
+        "spread of the lower bound", "lower bound with autograd", "native", "pooled once"
+    ]  # fmt: skip
+    assert found["b, contiguous"] == ["4.0% / 4.0%", "1.50", "4.50 / 4.50", "5.00 / **4.00**"]
+    old = [one for one in rows if one.what != "lower bound with autograd"]
+    found = cells_of(report.bound_table(old))
+    assert found["b, contiguous"] == ["4.0% / 4.0%", "-", "4.50 / 4.50", "5.00 / **4.00**"]
 
 
-def test_exit_status_1_when_an_error_exceeds_its_tolerance(monkeypatch, tmp_path, capsys):
-    right = ppcr_ext.ppcr
-    monkeypatch.setattr(
-        ppcr_ext, "ppcr", lambda x, *args, **kwargs: right(x, *args, **kwargs) * 1.0001
-    )
-    assert run(monkeypatch, tmp_path, "--dtypes", "float32") == 1
-    printed = capsys.readouterr().out
-    assert "error above tolerance: " in printed
-    assert "NO" in printed
-    assert (tmp_path / "shapes.json").is_file()
+def test_an_error_that_is_nan_or_too_large_shows():
+    fine = row(small(), "native", "step", 1.0, "fused")
+    wrong = row(small(), "native", "step", 1.0, "fused", error_dx=math.nan, within=False)
+    assert "1.0e-07 (may be 1e-05)" in report.error_table([fine])
+    assert "NO" not in report.error_table([fine])
+    text = report.error_table([fine, wrong, fine])
+    assert "nan (may be 5e-05)" in text
+    assert "**NO**" in text
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--rounds", "0"], "whole number above 0"),
-        (["--dtypes", "int8"], "unknown dtype 'int8'; known are float32"),
-    ],
-)
-def test_bad_arguments_are_explained(arguments, message, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        command.main(arguments)
-    assert message in capsys.readouterr().err
+def test_costs_and_memory_of_calls():
+    tiny = [one for o in ("ppcr", "add_relu") for one in synthetic(small(case="tiny", operator=o))]
+    text = report.console(record(synthetic(small()) + tiny))
+    assert "| ppcr, native                        |   200.0 |    400.0 |            400.0 |" in text
+    assert "| ppcr, lower bound with autograd     |       - |        - |                - |" in text
+    assert "| ppcr, native         |    1.00 |     1.00 |             1.00 |" in text
+    assert "host" not in text
+    on_gpu = [row(small(), "native", "forward", 10.0, "fused", host_us=33.0)]
+    assert "33.0 / 10.0" in report.console(record(on_gpu))
 
 
-def test_the_photograph_becomes_eight_views():
-    batch = inputs.retina_batch(64)
-    assert batch.shape == (8, 3, 64, 64)
-    assert torch.isfinite(batch).all()
-    torch.testing.assert_close(batch[1], batch[0].flip(1), rtol=0, atol=0.05)
-    assert len({view.sum().item() for view in batch[4:]}) == 4
-
-
-def test_rendering_quotes_the_files(result, monkeypatch, tmp_path):
-    env = {
-        "cpu": "Some CPU",
-        "capability": "AVX2",
-        "threads": 2,
-        "torch": "2",
-        "date": "2026-01-02T",
-        "commit": "abc",
-    }
-    monkeypatch.setattr(files, "read", lambda path: ({"environment": env, "rounds": 30}, result))
-    for name in ("shapes", "retina"):
-        (tmp_path / f"{name}.json").touch()
-    assert "| **native** | 3.00 | 3.00 |" in pages.headline(tmp_path)
-    text = pages.page(tmp_path)
-    assert "| **native** | 3.00 | 3.00 |" in text
-    assert "1.12 times as long" in text or "1.13 times as long" in text
-    assert "Some CPU (AVX2), 2 threads" in text
-    assert "native, float32 | 1.0e-07 (may be 1e-05)" in text
+@pytest.mark.parametrize("command", ["operators", "shapes", "retina"])
+def test_pictures_are_drawn(command, tmp_path):
+    rows = [one for case in "ab" for one in synthetic(small(suite=command, case=case))]
+    drawn = pictures.draw(record(rows, command), tmp_path)
+    ends = ("_roofline", "_speedup") if command == "operators" else ("",)
+    assert [path.stem for path in drawn] == [command + end for end in ends]
+    assert all(path.stat().st_size > 10_000 for path in drawn)
+    assert pictures.draw(record(synthetic(small(case="tiny"))), tmp_path) == []

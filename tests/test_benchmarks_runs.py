@@ -1,9 +1,10 @@
-"""Runs of the benchmark suites: files, interruption, resumption, comparison, pages, and the command."""
+"""Runs of the benchmark: files, interruption, resumption, comparison, pages, and the command."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -12,24 +13,24 @@ pytestmark = pytest.mark.full
 pytest.importorskip("torchvision")
 pytest.importorskip("matplotlib")
 
-from benchmark_rows import group, synthetic
+from benchmark_rows import COMMIT, record, row, small, synthetic
 
+import ppcr_ext
 from benchmarks import __main__ as command
-from benchmarks import compare, files, operators, pages, pictures, render, scaling, session, timing
-from benchmarks.measure import Group, Measured
+from benchmarks import cases, render, report, results, runner
+from benchmarks.cases import Case
 
 CPU = torch.device("cpu")
-COMMIT = "0123456789ab"
+CASES = [small(operator=o, case=f"{o} {n}") for o in ("ppcr", "add_relu") for n in ("one", "two")]
+SETTINGS = {"rounds": 9, "seconds_per_case": 1.0, "quick": False}
 
-GROUPS = [group(operator=o, case=f"{o} {n}") for o in ("ppcr", "add_relu") for n in ("one", "two")]
 
-
-def fake(calls: list[Group], native: float = 200, stop: int | None = None):
-    def measured(one, backends, device, rounds, limit):
+def fake(calls: list[Case], native: float = 200, stop: int | None = None):
+    def measured(one, backends, device, rounds, limit, tick):
         calls.append(one)
         if stop is not None and len(calls) > stop:
             raise KeyboardInterrupt
-        return Measured(synthetic(one, native))
+        return synthetic(one, native), []
 
     return measured
 
@@ -39,105 +40,124 @@ def commit(monkeypatch):
     """Names the commit that the environment reports."""
 
     def set_to(name: str) -> None:
-        monkeypatch.setattr(files, "_commit", lambda: name)
+        monkeypatch.setattr(results, "_commit", lambda: name)
 
     set_to(COMMIT)
     return set_to
 
 
-def run(out, calls, *, native=200, stop=None, **options) -> int:
-    options = {"rounds": 9, "limit": 1.0, "draw": lambda rows, out, environment: []} | options
-    return session.run(
-        "operators", GROUPS, CPU, out, measuring=fake(calls, native, stop), **options
+def run(out, calls, *, native=200, stop=None, settings=SETTINGS, **options) -> int:
+    options = {"measuring": fake(calls, native, stop)} | options
+    return runner.run("operators", CASES, CPU, out, settings, **options)
+
+
+# ---- files, interruption, resumption -------------------------------------------------------------
+
+
+def test_files_hold_what_was_measured(tmp_path):
+    rows = synthetic(small(levels=(1, 2)))
+    rows[1].error_dx = math.nan
+    made = record(rows)
+    table, everything = made.write(tmp_path / "new" / "operators")[::-1]
+    assert (table.suffix, everything.suffix) == (".csv", ".json")
+    header, first, *rest = table.read_text().splitlines()
+    assert header.startswith("suite,operator,case,shape,layout,dtype,threads,levels,direction,what")
+    assert first.startswith("operators,ppcr,small,2x16x8x8,contiguous,float32,1,1-2,forward,copy")
+    assert len(rest) == len(rows) - 1
+    again = results.read(everything)
+    assert math.isnan(again.rows[1].error_dx)
+    rows[1].error_dx = again.rows[1].error_dx = 0.0
+    assert again == dataclasses.replace(
+        made, rows=[results.Row(**results.rounded(vars(r))) for r in rows]
     )
 
 
-# ---- files, interruption, resumption ------------------------------------------------------------------------------------------------
+def test_the_environment_says_where_and_with_what():
+    env = results.environment(CPU)
+    assert env["torch"] == torch.__version__
+    assert {"date", "commit", "cpu", "capability", "threads", "python", "timm"} <= env.keys()
+    json.dumps(env)
 
 
 def test_ctrl_c_keeps_what_was_measured_and_resume_measures_the_rest(commit, tmp_path, capsys):
-    calls: list[Group] = []
-    assert run(tmp_path, calls, stop=2) == session.INTERRUPTED
-    record = session.read(tmp_path / "operators.json")
-    assert not record.complete
-    assert {one.group for one in record.rows} == {one.key for one in GROUPS[:2]}
+    calls: list[Case] = []
+    assert run(tmp_path, calls, stop=2) == runner.INTERRUPTED
+    found = results.read(tmp_path / "operators.json")
+    assert not found.complete
+    assert {one.place for one in found.rows} == {one.place for one in CASES[:2]}
     assert "INTERRUPTED, incomplete" in capsys.readouterr().out
     with pytest.raises(ValueError, match="incomplete: its run was interrupted"):
         render.take(tmp_path, tmp_path / "kept")
 
     assert run(tmp_path, calls, resuming=True) == 0
-    assert calls == [*GROUPS[:3], *GROUPS[2:]]
-    record = session.read(tmp_path / "operators.json")
-    assert record.complete
-    assert [one.group for one in record.rows if one.kind == "copy"] == [one.key for one in GROUPS]
-    assert run(tmp_path, calls, resuming=True, draw=pictures.draw_operators) == 0
+    assert calls == [*CASES[:3], *CASES[2:]]
+    found = results.read(tmp_path / "operators.json")
+    assert found.complete
+    assert [one.place for one in found.rows if one.kind == "copy"] == [one.place for one in CASES]
+    assert run(tmp_path, calls, resuming=True) == 0
     assert len(calls) == 5
-    assert len((tmp_path / "operators.csv").read_text().splitlines()) == 1 + len(record.rows)
+    assert len((tmp_path / "operators.csv").read_text().splitlines()) == 1 + len(found.rows)
     taken = render.take(tmp_path, tmp_path / "kept")
-    assert {path.name for path in taken} == {
-        "operators.json",
-        "operators.csv",
-        "operators_roofline.png",
-        "operators_speedup.png",
-    }
+    ends = (".json", ".csv", "_roofline.png", "_speedup.png")
+    assert [path.name for path in taken] == [f"operators{end}" for end in ends]
     assert {path.parent.name for path in taken} == {"cpu"}
 
 
-def test_an_interruption_inside_a_measurement_leaves_the_process_as_it_was():
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), timing.quiet():
-        interrupted()
-    torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(2))  # compiles: the stance is back
-
-
-@pytest.mark.parametrize(
-    "change", ["commit", "changed files", "settings", "another program's file"]
-)
+@pytest.mark.parametrize("change", ["commit", "changed files", "settings", "another file"])
 def test_rows_that_may_differ_are_not_resumed(change, commit, tmp_path, capsys):
-    calls: list[Group] = []
+    calls: list[Case] = []
     run(tmp_path, calls)
-    options = {"resuming": True}
+    settings = SETTINGS
     if change == "commit":
         commit("ba9876543210")
     elif change == "changed files":
         commit(COMMIT + "+")
     elif change == "settings":
-        options["rounds"] = 10
+        settings = SETTINGS | {"rounds": 10}
     else:
         (tmp_path / "operators.json").write_text('{"rows": [{}]}')
         with pytest.raises(ValueError, match=r"operators\.json is not a file of"):
-            run(tmp_path, calls, **options)
+            run(tmp_path, calls, resuming=True)
         return
     capsys.readouterr()
-    assert run(tmp_path, calls, **options) == 0
-    assert len(calls) == 2 * len(GROUPS)
+    assert run(tmp_path, calls, resuming=True, settings=settings) == 0
+    assert len(calls) == 2 * len(CASES)
     assert "not resumed" in capsys.readouterr().out
 
 
 def test_measured_files_do_not_count_as_changes(monkeypatch):
     asked = []
-    monkeypatch.setattr(files, "_git", lambda *args: asked.append(args) or "")
-    files._commit()
+    monkeypatch.setattr(results, "_git", lambda *args: asked.append(args) or "")
+    results._commit()
     assert ":(top,exclude)benchmarks/results" in asked[0]
 
 
 def test_an_error_above_its_tolerance_is_named_and_exits_1(commit, tmp_path, capsys):
     def wrong(one, *args):
         rows = synthetic(one)
-        rows[1] = dataclasses.replace(rows[1], within=False, error_y=0.5)
-        return Measured(rows)
+        rows[2] = dataclasses.replace(rows[2], within=False, error_y=0.5)
+        return rows, []
 
-    options = {"rounds": 3, "limit": 1.0, "draw": lambda *args: [], "measuring": wrong}
-    assert session.run("operators", GROUPS[:1], CPU, tmp_path, **options) == 1
-    assert (
-        "error above tolerance: native, ppcr forward, ppcr one, contiguous, float32: y 0.5"
-        in capsys.readouterr().out
-    )
+    assert run(tmp_path, [], measuring=wrong) == 1
+    printed = capsys.readouterr().out
+    where = "native, ppcr forward, ppcr one, contiguous, float32: y 0.5"
+    assert f"error above tolerance: {where}" in printed
 
 
-# ---- comparison ---------------------------------------------------------------------------------------------------------------------
+def test_other_load_and_what_was_skipped_are_named(commit, tmp_path, capsys):
+    def disturbed(one, *args):
+        rows = synthetic(one)
+        rows[0].other_load = 0.25 if one == CASES[1] else 0.01
+        return rows, [{"case": str(one), "what": "pooled once", "reason": "because"}]
+
+    assert run(tmp_path, [], measuring=disturbed) == 0
+    printed = capsys.readouterr().out
+    assert "do not trust the times of ppcr ppcr two, contiguous: 25%" in printed
+    assert printed.count("WARNING") == 1
+    assert printed.count("skipped pooled once") == 1
+
+
+# ---- comparison ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -153,21 +173,23 @@ def test_an_error_above_its_tolerance_is_named_and_exits_1(commit, tmp_path, cap
     ],
 )
 def test_the_rule_of_noise(old, new, expected):
-    assert compare.slower(compare.Timed(*old), compare.Timed(*new)) == expected
+    def timed(low, median, high, copy):
+        one = row(small(), "native", "forward", median, "fused")
+        return dataclasses.replace(one, low_us=low, high_us=high), copy
+
+    assert results.slower(timed(*old), timed(*new)) == expected
 
 
 def test_compare_names_what_got_slower_and_exits_1(commit, tmp_path, capsys):
-    calls: list[Group] = []
+    calls: list[Case] = []
     run(tmp_path / "old", calls)
     old = tmp_path / "old" / "operators.json"
     assert run(tmp_path / "same", calls, against=old) == 0
     assert "0 slower, 0 faster" in capsys.readouterr().out
     assert run(tmp_path / "new", calls, native=300, against=old) == 1
     printed = capsys.readouterr().out
-    assert (
-        "slower: operators, ppcr, ppcr one, 2x16x8x8, contiguous, float32, 1, 1x2x4, native, forward: 200.0 us then, 300.0 us"
-        in printed
-    )
+    where = "operators, ppcr, ppcr one, 2x16x8x8, contiguous, float32, 1, 1x2x4, native, forward"
+    assert f"slower: {where}: 200.0 us then, 300.0 us" in printed
     assert "12 slower, 0 faster" in printed
     assert run(tmp_path / "fast", calls, native=100, against=old) == 0
     assert "0 slower, 12 faster" in capsys.readouterr().out
@@ -176,34 +198,81 @@ def test_compare_names_what_got_slower_and_exits_1(commit, tmp_path, capsys):
 
 def test_compare_refuses_another_file_before_it_measures(commit, tmp_path):
     (tmp_path / "other.json").write_text("[]")
-    calls: list[Group] = []
-    with pytest.raises(ValueError, match="cannot compare with"):
+    calls: list[Case] = []
+    with pytest.raises(ValueError, match=r"other\.json is not a file of"):
         run(tmp_path, calls, against=tmp_path / "other.json")
     assert calls == []
 
 
-# ---- pages and pictures -------------------------------------------------------------------------------------------------------------
+# ---- pages ---------------------------------------------------------------------------------------
 
 
 def test_pages_say_what_the_files_say(commit, tmp_path):
-    results = tmp_path / "results"
-    assert run(tmp_path / "measured", []) == 0
-    groups = [*scaling.groups(CPU, quick=True, threads=[1, 2])]
-    options = {"rounds": 9, "limit": 1.0, "draw": pictures.draw_scaling, "measuring": fake([])}
-    assert session.run("scaling", groups, CPU, tmp_path / "measured", **options) == 0
-    assert (tmp_path / "measured" / "scaling.png").stat().st_size > 10_000
-    render.take(tmp_path / "measured", results)
-    text = pages.headline(results / "cpu")
-    assert (
-        "| **native** | 1, at 0.50 of a copy's bandwidth | 1, at 0.25 of a copy's bandwidth |"
-        in text
-    )
-    assert "| pooled once | 2.00 (2.00 to 2.00) | 2.00 (2.00 to 2.00) |" in text
+    measured, kept = tmp_path / "measured", tmp_path / "results"
+    assert run(measured, []) == 0
+    found = cases.scaling(CPU, quick=True, threads=[1, 2])
+    options = {"settings": SETTINGS, "measuring": fake([])}
+    assert runner.run("scaling", found, CPU, measured, **options) == 0
+    assert (measured / "scaling.png").stat().st_size > 10_000
+    render.take(measured, kept)
+    text = report.headline(kept / "cpu")
+    assert "| **native**, share of a copy's bandwidth       | 0.50 (0.50 to 0.50) |" in text
+    assert "| pooled once over native                       | 2.00 (2.00 to 2.00) |" in text
     assert f"commit {COMMIT}" in text
-    page = pages.page(results / "cpu")
-    assert "| level by level | 4.00 (4.00 to 4.00) |" in page
-    assert "| native, forward, 2 threads | batch | 0.00 | 1 to 64 |" in page
-    assert "(benchmarks/results/cpu/README.md)" in render.section(results)
+    page = report.page(kept / "cpu")
+    assert "| level by level over native                    | 4.00 (4.00 to 4.00) |" in page
+    assert (
+        "| native, 2 threads, forward                   |    batch |     0.00 |  1 to 64 |" in page
+    )
+    assert "Faster than `native`: none." in page
+    assert "(benchmarks/results/cpu/README.md)" in render.section(kept)
+
+
+def test_files_of_older_versions_are_read(tmp_path):
+    """By hand: a layer's, an operator's and a network's row, with the names that they had."""
+    env = {"threads": 2, "device": "cpu"}
+    times = {"forward_ms": 0.3, "forward_low_ms": 0.29, "forward_high_ms": 0.31}
+    layer = times | {"case": "a", "shape": [1, 8], "layout": "contiguous", "forward_ratio": 1.5}
+    layer |= {"dtype": "float32", "kind": "plain", "others": 0.01, "step_ms": None}
+    layer |= {"column": "reference", "error_y": 1e-7, "error_dx": 1e-7, "error_parameters": 1e-7}
+    error = {"case": "a", "layout": "contiguous", "backend": "native", "dtype": "float16"}
+    error |= {"errors": {"y": 1e-4, "dx": 2e-4, "parameters": 3e-4}, "limits": {}, "ok": True}
+    path = tmp_path / "shapes.json"
+    old = {
+        "command": "shapes",
+        "environment": env,
+        "rounds": 30,
+        "rows": [layer],
+        "errors": [error],
+    }
+    path.write_text(json.dumps(old))
+    found = results.read(path)
+    timed, checked = found.rows
+    assert (timed.what, timed.kind, timed.direction) == ("reference", "reference", "forward")
+    assert (timed.median_us, timed.ratio, timed.other_load) == (pytest.approx(300), 1.5, 0.01)
+    assert (checked.what, checked.dtype, checked.rounds) == ("native", "float16", 0)
+    assert (checked.error_y, found.settings["rounds"], found.complete) == (1e-4, 30, True)
+
+    names = ("suite", "operator", "case", "shape", "layout", "dtype", "threads", "levels", "rounds")
+    new = vars(row(small(), "floor", "forward", 1.0, "floor", over_fused=None))
+    new = {
+        name: new[name]
+        for name in (*names, "direction", "what", "kind", "median_us", "low_us", "high_us")
+    }
+    path.write_text(json.dumps(old | {"rows": [new | {"others": 0.1}], "errors": []}))
+    (bound,) = results.read(path).rows
+    assert (bound.what, bound.kind, bound.other_load) == ("lower bound", "lower bound", 0.1)
+
+    network = {"network": "resnet18", "images": 2, "side": 32, "layout": "channels_last"}
+    network |= {"amp": True, "compiled": True, "variant": "PPCR plain", "mode": "step", "ms": 2.0}
+    network |= {"ms_low": 1.9, "ms_high": 2.1, "ratio": 1.1, "ratio_low": 1.0, "ratio_high": 1.2}
+    network |= {"saved_bytes": 5, "peak_bytes": None, "error": 1e-3, "others": None}
+    path.write_text(json.dumps(old | {"command": "end-to-end", "rows": [network], "errors": []}))
+    found = results.read(path)
+    (one,) = found.rows
+    assert (one.case, one.dtype) == ("resnet18 2x3x32x32, compiled", "bfloat16 autocast")
+    assert (one.median_us, one.ratio, one.error_dx, one.saved_bytes) == (2000, 1.1, 1e-3, 5)
+    assert found.command == "end_to_end"
 
 
 def test_every_page_in_the_repository_says_what_the_measured_files_say():
@@ -214,7 +283,7 @@ def test_every_page_in_the_repository_says_what_the_measured_files_say():
 def test_a_figure_changed_by_hand_is_noticed(commit, tmp_path, monkeypatch, capsys):
     run(tmp_path / "measured", [])
     render.take(tmp_path / "measured", tmp_path / "benchmarks" / "results")
-    (tmp_path / "README.md").write_text(f"before\n{pages.START}\n{pages.END}\nafter\n")
+    (tmp_path / "README.md").write_text(f"before\n{report.START}\n{report.END}\nafter\n")
     monkeypatch.setattr(render, "texts", lambda root=tmp_path, make=render.texts: make(root))
     assert render.main([]) == 0
     assert render.main(["--check"]) == 0
@@ -227,7 +296,7 @@ def test_a_figure_changed_by_hand_is_noticed(commit, tmp_path, monkeypatch, caps
 
 
 def test_a_first_impression_is_not_taken_for_a_result(commit, tmp_path):
-    run(tmp_path, [], quick=True)
+    run(tmp_path, [], settings=SETTINGS | {"quick": True})
     with pytest.raises(ValueError, match="measured with --quick"):
         render.take(tmp_path, tmp_path / "kept")
 
@@ -237,44 +306,87 @@ def test_taking_nothing_is_an_error(tmp_path, capsys):
     assert "run make bench" in capsys.readouterr().err
 
 
-# ---- the command --------------------------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def bench(out, *arguments: str) -> int:
+    return command.main([*arguments, "--threads", "1", "--device", "cpu", "--out", str(out)])
 
 
 def test_the_command_runs_a_suite(monkeypatch, tmp_path, capsys):
-    small = [group(plain=("pooled once",), directions=("forward", "step"))]
-    monkeypatch.setattr(operators, "groups", lambda device, **options: small)
-    assert (
-        command.main(
-            [
-                "operators",
-                "--rounds",
-                "2",
-                "--threads",
-                "1",
-                "--device",
-                "cpu",
-                "--out",
-                str(tmp_path),
-            ]
-        )
-        == 0
-    )
+    one = small(plain=("pooled once",), directions=("forward", "step"))
+    monkeypatch.setattr(cases, "operators", lambda device, **options: [one])
+    assert bench(tmp_path, "operators", "--rounds", "2") == 0
     content = json.loads((tmp_path / "operators.json").read_text())
     assert content["complete"]
-    assert {one["what"] for one in content["rows"]} >= {
+    names = {
         "native",
         "reference",
         "pooled once",
         "copy",
-        "floor",
+        "lower bound",
+        "lower bound with autograd",
     }
+    assert {one["what"] for one in content["rows"]} == names
     assert content["environment"]["device"] == "cpu"
     assert (tmp_path / "operators_speedup.png").stat().st_size > 10_000
     assert "wrote" in capsys.readouterr().out
 
 
-def test_the_command_hands_over_to_the_whole_networks(monkeypatch):
+def test_the_shapes_are_measured_in_every_dtype_printed_and_written(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cases, "SHAPES", ((2, 8, 4, 4), (1, 8, 5, 5)))
+    assert bench(tmp_path, "shapes", "--rounds", "2", "--no-compile") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"shapes.csv", "shapes.json", "shapes.png"}
+    printed = capsys.readouterr().out
+    assert printed.index("over the lower bound") < printed.index("errors against float64")
+    found = results.read(tmp_path / "shapes.json")
+    assert found.environment["threads"] == 1
+    assert {one.dtype for one in found.rows} == {"float32", "float16", "bfloat16"}
+    backends = set(ppcr_ext.available_backends())
+    for dtype, plain in (
+        ("float16", set()),
+        ("float32", {"pooled once", "level by level", "matmul"}),
+    ):
+        whats = {one.what for one in found.rows if one.dtype == dtype and one.kind != "lower bound"}
+        assert whats == backends | plain | {"copy"}
+
+
+def test_exit_status_1_when_an_error_exceeds_its_tolerance(monkeypatch, tmp_path, capsys):
+    right = ppcr_ext.ppcr
+    wrong = lambda x, *args, **kwargs: right(x, *args, **kwargs) * 1.0001  # noqa: E731
+    monkeypatch.setattr(ppcr_ext, "ppcr", wrong)
+    monkeypatch.setattr(cases, "SHAPES", ((2, 8, 4, 4),))
+    options = ("--rounds", "2", "--no-compile", "--dtypes", "float32")
+    assert bench(tmp_path, "shapes", *options) == 1
+    printed = capsys.readouterr().out
+    assert "error above tolerance: native, ppcr forward, 2x8x4x4, contiguous" in printed
+    assert "**NO**" in printed
+    assert (tmp_path / "shapes.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "0"], "whole number above 0"),
+        (["--dtypes", "int8"], "unknown dtype 'int8'; known: float32"),
+    ],
+)
+def test_bad_arguments_are_explained(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_hands_its_options_to_the_suites(monkeypatch):
     given = []
-    monkeypatch.setattr(command.end_to_end, "run", lambda argv: given.append(argv) or 3)
-    assert command.main(["end-to-end", "--quick"]) == 3
-    assert given == [["--quick"]]
+    monkeypatch.setattr(runner, "run", lambda *args, **options: given.append((args, options)) or 3)
+    assert command.main(["end-to-end", "--quick", "--resume"]) == 3
+    (name, found, _, _, settings), options = given[-1]
+    assert (name, len(found), settings["rounds"], options["resuming"]) == ("end_to_end", 1, 7, True)
+    assert command.main(["end-to-end", "--no-compile", "--device", "cpu"]) == 3
+    assert [one.modes for one in given[-1][0][1]] == [()] * 4
+    assert command.main(["operators", "--no-compile", "--device", "cpu"]) == 3
+    assert {one.modes for one in given[-1][0][1]} == {()}
+    assert given[-1][0][4]["seconds_per_case"] == 2.0
+    assert command.main(["scaling", "--threads", "3", "--device", "cpu"]) == 3
+    assert {one.threads for one in given[-1][0][1]} == {3}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
+import dataclasses
+import itertools
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -13,69 +15,45 @@ pytest.importorskip("torchvision")
 pytest.importorskip("timm")
 pytest.importorskip("matplotlib")
 
+from benchmark_rows import COMMIT, record, row
+
 import ppcr_ext
-from benchmarks import end_to_end, network
+from benchmarks import __main__ as command
+from benchmarks import cases, networks, pictures, report, results, runner, timing
+from benchmarks.cases import OWN, VARIANTS, Case
+from benchmarks.results import Row, derived
 from ppcr_ext import functional
 
-TINY = end_to_end.Setting("resnet18", 2, 32, "contiguous", False, False)
-
-
-def row(
-    variant: str, mode: str, ratio: float, setting: end_to_end.Setting = TINY
-) -> end_to_end.Row:
-    measured = (
-        10 * ratio,
-        9 * ratio,
-        11 * ratio,
-        ratio,
-        ratio - 0.01,
-        ratio + 0.01,
-        100,
-        None,
-        1e-6,
-        0.0,
-    )
-    return end_to_end.Row(
-        **vars(setting), variant=variant, mode=mode, **dict(zip(ROW_FIGURES, measured, strict=True))
-    )
-
-
-ROW_FIGURES = (
-    "ms",
-    "ms_low",
-    "ms_high",
-    "ratio",
-    "ratio_low",
-    "ratio_high",
-    "saved_bytes",
-    "peak_bytes",
-    "error",
-    "others",
+CPU = torch.device("cpu")
+TINY = Case(
+    "end_to_end",
+    "resnet18",
+    "resnet18 2x3x32x32",
+    (2, 3, 32, 32),
+    "contiguous",
+    directions=("step", "inference"),
+    variants=VARIANTS,
 )
-ROWS = [
-    row(variant, mode, 1 + 0.1 * i)
-    for i, variant in enumerate(network.VARIANTS)
-    for mode in ("step", "inference")
-]
 
 
-@pytest.mark.parametrize(("count", "rank"), [(3, 1), (6, 1), (9, 2), (11, 2), (15, 4), (30, 10)])
-def test_the_interval_of_a_median(count, rank):
-    """Ranks as tables of the sign test list them."""
-    values = list(range(1, count + 1))
-    assert end_to_end.median_interval(values[::-1]) == (
-        statistics.median(values),
-        rank,
-        count + 1 - rank,
-    )
+def figures(variant: str, mode: str, ratio: float, case: Case = TINY) -> Row:
+    interval: dict[str, Any] = {"ratio_low": ratio - 0.01, "ratio_high": ratio + 0.01}
+    return row(case, variant, mode, 10 * ratio, "network", ratio=ratio, saved_bytes=100, **interval)
 
 
-@pytest.mark.parametrize("name", end_to_end.NETWORKS)
+ROWS = derived([
+    figures(variant, mode, ratio)
+    for variant, ratio in zip(VARIANTS, (1.0, 1.1, 1.2, 1.3, 1.05, 1.5), strict=True)
+    for mode in TINY.directions
+])  # fmt: skip
+
+
+@pytest.mark.parametrize("name", cases.NETWORKS)
 def test_variants_have_a_layer_in_every_block(name):
     blocks = {"resnet18": 8, "resnet50": 16}[name]
     names = {}
-    for variant in network.VARIANTS:
-        modules = [type(module).__name__ for module in network.network(name, variant).modules()]
+    for variant in VARIANTS:
+        modules = [type(module).__name__ for module in networks.network(name, variant).modules()]
         names[variant] = {
             kind: modules.count(kind) for kind in ("PPCR", "Plain", "SEModule", "CbamModule")
         }
@@ -103,14 +81,14 @@ def test_only_the_fused_network_adds_in_the_layer(monkeypatch):
         ("PPCR plain", set()),
     ):
         called.clear()
-        network.network("resnet18", variant)(x)
+        networks.network("resnet18", variant)(x)
         assert set(called) == expected
 
 
 def test_a_wrong_network_is_not_timed(monkeypatch):
-    models = {name: network.network("resnet18", name) for name in network.OWN}
+    models = {name: networks.network("resnet18", name) for name in OWN}
     x, target = torch.randn(2, 3, 32, 32), torch.arange(2)
-    network.check(models, x, target, False)
+    networks.check(models, x, target, "float32")
     right = functional.ppcr_add_relu
     monkeypatch.setattr(
         functional,
@@ -120,7 +98,7 @@ def test_a_wrong_network_is_not_timed(monkeypatch):
         ),
     )
     with pytest.raises(AssertionError, match=r"PPCR fused is off by"):
-        network.check(models, x, target, False)
+        networks.check(models, x, target, "float32")
 
 
 def test_what_autograd_keeps_is_counted():
@@ -131,7 +109,7 @@ def test_what_autograd_keeps_is_counted():
     x, target = torch.randn(2, 3, 2, 2), torch.arange(2)
     logits = 2 * 10 * 4 + 4  # log-softmax, and the number of samples
     assert (
-        network.saved_bytes(model, x, target, False)
+        networks.saved_bytes(model, x, target, False)
         == 2 * 5 * 4 + logits + target.untyped_storage().nbytes()
     )
 
@@ -144,78 +122,99 @@ def test_a_slow_network_shows_as_slow(monkeypatch):
         return right(self, x, residual)
 
     monkeypatch.setattr(ppcr_ext.PPCR, "forward", slow)
-    monkeypatch.setattr(end_to_end, "SITTING", 2)
-    assert end_to_end.sittings(TINY, 3) == [1, 2]
-    ticks = []
-    rows = end_to_end.measure(TINY, ("none", "PPCR fused"), 3, "cpu", ticks.append)
-    assert sum(ticks) == 2 * 2 * (2 + 3)
-    found = {(r.variant, r.mode): r for r in rows}
-    for mode in ("step", "inference"):
+    monkeypatch.setattr(runner, "ROUNDS_PER_NETWORK", 2)
+    made, prepare = [], networks.prepare
+    monkeypatch.setattr(networks, "prepare", lambda *args: made.append(args[2:]) or prepare(*args))
+    ticks: list[int] = []
+    case = dataclasses.replace(TINY, variants=("none", "PPCR fused"))
+    rows, _ = runner.measure(case, [], CPU, 3, tick=lambda: ticks.append(1))
+    assert len(ticks) == 3
+    assert [first for first, _ in made] == [True, False]  # the networks are made anew
+    found = {(r.what, r.direction): r for r in rows}
+    for mode in TINY.directions:
         slow_row, fast_row = found["PPCR fused", mode], found["none", mode]
-        assert slow_row.ms > 8 * 20
+        assert slow_row.median_us > 8 * 20_000
         assert (fast_row.ratio, fast_row.ratio_low, fast_row.ratio_high) == (1, 1, 1)
         assert slow_row.ratio_low > 1.1
+        assert (slow_row.rounds, slow_row.over_fused) == (3, 1)
     assert found["PPCR fused", "step"].saved_bytes > found["none", "step"].saved_bytes > 0
+    assert found["none", "inference"].saved_bytes is None
 
 
-def test_table_picture_and_files(tmp_path):
-    lines = end_to_end.table(ROWS).splitlines()
-    assert lines[0] == "| | PPCR fused | PPCR unfused | PPCR plain | SE | CBAM |"
-    assert lines[2].startswith(
-        "| resnet18 2x3x32x32, contiguous, step | 1.100 (1.090 to 1.110) | 1.200 ("
-    )
-    about = {
-        "rounds": 3,
-        "complete": True,
-        "environment": {"cpu": "Some CPU", "device": "cpu", "torch": "2"},
-    }
-    written = end_to_end.write(ROWS, tmp_path / "new" / "end_to_end", about)
-    assert [path.suffix for path in written] == [".csv", ".json", ".png"]
-    assert written[2].stat().st_size > 10_000
-    content, again = end_to_end.read(written[1])
-    assert again == ROWS
-    assert content["complete"]
-    assert len(written[0].read_text().splitlines()) == len(ROWS) + 1
+def test_networks_are_made_anew_unless_they_are_compiled():
+    assert runner.batches(TINY, 13) == [4, 4, 5]
+    assert runner.batches(dataclasses.replace(TINY, modes=("default",)), 13) == [13]
+    assert runner.batches(dataclasses.replace(TINY, variants=()), 13) == [13]
 
 
-def test_settings():
-    chosen = end_to_end.settings("cpu", False)
-    assert [str(setting) for setting, _ in chosen] == [
-        "resnet18 16x3x32x32, contiguous",
-        "resnet18 16x3x32x32, channels_last",
-        "resnet18 16x3x32x32, channels_last, compiled",
-        "resnet50 4x3x224x224, contiguous",
-        "resnet50 4x3x224x224, channels_last",
+def test_checked_networks_report_their_errors():
+    made = networks.prepare(dataclasses.replace(TINY, dtype="bfloat16 autocast"), CPU, True, [*OWN])
+    errors = {name: made.about[name, "inference"]["error_dx"] for name in OWN}
+    assert all(0 < error < networks.TOLERANCE["bfloat16 autocast"] for error in errors.values())
+    assert isinstance(made.by, timing.HostClock)
+    assert not any(call.warm for call in made.calls.values())
+    again = networks.prepare(TINY, CPU, False, [*OWN])
+    assert again.about["PPCR fused", "step"]["error_dx"] is None
+
+
+def test_the_table_marks_what_is_faster_than_the_fused_network(tmp_path):
+    lines = report.network_table(ROWS).splitlines()
+    names = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    assert names == ["", "PPCR fused", "PPCR unfused", "PPCR plain", "SE", "CBAM"]
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert cells[:3] == [
+        "resnet18 2x3x32x32, contiguous, step", "1.100 (1.090 to 1.110)", "1.200 (1.190 to 1.210)"
+    ]  # fmt: skip
+    assert cells[4] == "**1.050 (1.040 to 1.060)**"
+    (drawn,) = pictures.draw(record(ROWS, "end_to_end"), tmp_path)
+    assert (drawn.name, drawn.stat().st_size > 10_000) == ("end_to_end.png", True)
+
+
+def test_cases():
+    options: dict[str, Any] = {"network": None, "quick": False, "threads": 2}
+    chosen = cases.end_to_end(CPU, everything=False, **options)
+    assert [(one.case, one.layout, len(one.variants)) for one in chosen] == [
+        ("resnet18 16x3x32x32", "contiguous", 6),
+        ("resnet18 16x3x32x32", "channels_last", 6),
+        ("resnet18 16x3x32x32, compiled", "channels_last", 4),
+        ("resnet50 4x3x224x224", "contiguous", 6),
+        ("resnet50 4x3x224x224", "channels_last", 6),
     ]
-    assert len(end_to_end.settings("cuda", True)) == 16
+    everything = cases.end_to_end(torch.device("cuda"), everything=True, **options)
+    assert len({one.place for one in everything}) == 16
+    assert {one.shape[0] for one in everything} == {1024, 256}
+    only = cases.end_to_end(CPU, everything=False, **options | {"network": "resnet18"})
+    assert only == chosen[:2]
+    assert cases.end_to_end(CPU, everything=False, **options | {"quick": True}) == chosen[:1]
 
 
 def test_interrupting_keeps_what_was_measured_and_resuming_goes_on(monkeypatch, tmp_path, capsys):
-    calls = []
-    environment = end_to_end.files.environment() | {"commit": "abc"}
-    monkeypatch.setattr(end_to_end.files, "environment", lambda device: dict(environment))
+    calls: list[str] = []
+    commit = {"name": COMMIT}
+    monkeypatch.setattr(results, "_commit", lambda: commit["name"])
 
-    def measure(setting, variants, rounds, device, tick):
-        calls.append(str(setting))
+    def measure(case, *_):
+        calls.append(str(case))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return [
-            row(variant, mode, 1, setting) for variant in variants for mode in ("step", "inference")
-        ]
+        pairs = itertools.product(case.variants, case.directions)
+        return [figures(variant, mode, 1.0, case) for variant, mode in pairs], []
 
-    monkeypatch.setattr(end_to_end, "measure", measure)
-    arguments = ["--rounds", "2", "--out", str(tmp_path)]
-    assert end_to_end.run(arguments) == 130
-    content, rows = end_to_end.read(tmp_path / "end_to_end.json")
-    assert not content["complete"]
-    assert len(rows) == 2 * len(network.VARIANTS)
-    assert end_to_end.run([*arguments, "--resume"]) == 0
-    content, rows = end_to_end.read(tmp_path / "end_to_end.json")
-    assert content["complete"]
-    everything = [str(setting) for setting, _ in end_to_end.settings("cpu", False)]
+    run = runner.run
+    monkeypatch.setattr(runner, "run", lambda *a, **kw: run(*a, **kw, measuring=measure))
+    arguments = ["end-to-end", "--rounds", "2", "--device", "cpu", "--out", str(tmp_path)]
+    assert command.main(arguments) == runner.INTERRUPTED
+    found = results.read(tmp_path / "end_to_end.json")
+    assert (found.complete, len(found.rows)) == (False, 2 * len(VARIANTS))
+    assert command.main([*arguments, "--resume"]) == 0
+    found = results.read(tmp_path / "end_to_end.json")
+    options: dict[str, Any] = {"everything": False, "network": None, "quick": False, "threads": 2}
+    planned = cases.end_to_end(CPU, **options)
+    everything = list(map(str, planned))
     assert calls == [everything[0], everything[1], *everything[1:]]  # the first one once
-    assert {str(end_to_end.Setting.of(row)) for row in rows} == set(everything)
-    environment["commit"] = "abc+"
-    assert end_to_end.run([*arguments, "--resume"]) == 0
+    assert found.complete
+    assert {one.place for one in found.rows} == {one.place for one in planned}
+    commit["name"] += "+"
+    assert command.main([*arguments, "--resume"]) == 0
     assert "not resumed" in capsys.readouterr().out
     assert calls[-len(everything) :] == everything
