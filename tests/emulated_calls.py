@@ -157,23 +157,24 @@ def test_strided_gradients_are_copied_once():
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_out_of_memory(backward):
-    """In the type that PyTorch has for it; nothing is started, and nothing is lost."""
-    c = case("ppcr", (1, 64, 512, 512))
-    y = c.results("native")["y"]
-    torch.cuda.synchronize()
-    del y
-    torch.cuda.empty_cache()
-    before, free = allocated(), torch.cuda.mem_get_info()[0]
-    room = 70 << 20 if backward else 40 << 20  # the backward pass finds no place for dx
-    hog = torch.empty(free - room, dtype=torch.uint8, device="cuda")
-    hooks.forget()
+    """In the type that PyTorch has for it; nothing is started, and nothing is lost.
+
+    The device has 64 MB, of which x, residual and grad take 12 each.
+    """
+    c = case("ppcr", (1, 64, 208, 208), device="cuda:1")
+    before, free = torch.cuda.memory_allocated("cuda:1"), torch.cuda.mem_get_info("cuda:1")[0]
+    room = 16 << 20 if backward else 8 << 20  # for y, or not even for that
+    hog = torch.empty(free - room, dtype=torch.uint8, device="cuda:1")
     with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
         c.results("native")
     assert len(hooks.launches()) == (1 if backward else 0)
     del hog
+    gc.collect()
     torch.cuda.empty_cache()
-    assert allocated() == before
-    check(c)
+    assert torch.cuda.memory_allocated("cuda:1") == before
+    hooks.forget()
+    OPS.ppcr(c.x, c.weight, c.bias, *LEVELS_EPS)
+    assert len(hooks.launches()) == 1
 
 
 # ---- refusals
@@ -217,13 +218,17 @@ def test_shared_memory_is_asked_for():
 
 
 @pytest.mark.parametrize(
-    "function", ["cudaOccupancyMaxActiveClusters", "cudaOccupancyMaxActiveBlocksPerMultiprocessor"]
+    ("function", "cluster"),
+    [
+        ("cudaOccupancyMaxActiveClusters", 2),
+        ("cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags", 1),
+    ],
 )
-def test_refused_question(function):
+def test_refused_question(function, cluster, monkeypatch):
     """The first call of a shape asks how many blocks the device holds; an error is not swallowed."""
-    small = function.endswith("Multiprocessor")
-    c = case("ppcr", (3, 64, 15, 15) if small else (3, 1024, 13, 13))
-    hooks.plant(f"{function}WithFlags" if small else function, hooks.INVALID_VALUE)
+    monkeypatch.setenv("PPCR_PLAN", f"cluster={cluster}")
+    c = case("ppcr", (3, 1024, 13, 13))
+    hooks.plant(function, hooks.INVALID_VALUE)
     with pytest.raises(RuntimeError, match="cudaErrorInvalidValue"):
         direct(c)
     assert plugin.runtime.cudaPeekAtLastError() == 0
@@ -364,14 +369,14 @@ def test_training_with_a_scaler():
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 16, 3, padding=1),
         ppcr_ext.PPCR(16, backend="native"),
-        torch.nn.ReLU(),
         torch.nn.Conv2d(16, 4, 3),
     ).cuda()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)
-    x, target = torch.randn(4, 3, 8, 8, device="cuda"), torch.randn(4, 4, 6, 6, device="cuda")
-    losses, skipped = [], 0
-    for _ in range(30):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**24)
+    x = torch.randn(4, 3, 8, 8, device="cuda")
+    target = torch.nn.functional.conv2d(x.cpu(), torch.randn(4, 3, 3, 3) / 3).cuda()
+    losses, skipped, before = [], 0, model[1].weight.detach().cpu().clone()
+    for _ in range(40):
         optimizer.zero_grad()
         with torch.autocast("cuda", torch.float16):
             loss = torch.nn.functional.mse_loss(model(x).float(), target)
@@ -381,6 +386,7 @@ def test_training_with_a_scaler():
         scaler.update()
         skipped += scaler.get_scale() < scale
         losses.append(loss.item())
-    assert 10 < skipped < 28
-    assert losses[-1] < 0.9 * losses[0]
+    assert 1 <= skipped < 20
+    assert losses[-1] < 0.7 * losses[0]
+    assert not torch.equal(model[1].weight.detach().cpu(), before)
     assert all(p.isfinite().all() for p in model.parameters())

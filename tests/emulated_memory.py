@@ -11,6 +11,8 @@ import pytest
 import torch
 from cuda_host import hooks
 from emulated import (
+    LEVELS_EPS,
+    OPS,
     _fresh,  # noqa: F401  a fixture
     both_layouts,
     case,
@@ -51,8 +53,10 @@ def test_the_guard_sees_an_overrun():
     """The runtime itself: a byte beyond a tensor's end is found at the next kernel."""
     c = case()
     small = torch.zeros(3, device="cuda:0")
-    ctypes.c_char.from_address(small.data_ptr() + 12).value = b"\0"
-    with pytest.raises((RuntimeError, torch.AcceleratorError), match="unspecified launch failure"):
-        check(c)
-    ctypes.c_char.from_address(small.data_ptr() + 12).value = b"\xa5"
+    beyond = ctypes.c_char.from_address(small.data_ptr() + 12)
+    before, beyond.value = beyond.value, b"\0"
+    OPS.ppcr(c.x, c.weight, c.bias, *LEVELS_EPS)
+    with pytest.raises(RuntimeError, match="unspecified launch failure"):
+        torch.cuda.synchronize()
+    beyond.value = before
     hooks.forget()

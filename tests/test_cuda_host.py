@@ -14,20 +14,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_host import build
+from cuda_host import build, mutation
+from mutants import host
 
 from ppcr_ext._build import cuda
 
 pytestmark = pytest.mark.full
-WITHOUT_CACHE = {"CUDA_HOST_GUARD": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-# Files of tests, the devices that they see, more settings, and what they may skip.
+# Files of tests, with more options.
 RUNS = {
-    "calls": (["emulated_calls.py"], "9.0", {}, 0),
-    "devices": (["emulated_devices.py"], "9.0 9.0:sms=24,kb=99,clusters=0 8.0", {}, 0),
-    "memory": (["emulated_memory.py"], "9.0", WITHOUT_CACHE, 0),
-    # What a GPU runs, but for the Triton kernels, and for a tensor of 20 GB.
-    "gpu": (["test_gpu.py", "-m", "gpu", "-k", "not triton"], "9.0 9.0", {}, 1),
+    "calls": [host.CALLS],
+    "devices": [host.DEVICES],
+    "memory": [host.MEMORY],
+    # What a GPU runs, but for the Triton kernels.
+    "gpu": ["test_gpu.py", "-m", "gpu", "-k", "not triton"],
 }
+SETTINGS = mutation.SETTINGS | {"test_gpu.py": ("9.0 9.0", {})}
+SKIPPED = {"gpu": 1}  # a tensor of 20 GB
 SHARDS = {"gpu": 2}
 
 
@@ -41,7 +43,8 @@ def folder():
 
 def run(folder: Path, name: str, shard: str = "0/1") -> str:
     """The output of pytest in a process that sees the emulated devices."""
-    (file, *options), devices, settings, _ = RUNS[name]
+    file, *options = RUNS[name]
+    devices, settings = SETTINGS[file]
     plugins = ["-p", "cuda_host.plugin", "-p", "shard", "-p", "no:cacheprovider"]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--tb=short", *plugins, f"tests/{file}", *options],
@@ -66,7 +69,7 @@ def test_emulated(folder, name):
     with concurrent.futures.ThreadPoolExecutor(shards) as pool:
         outputs = list(pool.map(lambda i: run(folder, name, f"{i}/{shards}"), range(shards)))
     assert sum(count(output, "passed") for output in outputs) > 5
-    assert sum(count(output, "skipped") for output in outputs) <= RUNS[name][3]
+    assert sum(count(output, "skipped") for output in outputs) == SKIPPED.get(name, 0)
     print(*outputs, sep="\n")
 
 

@@ -19,10 +19,13 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
+
+import cuda_build
+from cuda_on_cpu import build as cuda_on_cpu
+
 RUNTIME = HERE / "runtime"
 BUILD = ROOT / "build" / "cuda_host"
-# Libraries built before, which the copies of tools/mutate.py share.
-BUILT = os.environ.get("CUDA_HOST_BUILT")
 FLAGS = ("-std=c++20", "-O1", "-g", "-fPIC", "-Wall", "-Wextra", f"-I{RUNTIME}")
 
 
@@ -132,11 +135,6 @@ def build_kernels(objects: list[Path]) -> Path:
 
 def build() -> Path:
     """The folder of the libraries; what has not changed is not compiled again."""
-    if BUILT:
-        return Path(BUILT)
-    sys.path.insert(0, str(HERE.parent))
-    from cuda_on_cpu import build as cuda_on_cpu
-
     fibers = cuda_on_cpu.build().parent
     digest = hashlib.sha256(f"{fibers}{torch_folder()}{FLAGS}".encode())
     for path in sorted([*RUNTIME.rglob("*.*"), Path(__file__)]):
@@ -151,11 +149,13 @@ def build() -> Path:
     return BUILD
 
 
+def runtime_library() -> Path:
+    (runtime,) = build().glob("libcudart.so.[0-9][0-9]")
+    return runtime
+
+
 def library() -> Path:
     """The CUDA library for sm_90, built as an installation does."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    import cuda_build
-
     output = BUILD / "_cuda.abi3.so"
     cuda_build.build(output, "9.0", BUILD / "nvcc")
     return output
@@ -177,11 +177,10 @@ def checkout(cuda_library: Path, folder: Path = BUILD / "checkout") -> Path:
 def environment(devices: str = "9.0 9.0", **settings: str) -> dict[str, str]:
     """Of a process in a checkout, with these devices; runtime/devices.cpp says what they can be."""
     folder = build()
-    (runtime,) = folder.glob("libcudart.so.[0-9][0-9]")
     return {
         **os.environ,
         "PYTHONPATH": "tests",
-        "LD_PRELOAD": f"{runtime}:{folder / 'libcuda.so.1'}",
+        "LD_PRELOAD": f"{runtime_library()}:{folder / 'libcuda.so.1'}",
         "CUDA_HOST_KERNELS": str(folder / "libkernels.so"),
         "CUDA_HOST_DEVICES": devices,
         **settings,

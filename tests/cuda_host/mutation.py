@@ -11,65 +11,60 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cuda_host import build
+import cuda_build
 from mutants import Mutant, host
 
+from cuda_host import build
+
+GUARDED = {"CUDA_HOST_GUARD": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+# The devices, and more settings, of every file of tests.
 SETTINGS = {
-    host.CALLS: ("9.0", {}),
+    host.CALLS: ("9.0 9.0:mb=64", {}),
     host.DEVICES: ("9.0 9.0:sms=24,kb=99,clusters=0 8.0", {}),
-    host.MEMORY: ("9.0", {"CUDA_HOST_GUARD": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
+    host.MEMORY: ("9.0", GUARDED),
 }
 
 
-def compile_changed(csrc: Path, mutant: Mutant | None, folder: Path) -> Path:
-    """The CUDA library with what the mutant changes, linked with the sound objects of the rest."""
-    sys.path.insert(0, str(build.ROOT / "tools"))
-    import cuda_build
-
+def compile_changed(folder: Path, mutant: Mutant | None) -> None:
+    """The CUDA library of a copy: what the mutant changes, with the sound objects of the rest."""
+    sound = build.library().parent / "nvcc"
     recipe = cuda_build.recipe()
     nvcc, torch = recipe.find_nvcc(), build.torch_folder()
-    sound = build.BUILD / "nvcc"
     objects = {name: sound / f"{name}.o" for name in (*recipe.KERNEL_SOURCES, recipe.ENTRY_SOURCE)}
     if mutant is not None:
-        is_launch = mutant.file == host.LAUNCH
-        source = "launch_float.cu" if is_launch else recipe.ENTRY_SOURCE
-        if is_launch:
-            ptx = recipe.Architectures((), "90")
+        if mutant.file == host.LAUNCH:
+            source, ptx = "launch_float.cu", recipe.Architectures((), "90")
             flags = [*recipe.kernel_flags(nvcc, ptx), "-Xcicc", "-O0"]
         else:
-            known = recipe.Architectures(("90",), None)
+            source, known = recipe.ENTRY_SOURCE, recipe.Architectures(("90",), None)
             flags = [*recipe.entry_flags(nvcc, known, [str(torch / "include")]), "-O0"]
         objects[source] = folder / f"{source}.o"
-        command = [*flags, "-c", str(csrc / "cuda" / source), "-o", str(objects[source])]
+        command = [*flags, "-c", str(folder / "csrc" / "cuda" / source), "-o", str(objects[source])]
         subprocess.run(command, check=True, capture_output=True)
-    (runtime,) = build.BUILD.glob("libcudart.so.[0-9][0-9]")
-    libraries = [runtime, *(torch / "lib" / f"lib{name}.so" for name in ("torch_cuda", "c10"))]
-    libraries.append(torch / "lib" / "libtorch_cpu.so")
-    return build.link(folder / "_cuda.abi3.so", *map(str, [*objects.values(), *libraries]))
+    libraries = [torch / "lib" / f"lib{name}.so" for name in ("torch_cuda", "torch_cpu", "c10")]
+    libraries.append(build.runtime_library())
+    target = folder / "ppcr_ext" / "_cuda.abi3.so"
+    build.link(target, *map(str, [*objects.values(), *libraries]))
 
 
-def caught_by(mutant: Mutant | None, folder: Path, file: str | None = None) -> str | None:
-    """The first test that fails, or how the tests died; None where all pass."""
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(build.ROOT / "csrc", folder / "csrc")
-    if mutant is not None:
-        mutant.plant(folder / "csrc")
-    library = compile_changed(folder / "csrc", mutant, folder)
-    checkout = build.checkout(library, folder / "checkout")
-    chosen = file or (mutant and mutant.tests)
-    for name in [chosen] if chosen else SETTINGS:
+def caught_by(mutant: Mutant | None, folder: Path) -> str | None:
+    """The first test that fails in a copy with the fault, or how the tests died; else None."""
+    libraries = folder / "ppcr_ext"
+    shutil.copy(build.ROOT / "ppcr_ext" / "_cpu.abi3.so", libraries)
+    compile_changed(folder, mutant)
+    for name in [mutant.tests] if mutant and mutant.tests else SETTINGS:
         devices, settings = SETTINGS[name]
         plugins = ["-p", "cuda_host.plugin", "-p", "no:cacheprovider"]
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", *plugins]
         result = subprocess.run(
-            [*command, f"tests/{name}"],
-            cwd=checkout,
+            [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", *plugins, f"tests/{name}"],
+            cwd=folder,
             env=build.environment(devices, **settings),
             capture_output=True,
             text=True,
             timeout=600,
         )
-        failed = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERR"))]
+        lines = result.stdout.splitlines()
+        failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
         if failed:
             return failed[0].split(" - ")[0]
         if result.returncode < 0:
@@ -77,9 +72,3 @@ def caught_by(mutant: Mutant | None, folder: Path, file: str | None = None) -> s
         if result.returncode:
             raise SystemExit(f"the tests did not run: {(result.stdout + result.stderr)[-4000:]}")
     return None
-
-
-if __name__ == "__main__":
-    for one in host.MUTANTS:
-        if not sys.argv[1:] or any(word in one.name for word in sys.argv[1:]):
-            print(one.name, "->", caught_by(one, build.BUILD / "mutant"), flush=True)

@@ -169,14 +169,10 @@ cudaError_t cudaGetDeviceCount(int* count) {
   *count = int(state().devices.size());
   return *count > 0 ? cudaSuccess : result(cudaErrorNoDevice);
 }
-cudaError_t cudaGetDevice(int* device) {
-  ENTER(__func__);
-  *device = current_device;
-  return cudaSuccess;
-}
+// These two need no context: they succeed after a kernel has failed, too.
+cudaError_t cudaGetDevice(int* device) { return *device = current_device, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) {
-  ENTER(__func__);
-  if (device < 0 || device >= int(s.devices.size())) return result(cudaErrorInvalidDevice);
+  if (device < 0 || device >= int(state().devices.size())) return result(cudaErrorInvalidDevice);
   current_device = device;
   return cudaSuccess;
 }
