@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -74,7 +75,7 @@ class Record:
     """steps.json: the steps of this run and, of parts that it leaves out, of earlier ones."""
 
     def __init__(self, out: Path) -> None:
-        self.out, self.file, self.failed = out, out / "steps.json", False
+        self.out, self.file = out, out / "steps.json"
         self.steps = json.loads(self.file.read_text()) if self.file.exists() else {}
 
     def keep(self, name: str, **about: object) -> None:
@@ -84,33 +85,23 @@ class Record:
 
     def run(self, commands: dict[str, list[str]], limit: float, **settings: str) -> dict[str, int]:
         """Runs commands side by side, the output of each in a file; how each of them ended."""
-        began, running = time.monotonic(), {}
-        for name, command in commands.items():
+        began, running, ended = time.monotonic(), {}, {}
+        for index, (name, command) in enumerate(commands.items()):
             print(f"== {name}: {' '.join(command)}", flush=True)
-            log = (self.out / f"{name}.log").open("w")
-            running[name] = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=os.environ | settings | {"PPCR_SHARD": _shard(name, len(commands))},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        ended = {}
+            env = os.environ | settings | {"PPCR_SHARD": f"{index}/{len(commands)}"}
+            with (self.out / f"{name}.log").open("w") as log:
+                both = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+                running[name] = subprocess.Popen(command, cwd=ROOT, env=env, **both)
         for name, process in running.items():
             try:
                 ended[name] = process.wait(max(1, began + limit - time.monotonic()))
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                os.killpg(process.pid, signal.SIGKILL)  # what it has started, too
                 ended[name] = 124
             print("\n".join((self.out / f"{name}.log").read_text().splitlines()[-12:]))
             seconds = round(time.monotonic() - began, 1)
             self.keep(name, status=ended[name], seconds=seconds, command=" ".join(commands[name]))
         return ended
-
-
-def _shard(name: str, count: int) -> str:
-    return f"{name.rpartition('.')[2] if count > 1 else 0}/{count}"
 
 
 def sanitize(record: Record, tool: str, python: list[str]) -> bool:
@@ -133,17 +124,14 @@ def sanitize(record: Record, tool: str, python: list[str]) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("--out", type=Path, default=ROOT / "results" / "gpu")
     add("--only", default=",".join(PARTS), help="parts, with commas")
     add("--library", type=Path, help="a CUDA library, instead of building one")
     add("--processes", type=int, default=min(12, os.cpu_count() or 1), help="of the tests")
-    add(
-        "--rehearsal", action="store_true", help="on the emulated runtime: small, times say nothing"
-    )
+    add("--rehearsal", action="store_true", help="small, on emulated devices")
     add("--small-run", action="store_true", help=argparse.SUPPRESS)
     add("--benchmark", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -55,28 +55,27 @@ def make_inputs(stage: tuple[int, int, int], dtype: str, layout: str) -> testing
     channels, side, images = stage
     shape = (1, channels, side, side)
     one = testing.make_inputs("ppcr_add_relu", shape, dtype=getattr(torch, dtype), device="cuda")
-    maps = {name: getattr(one, name) for name in ("x", "grad", "residual")}
-    whole = {name: t.repeat(images, 1, 1, 1) for name, t in maps.items()}
+    whole = {n: getattr(one, n).repeat(images, 1, 1, 1) for n in ("x", "grad", "residual")}
     return dataclasses.replace(one, **{n: testing.to_layout(t, layout) for n, t in whole.items()})
 
 
 def call_of(cell: Cell, inputs: list[testing.Inputs]) -> Callable[[], object]:
     """Runs on each of the inputs in turn; the results stay alive for as long."""
     turn, kept = itertools.cycle(range(KEPT)), [None] * KEPT
-    levels_eps = ([1, 2, 4], 1e-5)
+    calls: dict[str, Callable[..., object]] = {
+        COPY: lambda t, *_: t.residual.copy_(t.x),
+        "ppcr forward": lambda t, *rest: OPS.ppcr(t.x, *rest),
+        "ppcr backward": lambda t, *rest: OPS.ppcr_backward(t.grad, t.x, *rest),
+        "add_relu forward": lambda t, *rest: OPS.ppcr_add_relu(t.x, t.residual, *rest),
+        "add_relu backward": lambda t, *rest: OPS.ppcr_add_relu_backward(
+            t.grad, t.x, t.residual, *rest
+        ),
+    }
+    call = calls[COPY if cell.operation == COPY else f"{cell.operation} {cell.direction}"]
 
     def run() -> None:
         t = inputs[i := next(turn)]
-        rest = (t.weight, t.bias, *levels_eps)
-        if cell.operation == COPY:
-            t.residual.copy_(t.x)
-        elif cell.operation == "ppcr":
-            backward = cell.direction == "backward"
-            kept[i] = OPS.ppcr_backward(t.grad, t.x, *rest) if backward else OPS.ppcr(t.x, *rest)
-        elif cell.direction == "backward":
-            kept[i] = OPS.ppcr_add_relu_backward(t.grad, t.x, t.residual, *rest)
-        else:
-            kept[i] = OPS.ppcr_add_relu(t.x, t.residual, *rest)
+        kept[i] = call(t, t.weight, t.bias, [1, 2, 4], 1e-5)
 
     return run
 
@@ -105,37 +104,30 @@ def candidates(cell: Cell) -> Iterator[str]:
             yield named + clusters
 
 
-def fits(plan: str, run: Callable[[], object]) -> bool:
-    try:
-        with_plan(plan, run)
-    except RuntimeError as error:
-        if "plan" not in str(error).lower():
-            raise
-        return False
-    return True
-
-
 def measure(
     cell: Cell, inputs: list[testing.Inputs], plans: list[str], rounds: int, by: timing.Clock
 ) -> list[dict[str, object]]:
     """A row for every plan that fits."""
-    run = call_of(cell, inputs)
-    calls = {plan: timing.Call(partial(with_plan, plan, run)) for plan in plans if fits(plan, run)}
+    run, calls = call_of(cell, inputs), {}
+    for plan in plans:
+        planned = partial(with_plan, plan, run)
+        try:
+            planned()
+            calls[plan] = timing.Call(planned)
+        except RuntimeError as error:
+            if "plan" not in str(error).lower():
+                raise
     copy = timing.Call(call_of(cell._replace(operation=COPY), inputs))
     samples, _ = timing.interleave({COPY: copy, **calls}, rounds, by=by)
     os.environ.pop("PPCR_PLAN", None)
-    seconds = {key: statistics.median(s.seconds for s in found) for key, found in samples.items()}
-    units = UNITS[cell.operation, cell.direction]
-    return [
-        {
-            **cell._asdict(),
-            "plan": plan,
-            "microseconds": round(seconds[plan] * 1e6, 2),
-            "host_us": round(statistics.median(s.host or 0 for s in samples[plan]) * 1e6, 2),
-            "share": round(units / 2 * seconds[COPY] / seconds[plan], 4),
-        }
-        for plan in calls
-    ]
+    units, rows = UNITS[cell.operation, cell.direction], []
+    copied = statistics.median(s.seconds for s in samples[COPY])
+    for plan in calls:
+        took = statistics.median(s.seconds for s in samples[plan])
+        host = statistics.median(s.host or 0 for s in samples[plan])
+        row = {"plan": plan, "microseconds": round(took * 1e6, 2), "host_us": round(host * 1e6, 2)}
+        rows.append(cell._asdict() | row | {"share": round(units / 2 * copied / took, 4)})
+    return rows
 
 
 def main() -> int:
@@ -159,8 +151,8 @@ def main() -> int:
     by = timing.clock(torch.device("cuda"))
     for stage, dtype, layout in groups:
         cells = [Cell(*what, dtype, layout, stage) for what in UNITS]
-        cells = [c for c in cells if all(word in str(c) for word in options.only.split())]
-        cells = [c for c in cells if tuple(c) not in measured]
+        wanted = [c for c in cells if all(word in str(c) for word in options.only.split())]
+        cells = [c for c in wanted if tuple(c) not in measured]
         if not cells:
             continue
         inputs = [make_inputs(stage, dtype, layout) for _ in range(KEPT)]
