@@ -134,12 +134,13 @@ def main() -> int:
     add("--rehearsal", action="store_true", help="small, on emulated devices")
     add("--small-run", action="store_true", help=argparse.SUPPRESS)
     add("--benchmark", action="store_true", help=argparse.SUPPRESS)
+    add("--small", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     out: Path = options.out.resolve()
     if options.small_run:
         return small_run() or 0
     if options.benchmark:
-        return benchmark(out, options.rehearsal)
+        return benchmark(out, options.small)
     wanted = options.only.split(",")
     if unknown := set(wanted) - set(PARTS):
         parser.error(f"--only: no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
@@ -149,18 +150,17 @@ def main() -> int:
         print("make gpu needs a CUDA device; PyTorch sees none", file=sys.stderr)
         return 2
     out.mkdir(parents=True, exist_ok=True)
-    python = [sys.executable, *(["-m", "cuda_host"] if options.rehearsal else [])]
-    small = ["--small", "--rounds", "1"] if options.rehearsal else []
-    plans = [*python, "tools/gpu_plans.py", "--out", str(out), *small]
+    emulated, small = (["-m", "cuda_host"], ["--small"]) if options.rehearsal else ([], [])
+    python, to = [sys.executable, *emulated], ["--out", str(out), *small]
+    plans = [*python, "tools/gpu_plans.py", *to]
     pytest = [*python, "-m", "pytest", "-q", "-p", "shard", "-m", "gpu"]
-    measure = [*python, __file__, "--benchmark", "--out", str(out)]
     commands = {
         "build": [sys.executable, "setup.py", "build_ext", "--inplace"],
         "tests": [*pytest, "tests/test_gpu.py", "-k", "not triton"],
         "triton": [*pytest, "tests/test_gpu_triton.py", "tests/test_gpu.py", "-k", "triton"],
         "plans": plans,
         "sweep": [*plans, "--sweep"],
-        "benchmark": measure + ["--rehearsal"] * options.rehearsal,
+        "benchmark": [*python, __file__, "--benchmark", *to],
     }
     settings = {"PPCR_BUILD_CUDA": "1", "PPCR_TRUTH_DEVICE": "cuda"}
     settings["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability())

@@ -17,7 +17,6 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +31,7 @@ from benchmarks.shares import STAGES, UNITS
 from ppcr_ext import testing
 
 OPS = torch.ops.ppcr_ext
+DTYPES = ("float16", "bfloat16", "float32")
 KEPT = 3  # inputs and results that take turns, so that no cache holds the last
 SMALL = ((64, 5, 2),)  # the stage of a rehearsal
 COPY, CHOSEN = "copy", ""
@@ -80,11 +80,6 @@ def call_of(cell: Cell, inputs: list[testing.Inputs]) -> Callable[[], object]:
     return run
 
 
-def with_plan(plan: str, run: Callable[[], object]) -> None:
-    os.environ["PPCR_PLAN"] = plan
-    run()
-
-
 def candidates(cell: Cell) -> Iterator[str]:
     """What PPCR_PLAN may say; most of it does not fit, which the planner says at once."""
     size = getattr(torch, cell.dtype).itemsize
@@ -96,12 +91,12 @@ def candidates(cell: Cell) -> Iterator[str]:
     pixels = cell.stage[1] ** 2
     tiles = {pixels, *(run // size for run in (64, 128, 256, 512, 1024))}
     tiles |= {math.ceil(pixels / pieces / vector) * vector for pieces in (2, 3, 4, 7)}
-    for q, groups, cluster, steps, clusters in itertools.product(
-        sorted(tiles), (1, 2, 4, 8), (1, 2, 4, 8), (8, 13), ("", f",clusters={2**30}")
-    ):
+    grids, powers = ("", f",clusters={2**30}"), (1, 2, 4, 8)
+    choices = itertools.product(sorted(tiles), powers, powers, (8, 13), grids)
+    for q, groups, cluster, steps, grid in choices:
         if 4 <= groups * cluster <= 16 and q * size <= 2048:
             named = f"q={q},groups={groups},cluster={cluster},vector={vector},steps={steps}"
-            yield named + clusters
+            yield named + grid
 
 
 def measure(
@@ -110,7 +105,11 @@ def measure(
     """A row for every plan that fits."""
     run, calls = call_of(cell, inputs), {}
     for plan in plans:
-        planned = partial(with_plan, plan, run)
+
+        def planned(plan: str = plan) -> None:
+            os.environ["PPCR_PLAN"] = plan
+            run()
+
         try:
             planned()
             calls[plan] = timing.Call(planned)
@@ -136,36 +135,30 @@ def main() -> int:
     add("--out", type=Path, default=ROOT / "results" / "gpu")
     add("--sweep", action="store_true", help="other plans as well")
     add("--only", default="", help="cells whose name holds all of these words, with spaces")
-    add("--dtypes", default="float16,bfloat16,float32")
-    add("--rounds", type=int, default=5)
     add("--small", action="store_true", help="one tiny stage: a rehearsal")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / ("sweep.json" if options.sweep else "plans.json")
     rows = json.loads(file.read_text())["rows"] if file.exists() else []
     measured = {(*(row[f] for f in Cell._fields[:-1]), tuple(row["stage"])) for row in rows}
-    groups = itertools.product(
-        SMALL if options.small else STAGES, options.dtypes.split(","), testing.LAYOUTS
-    )
+    stages = SMALL if options.small else STAGES
+    groups = itertools.product(stages, DTYPES, testing.LAYOUTS)
     print(torch.cuda.get_device_name(), torch.__version__)
     by = timing.clock(torch.device("cuda"))
     for stage, dtype, layout in groups:
         cells = [Cell(*what, dtype, layout, stage) for what in UNITS]
         wanted = [c for c in cells if all(word in str(c) for word in options.only.split())]
         cells = [c for c in wanted if tuple(c) not in measured]
-        if not cells:
-            continue
-        inputs = [make_inputs(stage, dtype, layout) for _ in range(KEPT)]
+        inputs = [make_inputs(stage, dtype, layout) for _ in range(KEPT if cells else 0)]
         for cell in cells:
             plans = [CHOSEN, *(candidates(cell) if options.sweep else ())]
-            found = measure(cell, inputs, plans[:4] if options.small else plans, options.rounds, by)
+            few = (plans[:4], 1) if options.small else (plans, 5)
+            found = measure(cell, inputs, *few, by)
             rows += found
             best = sorted(found[1:], key=lambda row: -float(str(row["share"])))[:4]
             text = "; ".join(f"{row['share']} {row['plan']}" for row in best)
             print(f"{found[0]['share']:.3f} {cell}; of {len(found) - 1} others: {text}", flush=True)
-        file.write_text(
-            json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}, indent=0)
-        )
+        file.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}))
         del inputs
     return 0
 
