@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 from cases import Case, check_results, make_case
@@ -22,7 +20,6 @@ both_layouts = pytest.mark.parametrize("layout", testing.LAYOUTS)
 def _fresh():
     torch.cuda.set_device(0)
     torch.cuda.synchronize()
-    gc.collect()
     hooks.forget()
     yield
     torch.cuda.synchronize()
