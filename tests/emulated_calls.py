@@ -159,7 +159,7 @@ def test_strided_gradients_are_copied_once():
 def test_out_of_memory(backward):
     """In the type that PyTorch has for it; nothing is started, and nothing is lost.
 
-    The device has 64 MB, of which x, residual and grad take 12 each.
+    The device has 96 MB, of which x, residual and grad take 12 each.
     """
     c = case("ppcr", (1, 64, 208, 208), device="cuda:1")
     before, free = torch.cuda.memory_allocated("cuda:1"), torch.cuda.mem_get_info("cuda:1")[0]

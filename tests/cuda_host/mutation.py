@@ -19,7 +19,7 @@ from cuda_host import build
 GUARDED = {"CUDA_HOST_GUARD": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 # The devices, and more settings, of every file of tests.
 SETTINGS = {
-    host.CALLS: ("9.0 9.0:mb=64", {}),
+    host.CALLS: ("9.0 9.0:mb=96", {}),
     host.DEVICES: ("9.0 9.0:sms=24,kb=99,clusters=0 8.0", {}),
     host.MEMORY: ("9.0", GUARDED),
 }
