@@ -67,8 +67,8 @@ def benchmark(out: Path, small: bool) -> int:
         shapes, dtypes = ((1, 16, 4, 4),), dtypes[:1]
     columns = {"plain": ("pooled once",), "backends": cases.FUSED}
     found = cases.grid(cases.OPERATORS, shapes, dtypes, **columns)
-    device, rounds = torch.device("cuda"), 1 if small else 20
-    return runner.run("operators", found, device, out, rounds=rounds, limit=0.5, resuming=True)
+    settings = {"rounds": 1 if small else 20, "seconds_per_case": 0.5}
+    return runner.run("operators", found, torch.device("cuda"), out, settings, resuming=True)
 
 
 class Record:

@@ -100,11 +100,13 @@ def candidates(cell: Cell) -> Iterator[str]:
 
 
 def measure(
-    cell: Cell, inputs: list[testing.Inputs], plans: list[str], rounds: int, by: timing.Clock
+    cell: Cell, inputs: list[testing.Inputs], plans: list[str], by: timing.Clock, small: bool
 ) -> list[dict[str, object]]:
-    """A row for every plan that fits."""
+    """A row for every plan that fits, or for the first three."""
     run, calls = call_of(cell, inputs), {}
     for plan in plans:
+        if small and len(calls) == 3:
+            break
 
         def planned(plan: str = plan) -> None:
             os.environ["PPCR_PLAN"] = plan
@@ -117,7 +119,7 @@ def measure(
             if "plan" not in str(error).lower():
                 raise
     copy = timing.Call(call_of(cell._replace(operation=COPY), inputs))
-    samples, _ = timing.interleave({COPY: copy, **calls}, rounds, by=by)
+    samples, _ = timing.interleave({COPY: copy, **calls}, 1 if small else 5, by=by)
     os.environ.pop("PPCR_PLAN", None)
     units, rows = UNITS[cell.operation, cell.direction], []
     copied = statistics.median(s.seconds for s in samples[COPY])
@@ -152,8 +154,7 @@ def main() -> int:
         inputs = [make_inputs(stage, dtype, layout) for _ in range(KEPT if cells else 0)]
         for cell in cells:
             plans = [CHOSEN, *(candidates(cell) if options.sweep else ())]
-            few = (plans[:4], 1) if options.small else (plans, 5)
-            found = measure(cell, inputs, *few, by)
+            found = measure(cell, inputs, plans, by, options.small)
             rows += found
             best = sorted(found[1:], key=lambda row: -float(str(row["share"])))[:4]
             text = "; ".join(f"{row['share']} {row['plan']}" for row in best)

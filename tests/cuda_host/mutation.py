@@ -34,10 +34,10 @@ def compile_changed(folder: Path, mutant: Mutant | None) -> None:
     if mutant is not None:
         if mutant.file == host.LAUNCH:
             source, ptx = "launch_float.cu", recipe.Architectures((), "90")
-            flags = [*recipe.kernel_flags(nvcc, ptx), "-Xcicc", "-O0"]
+            flags = [*recipe._kernel_command(nvcc, ptx), "-Xcicc", "-O0"]
         else:
             source, known = recipe.ENTRY_SOURCE, recipe.Architectures(("90",), None)
-            flags = [*recipe.entry_flags(nvcc, known, [str(torch / "include")]), "-O0"]
+            flags = [*recipe._entry_command(nvcc, known, torch), "-O0"]
         objects[source] = folder / f"{source}.o"
         command = [*flags, "-c", str(folder / "csrc" / "cuda" / source), "-o", str(objects[source])]
         subprocess.run(command, check=True, capture_output=True)
