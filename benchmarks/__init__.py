@@ -1,1 +1,1 @@
-"""The benchmark of ppcr_ext: ``python -m benchmarks`` (``--help`` explains it). See README.md, section Results."""
+"""The benchmark of ppcr_ext: ``python -m benchmarks --help`` explains it."""

@@ -77,21 +77,17 @@ class Implementation:
         return torch.compile(self.layer, mode=self.mode, dynamic=False, fullgraph=True)
 
 
-def backend(
-    operator: str, name: str, parameters: list[Tensor], levels: Sequence[int]
-) -> Implementation:
+def backend(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) -> Implementation:
     function = getattr(ppcr_ext, OPERATORS[operator].function)
 
     def layer(x: Tensor, residual: Tensor | None, own: Sequence[Tensor]) -> Tensor:
         tensors = (x,) if residual is None else (x, residual)
         return function(*tensors, *own, levels=levels, eps=EPS, backend=name)
 
-    return Implementation(name, "reference" if name == "reference" else "fused", layer, parameters)
+    return Implementation(name, "reference" if name == "reference" else "fused", layer, own)
 
 
-def plain(
-    operator: str, name: str, parameters: list[Tensor], levels: Sequence[int]
-) -> Implementation:
+def plain(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) -> Implementation:
     gate_of = GATES[name]
 
     def layer(x: Tensor, residual: Tensor | None, own: Sequence[Tensor]) -> Tensor:
@@ -100,7 +96,7 @@ def plain(
             return gate
         return x * gate if residual is None else torch.relu(x * gate + residual)
 
-    return Implementation(name, "plain", layer, parameters)
+    return Implementation(name, "plain", layer, own)
 
 
 # ---- the operator in plain PyTorch ---------------------------------------------------------------

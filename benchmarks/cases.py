@@ -111,10 +111,11 @@ def grid(
     **options: Any,
 ) -> list[Case]:
     """The product of operators, dtypes, shapes and layouts."""
-    return [
-        Case("operators", operator, f"{kind_of(shape)} {name_of(shape)}", shape, layout, dtype, **options)
-        for operator, dtype, shape, layout in itertools.product(operators, dtypes, shapes, layouts)
-    ]  # fmt: skip
+    made = []
+    for operator, dtype, shape, layout in itertools.product(operators, dtypes, shapes, layouts):
+        name = f"{kind_of(shape)} {name_of(shape)}"
+        made.append(Case("operators", operator, name, shape, layout, dtype, **options))
+    return made
 
 
 def operators(

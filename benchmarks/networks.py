@@ -19,7 +19,7 @@ from ppcr_ext.testing import LEVELS
 
 from . import baselines, timing
 from .cases import OWN, Case
-from .layers import Prepared
+from .layers import Prepared, peak_bytes
 
 # Relative L2 error of a whole network's loss gradient; see check().
 TOLERANCE = {"float32": 0.02, "bfloat16 autocast": 0.2}
@@ -98,11 +98,10 @@ def check(models: dict[str, nn.Module], x: Tensor, target: Tensor, dtype: str) -
         return float((got - expected).norm() / expected.norm())
 
     limit = min(0.5, max(TOLERANCE[dtype], 3 * error(reference)))
-    found = {}
-    for name in OWN:
-        found[name] = error(models[name])
-        if not found[name] <= limit:  # no assert: python -O would time it
-            raise AssertionError(f"{name} is off by {found[name]:.2e}, allowed {limit}")
+    found = {name: error(models[name]) for name in OWN}
+    for name, off in found.items():
+        if not off <= limit:  # no assert: python -O would time it
+            raise AssertionError(f"{name} is off by {off:.2e}, allowed {limit}")
     return found
 
 
@@ -153,10 +152,9 @@ def prepare(case: Case, device: torch.device, first: bool, order: list[str]) -> 
     form = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
     x = torch.randn(case.shape, generator=generator).to(device, memory_format=form)
     target = torch.arange(images, device=device) % 10
-    models = {}
-    for name in order:
-        models[name] = network(case.operator, name).to(device)
-        models[name] = models[name].to(memory_format=form)
+    models = {name: network(case.operator, name).to(device) for name in order}
+    for model in models.values():
+        model.to(memory_format=form)
     few, errors = slice(0, min(images, 16)), dict[str, float]()
     if first and set(OWN) <= set(models):
         errors = check(models, x[few], target[few], case.dtype)
@@ -171,10 +169,7 @@ def prepare(case: Case, device: torch.device, first: bool, order: list[str]) -> 
             made.about[name, "step"]["saved_bytes"] = saved_bytes(model, x, target, amp)
         if first and device.type == "cuda":
             program.step()
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            program.step()
-            peak = torch.cuda.max_memory_allocated() - before
+            peak = peak_bytes(made.calls[name, "step"], device)
             made.about[name, "step"]["peak_bytes"] = peak
     return made
 

@@ -23,9 +23,14 @@ RESULTS = ROOT / "benchmarks" / "results"
 SHARES = "plans.json"  # of tools/gpu_plans.py, with a page of its own
 
 
+def measured(folder: Path) -> list[Path]:
+    """The measured files of a folder, or of a pattern of folders."""
+    return sorted(p for stem in SECTIONS for p in folder.parent.glob(f"{folder.name}/{stem}.json"))
+
+
 def devices(results: Path = RESULTS) -> list[Path]:
     """The folders of measured devices, GPUs first."""
-    folders = {path.parent for stem in SECTIONS for path in results.glob(f"*/{stem}.json")}
+    folders = {path.parent for path in measured(results / "*")}
     return sorted(folders, key=lambda path: (path.name == "cpu", path.name))
 
 
@@ -63,7 +68,7 @@ def texts(root: Path = ROOT) -> dict[Path, str]:
 def take(source: Path, results: Path = RESULTS) -> list[Path]:
     """Copies every complete JSON file, with its CSV, to its device's folder, and draws it there."""
     taken = []
-    for path in sorted(path for stem in SECTIONS for path in source.glob(f"{stem}.json")):
+    for path in measured(source):
         record = read(path)
         if not record.complete:
             raise ValueError(f"{path} is incomplete: its run was interrupted (--resume goes on)")
@@ -72,8 +77,7 @@ def take(source: Path, results: Path = RESULTS) -> list[Path]:
         device = record.environment["device"].lower().removeprefix("nvidia ")
         target = results / re.sub(r"[^a-z0-9]+", "-", device).strip("-")
         target.mkdir(parents=True, exist_ok=True)
-        for one in (path, path.with_suffix(".csv")):
-            taken.append(Path(shutil.copy(one, target)))
+        taken += [Path(shutil.copy(path.with_suffix(end), target)) for end in (".json", ".csv")]
         taken += pictures.draw(record, target)
     if not taken:
         raise ValueError(f"nothing measured in {source}: run make bench or make bench-full first")
@@ -92,20 +96,16 @@ def main(argv: list[str] | None = None) -> int:
         except ValueError as error:
             print(error, file=sys.stderr)
             return 1
-    if args.draw:
-        for folder in devices():
-            for path in sorted(path for stem in SECTIONS for path in folder.glob(f"{stem}.json")):
-                print("\n".join(map(str, pictures.draw(read(path), folder))))
-    wrong = {
-        path: text
-        for path, text in texts().items()
-        if not path.is_file() or path.read_text() != text
-    }
-    for path, text in wrong.items():
-        print(f"{path}: {'differs from the measured files' if args.check else 'written'}")
-        if not args.check:
-            path.write_text(text)
-    return int(args.check and bool(wrong))
+    for path in measured(RESULTS / "*") if args.draw else ():
+        print("\n".join(map(str, pictures.draw(read(path), path.parent))))
+    wrong = False
+    for path, text in texts().items():
+        if not path.is_file() or path.read_text() != text:
+            wrong = True
+            print(f"{path}: {'differs from the measured files' if args.check else 'written'}")
+            if not args.check:
+                path.write_text(text)
+    return int(args.check and wrong)
 
 
 if __name__ == "__main__":

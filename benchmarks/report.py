@@ -22,10 +22,10 @@ BASELINES = ("reference", "plain", "other layer", "network")
 HEADLINE = tuple(f"{o} {d}" for o in ("ppcr", "add_relu") for d in ("forward", "forward+backward"))
 FASTER = "Bold: faster than `{0}`."
 METHOD = (
-    "Times over those of `{0}`, geometric means and ranges over all inputs; at most {1} rounds. The "
-    "lower bound is `x * 0.5` forward and `x + gy` backward (with a residual `x + residual`, `x + "
-    "gy` and `residual * 0.5`), for small inputs also with a run of the autograd engine through an "
-    "identity. Its spread is the distance of its quartiles over its median. " + FASTER
+    "Times over those of `{0}`, geometric means and ranges over all inputs; at most {1} rounds. "
+    "The lower bound is `x * 0.5` forward and `x + gy` backward (with a residual `x + residual`, "
+    "`x + gy` and `residual * 0.5`), for small inputs also with a run of the autograd engine "
+    "through an identity. Its spread is the distance of its quartiles over its median. " + FASTER
 )
 NETWORKS = (
     "Time over that of the network without attention in the same round: medians, with their 95 % "
@@ -291,7 +291,9 @@ def _scaling(record: Record) -> list[str]:
         found = fit(points)
         if found and what != "copy":
             name = f"{series_name(what, threads)}, {words(direction)}"
-            lines.append([name, axis, f"{round(found[0], 2) + 0.0:.2f}", f"{found[2]} to {found[3]}"])
+            lines.append(
+                [name, axis, f"{round(found[0], 2) + 0.0:.2f}", f"{found[2]} to {found[3]}"]
+            )
     for row in record.rows:
         if row.kind == "plain" and (row.over_fused or 1) < 1:
             at = f"{row.case} {size_of(row.case, row.shape, row.levels)}, {direction_of(row)}"

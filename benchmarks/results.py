@@ -67,7 +67,7 @@ class Row:
     error_dx: float | None = None
     error_parameters: float | None = None
     within: bool = True  # the errors, their limits
-    other_load: float | None = None  # see timing.OtherLoad
+    other_load: float | None = None  # see timing.other_load
 
     @property
     def place(self) -> Place:

@@ -91,17 +91,8 @@ def measure(
         gc.collect()
     assert first is not None
     share = statistics.fmean(loads) if loads else None
-    rows = [
-        _row(
-            case,
-            key,
-            values,
-            samples.get((first.base, key[1])),
-            other_load=share,
-            **first.about[key],
-        )
-        for key, values in samples.items()
-    ]
+    bounds = {key: samples.get((first.base, key[1])) for key in samples}
+    rows = [_row(case, key, samples[key], bounds[key], share, first.about[key]) for key in samples]
     copied = [row.gb_per_s for row in rows if row.kind == "copy"]
     for row in rows:
         if copied and copied[0] and row.gb_per_s is not None:
@@ -114,7 +105,8 @@ def _row(
     key: Key,
     samples: list[timing.Sample],
     bound: list[timing.Sample] | None,
-    **about: Any,
+    load: float | None,
+    about: dict[str, Any],
 ) -> Row:
     what, direction = key
     times = [sample.seconds * 1e6 for sample in samples]
@@ -124,7 +116,7 @@ def _row(
         case.suite, case.operator, case.case, list(case.shape), case.layout, case.dtype,
         case.threads, list(case.levels), direction, what, median_us=median, low_us=low,
         high_us=high, lowest_us=lowest, highest_us=highest, rounds=len(times),
-        host_us=statistics.median(host) if host else None, **about,
+        host_us=statistics.median(host) if host else None, other_load=load, **about,
     )  # fmt: skip
     if bound is not None and what != "copy":
         ratios = [one.seconds / other.seconds for one, other in zip(samples, bound, strict=True)]

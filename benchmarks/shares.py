@@ -20,7 +20,8 @@ UNITS = {
 HEAD = """\
 # CUDA kernels on an {device}
 
-Share of a copy's bandwidth: bytes that the call must move over its time, over those of `y.copy_(x)`.
+Share of a copy's bandwidth: bytes that the call must move over its time, over those of \
+`y.copy_(x)`.
 PyTorch {torch}, driver {driver}, {date}; `tools/gpu_plans.py`, device time.
 Above 1: more reading than in a copy, which is faster than writing.
 """

@@ -84,16 +84,15 @@ class CudaClock:
 
     shortest = 1e-3
     burst = 8  # so that what is launched during a sleep fits into the driver's queue
-    longest_fill = 0.1  # a call that itself waits for the device is never launched in time
+    longest_fill = 0.02  # a call that itself waits for the device is never launched in time
 
     def __init__(self) -> None:
         torch.cuda._sleep(1000)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        torch.cuda._sleep(10_000_000)
-        end.record()
-        end.synchronize()
-        self.cycles_per_second = 1e10 / begin.elapsed_time(end)
+        self.cycles_per_second = 1e9
+        call = Call(lambda: torch.cuda._sleep(10_000_000), fill=self.longest_fill)
+        found = self.measure(call, call.run, 1)
+        assert found is not None
+        self.cycles_per_second = 1e7 / found.seconds
 
     def measure(self, call: Call, run: Callable[[], object], times: int) -> Sample | None:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -147,31 +146,19 @@ def quiet() -> Iterator[None]:
         torch.compiler.set_stance("default")
 
 
-class OtherLoad:
-    """The processor time that others took since this object was made.
+def other_load() -> tuple[float, float]:
+    """Seconds over all cores, within some ticks: passed, and taken by others.
 
     A single busy process, or the host of a virtual machine, makes every call wait for its time
-    slices, the lower bound included, and all ratios come out near 1.
+    slices, the lower bound included, and all ratios come out near 1. Zeros without /proc/stat.
     """
-
-    def __init__(self) -> None:
-        self.start = self._now()
-
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        """Seconds over all cores: passed, and busy with others; zeros without /proc/stat."""
-        try:
-            line = Path("/proc/stat").read_text().splitlines()[0]
-            user, nice, system, idle, iowait, irq, softirq, steal = map(int, line.split()[1:9])
-        except (OSError, ValueError):
-            return 0.0, 0.0
-        busy, ours = user + nice + system + irq + softirq + steal, os.times()
-        return (busy + idle + iowait) * TICK, busy * TICK - ours.user - ours.system
-
-    def seconds(self) -> tuple[float, float]:
-        """Seconds over all cores that passed, and those that others took, within some ticks."""
-        passed, taken = (end - begin for begin, end in zip(self.start, self._now(), strict=True))
-        return passed, taken
+    try:
+        line = Path("/proc/stat").read_text().splitlines()[0]
+        user, nice, system, idle, iowait, irq, softirq, steal = map(int, line.split()[1:9])
+    except (OSError, ValueError):
+        return 0.0, 0.0
+    busy, ours = user + nice + system + irq + softirq + steal, os.times()
+    return (busy + idle + iowait) * TICK, busy * TICK - ours.user - ours.system
 
 
 def sample(call: Call, by: Clock) -> Sample:
@@ -209,10 +196,10 @@ def rounds_of(
     passed = taken = 0.0
     done, begin = 0, time.perf_counter()
     while done < rounds and (done < FEWEST or time.perf_counter() - begin < limit):
-        load = OtherLoad()
+        before = other_load()
         shuffle.shuffle(order)
         found = {key: calls[key]() for key in order}
-        seconds, took = load.seconds()
+        seconds, took = (b - a for a, b in zip(before, other_load(), strict=True))
         if spare and took > max(DISTURBED * seconds, 3 * TICK):
             spare -= 1
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -121,19 +122,18 @@ def test_a_slow_call_shows_as_slow():
     assert found["slow"][0].host is None
 
 
-class Scripted:
-    """Others that take a given share of each round's second."""
-
-    shares: tuple[float, ...] = ()
-
-    def seconds(self):
-        share, *Scripted.shares = Scripted.shares
-        return 1.0, share
+def scripted(monkeypatch, shares: list[float]) -> None:
+    """Others take a given share of each round's second."""
+    passed, taken = itertools.count(), itertools.accumulate(shares, initial=0.0)
+    # what a round begins with is what the round before ended with
+    seen = (pair for pair in zip(passed, taken) for _ in range(2))  # noqa: B905
+    next(seen)
+    monkeypatch.setattr(timing, "other_load", lambda: next(seen))
 
 
 def test_a_call_that_is_not_warmed_runs_once_a_sample(monkeypatch):
-    monkeypatch.setattr(timing, "OtherLoad", Scripted)
-    Scripted.shares, ran = [0.0] * 3, []
+    scripted(monkeypatch, [0.0] * 4)
+    ran = []
     call = timing.Call(lambda: ran.append(1) or time.sleep(0.002), warm=False)
     timing.interleave({"a": call}, 3)
     assert len(ran) == 2 + 3  # compiles, and fills caches
@@ -159,23 +159,22 @@ def test_an_interruption_inside_a_measurement_leaves_the_process_as_it_was():
 
 def test_other_load_is_noticed():
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
-        load = timing.OtherLoad()
+        before = timing.other_load()
         time.sleep(0.5)
-        passed, taken = load.seconds()
+        passed, taken = (b - a for a, b in zip(before, timing.other_load(), strict=True))
         busy.kill()
     if Path("/proc/stat").exists():
         assert taken > 0.3 * passed / os.cpu_count()
 
 
 def test_disturbed_rounds_are_measured_again(monkeypatch):
-    monkeypatch.setattr(timing, "OtherLoad", Scripted)
     values, ticks = iter(range(100)), []
-    Scripted.shares = [0.0, 0.5, 0.04, 0.3, 0.02]
+    scripted(monkeypatch, [0.0, 0.5, 0.04, 0.3, 0.02, 0.0])
     kept, share = timing.rounds_of({"a": lambda: next(values)}, 3, tick=lambda: ticks.append(1))
     assert kept == {"a": [0, 2, 4]}
     assert share == pytest.approx(0.02)
     assert len(ticks) == 3
-    Scripted.shares = [0.5] * 6  # a machine that is never quiet: it ends, and says so
+    scripted(monkeypatch, [0.5] * 7)  # a machine that is never quiet: it ends, and says so
     kept, share = timing.rounds_of({"a": lambda: next(values)}, 3)
     assert (kept, share) == ({"a": [8, 9, 10]}, 0.5)
 
@@ -231,13 +230,20 @@ def test_a_cuda_clock_times_the_device_and_the_host_apart(prepared, monkeypatch)
     gpu = Device(monkeypatch)
     clock = timing.clock(torch.device("cuda"))
     assert clock.cycles_per_second == pytest.approx(1e9)
-    prepare = partial(gpu.run, 300e-6, 50e-6) if prepared else None
+    counts = {"prepared": 0, "run": 0}
+
+    def launch(name: str, host: float, device: float) -> None:
+        counts[name] += 1
+        gpu.run(host, device)
+
+    prepare = partial(launch, "prepared", 300e-6, 50e-6) if prepared else None
     # Python needs twenty times as long to launch it as the device to run it.
-    call = timing.Call(lambda *given: gpu.run(200e-6, 10e-6), prepare=prepare)
+    call = timing.Call(lambda *given: launch("run", 200e-6, 10e-6), prepare=prepare)
     found, _ = timing.interleave({"a": call}, 3, by=clock)
     assert median(found["a"]) == pytest.approx(10e-6)
     assert found["a"][0].host == pytest.approx(200e-6)
     assert call.repeats == pytest.approx(100, abs=1)
+    assert counts["prepared"] == (counts["run"] if prepared else 0)
     burst = 1 if prepared else clock.burst
     assert max(gpu.slept[2:]) >= burst * 200e-6  # after those that find the clock's rate
 
@@ -298,7 +304,9 @@ def test_the_tables_by_hand():
         "**native** over the lower bound": ["3.00 (2.00 to 4.50)"] * 2,
         "spread of the lower bound": ["4.0% (4.0% to 4.0%)"] * 2,
         "**native** over the lower bound with autograd": ["-", "2.00 (1.33 to 3.00)"],
-        "**native**, share of a copy's bandwidth": ["16.67 (11.11 to 25.00)", "8.33 (5.56 to 12.50)"],
+        "**native**, share of a copy's bandwidth": [
+            "16.67 (11.11 to 25.00)", "8.33 (5.56 to 12.50)"
+        ],
         # 8 / 4 and 10 / 9; 16 / 8 and 16 / 18, which is named and not averaged away
         "pooled once over native": [
             "1.49 (1.11 to 2.00)", "**1.33 (0.89 to 2.00), 1 of 2 faster**"
@@ -321,6 +329,16 @@ def test_a_table_of_inputs_has_the_bounds_spread_and_marks_faster_baselines():
     old = [one for one in rows if one.what != "lower bound with autograd"]
     found = cells_of(report.bound_table(old))
     assert found["b, contiguous"] == ["4.0% / 4.0%", "-", "4.50 / 4.50", "5.00 / **4.00**"]
+
+
+def test_times_are_over_those_of_the_first_fused_backend():
+    whats = {"native": "fused", "triton": "fused", "native compiled": "fused", "matmul": "plain"}
+    times = zip(whats.items(), (10.0, 12.0, 20.0, 15.0), strict=True)
+    rows = derived([row(small(), what, "step", t, kind) for (what, kind), t in times])
+    assert [one.over_fused for one in rows] == [1, 1.2, 2, 1.5]
+    assert report.fused_of(rows) == "native"
+    table = report.ratio_table(rows, ("plain", "fused"))
+    assert cells_of(table)["native compiled over native"] == ["2.00 (2.00 to 2.00)"]
 
 
 def test_an_error_that_is_nan_or_too_large_shows():

@@ -58,7 +58,7 @@ def test_files_hold_what_was_measured(tmp_path):
     rows = synthetic(small(levels=(1, 2)))
     rows[1].error_dx = math.nan
     made = record(rows)
-    table, everything = made.write(tmp_path / "new" / "operators")[::-1]
+    everything, table = sorted(made.write(tmp_path / "new" / "operators"), reverse=True)
     assert (table.suffix, everything.suffix) == (".csv", ".json")
     header, first, *rest = table.read_text().splitlines()
     assert header.startswith("suite,operator,case,shape,layout,dtype,threads,levels,direction,what")
@@ -222,7 +222,8 @@ def test_pages_say_what_the_files_say(commit, tmp_path):
     page = report.page(kept / "cpu")
     assert "| level by level over native                    | 4.00 (4.00 to 4.00) |" in page
     assert (
-        "| native, 2 threads, forward                   |    batch |     0.00 |  1 to 64 |" in page
+        "| native, 2 threads, forward                  |    batch |     0.00 |      1 to 64 |"
+        in page
     )
     assert "Faster than `native`: none." in page
     assert "(benchmarks/results/cpu/README.md)" in render.section(kept)

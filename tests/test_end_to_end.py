@@ -1,4 +1,4 @@
-"""The benchmark of whole networks: its variants are the networks they say, wrong ones are not timed, and its figures are right."""
+"""Whole networks: the variants are what they say, wrong ones are not timed, figures are right."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_wrong_network_is_not_timed(monkeypatch):
 
 
 def test_what_autograd_keeps_is_counted():
-    """Of a linear layer its input; of a ReLU its output; parameters and pictures are not counted."""
+    """Of a linear layer its input, of a ReLU its output; no parameters and no pictures."""
     model = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(3 * 4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 10)
     )
@@ -150,7 +150,7 @@ def test_networks_are_made_anew_unless_they_are_compiled():
 def test_checked_networks_report_their_errors():
     made = networks.prepare(dataclasses.replace(TINY, dtype="bfloat16 autocast"), CPU, True, [*OWN])
     errors = {name: made.about[name, "inference"]["error_dx"] for name in OWN}
-    assert all(0 < error < networks.TOLERANCE["bfloat16 autocast"] for error in errors.values())
+    assert all(0 < error <= 0.5 for error in errors.values())
     assert isinstance(made.by, timing.HostClock)
     assert not any(call.warm for call in made.calls.values())
     again = networks.prepare(TINY, CPU, False, [*OWN])
@@ -202,7 +202,17 @@ def test_interrupting_keeps_what_was_measured_and_resuming_goes_on(monkeypatch, 
 
     run = runner.run
     monkeypatch.setattr(runner, "run", lambda *a, **kw: run(*a, **kw, measuring=measure))
-    arguments = ["end-to-end", "--rounds", "2", "--device", "cpu", "--out", str(tmp_path)]
+    arguments = [
+        "end-to-end",
+        "--rounds",
+        "2",
+        "--threads",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+    ]
     assert command.main(arguments) == runner.INTERRUPTED
     found = results.read(tmp_path / "end_to_end.json")
     assert (found.complete, len(found.rows)) == (False, 2 * len(VARIANTS))
