@@ -65,8 +65,8 @@ def benchmark(out: Path, small: bool) -> int:
     shapes, dtypes = cases.CUDA_QUICK, cases.DTYPES[:3]
     if small:
         shapes, dtypes = ((1, 16, 4, 4),), dtypes[:1]
-    columns = {"plain": ("pooled once",), "backends": cases.FUSED}
-    found = cases.grid(cases.OPERATORS, shapes, dtypes, **columns)
+    options = {"plain": ("pooled once",), "backends": cases.FUSED, "rotate": not small}
+    found = cases.grid(cases.OPERATORS, shapes, dtypes, **options)
     settings = {"rounds": 3 if small else 20, "seconds_per_case": 0.5}
     return runner.run("operators", found, torch.device("cuda"), out, settings, resuming=True)
 
