@@ -162,6 +162,7 @@ def test_out_of_memory(backward):
     The device has 96 MB, of which x, residual and grad take 12 each.
     """
     c = case("ppcr", (1, 64, 208, 208), device="cuda:1")
+    torch.cuda.empty_cache()
     before, free = torch.cuda.memory_allocated("cuda:1"), torch.cuda.mem_get_info("cuda:1")[0]
     room = 16 << 20 if backward else 8 << 20  # for y, or not even for that
     hog = torch.empty(free - room, dtype=torch.uint8, device="cuda:1")
