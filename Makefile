@@ -35,7 +35,8 @@ BUILT := build/.built-$(if $(TORCH),$(TORCH),pinned)
 PACKAGED := build/.packaged
 
 .PHONY: help setup bench bench-full results test test-slow test-property test-minimal test-abi \
-    test-versions package sanitize mutate cuda cuda-report cuda-host gpu gpu-rehearsal lock lint format clean
+    test-versions package sanitize mutate cuda cuda-report cuda-host gpu gpu-rehearsal lock lint \
+    format clean
 
 # A target's "##" puts it into the list of users, "#@" into that of maintainers.
 help:  ## this list
