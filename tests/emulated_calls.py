@@ -226,7 +226,7 @@ def test_shared_memory_is_asked_for():
     ],
 )
 def test_refused_question(function, cluster, monkeypatch):
-    """The first call of a shape asks how many blocks the device holds; an error is not swallowed."""
+    """The first call of a shape asks how many blocks the device holds; errors are not swallowed."""
     monkeypatch.setenv("PPCR_PLAN", f"cluster={cluster}")
     c = case("ppcr", (3, 1024, 13, 13))
     hooks.plant(function, hooks.INVALID_VALUE)

@@ -24,7 +24,7 @@ LARGE, SMALL, UNKNOWN = (torch.device("cuda", index) for index in range(3))
 
 
 def test_every_device_gets_its_own_plan():
-    """The same shape on both, in turn: clusters on one, none and less shared memory on the other."""
+    """The same shape on both, in turn: clusters here, none and less shared memory there."""
     seen = {LARGE: set(), SMALL: set()}
     for device in (LARGE, SMALL, LARGE):
         hooks.forget()

@@ -74,7 +74,7 @@ def test_emulated(folder, name):
 
 
 def test_import_starts_nothing(folder):
-    """Neither the import nor the question which backends there are starts CUDA: a fork may follow."""
+    """Neither the import nor the question for backends starts CUDA: a fork may follow."""
     code = "import torch, ppcr_ext; ppcr_ext.backends(); print(torch.cuda.is_initialized())"
     result = subprocess.run(
         [sys.executable, "-c", code],

@@ -1,6 +1,6 @@
 """Everything that needs a GPU, a part at a time: ``python3 tools/gpu.py --out results/gpu``.
 
-    build      the package in place, for the device that is there; --library carries one built before
+    build      the package in place, for the device that is there, or --library
     tests      the native kernels: numbers (float64 on the GPU), streams, graphs, devices
     triton     the Triton kernels, in several processes
     plans      every kernel as share of a copy

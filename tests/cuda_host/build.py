@@ -1,8 +1,8 @@
 """Builds the emulated CUDA runtime, and a copy of the package with its CUDA library.
 
 The runtime (libcudart, libcuda, and the kernels of tests/cuda_on_cpu by name) needs g++ and the
-wheels that PyTorch for CUDA brings along, the CUDA library nvcc. ``python tests/cuda_host/build.py``
-builds both; ``environment()`` is what a process needs to run on them.
+wheels that PyTorch for CUDA brings along; the CUDA library needs nvcc. This file as a script builds
+both; ``environment()`` is what a process needs to run on them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FLAGS = ("-std=c++20", "-O1", "-g", "-fPIC", "-Wall", "-Wextra", f"-I{RUNTIME}")
 
 
 def torch_folder() -> Path:
-    """Found, not imported: the libraries of PyTorch would be loaded without the emulated runtime."""
+    """Found, not imported, which would load its libraries without the emulated runtime."""
     spec = importlib.util.find_spec("torch")
     assert spec is not None
     assert spec.origin is not None

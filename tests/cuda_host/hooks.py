@@ -1,4 +1,4 @@
-"""What a test asks of the emulated runtime and plants in it; runtime/devices.cpp has the functions."""
+"""What a test asks of the emulated runtime and plants in it, by functions of devices.cpp."""
 
 from __future__ import annotations
 

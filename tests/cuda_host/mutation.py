@@ -1,4 +1,4 @@
-"""Plants a fault in the code between Python and the kernels: do the tests on emulated devices see it?
+"""A fault between Python and the kernels: do the tests on emulated devices see it?
 
 Of the CUDA library only what the fault changes is compiled: the entry, or for launches the file of
 one dtype, as PTX, which the emulated driver takes for code. tools/mutate.py calls it.

@@ -1,4 +1,4 @@
-"""PyTorch's own CUDA operators on the emulated runtime: each runs the CPU operator on the same memory.
+"""PyTorch's own CUDA operators on the emulated runtime: the CPU operators on the same memory.
 
 A pytest plugin (``-p cuda_host.plugin``), or ``install()`` before a script. Allocation, views and
 plain copies stay PyTorch's own for CUDA, as do the operators of other libraries, such as ppcr_ext.

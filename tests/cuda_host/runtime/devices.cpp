@@ -70,8 +70,8 @@ using namespace cuda_host;
 
 extern "C" {
 
-// --------------------------------------------------------------------------------------------------
-// for the tests
+// ---- for the tests
+
 // One line a launch: device, stream, blocks, threads, cluster, shared bytes, early, kernel.
 const char* cuda_host_log() { return state().log.c_str(); }
 // Calls of a function so far.
@@ -116,8 +116,8 @@ int cuda_host_lacks(const char* name) {
   return refuse(cudaErrorNotSupported, std::string(name) + " is not emulated");
 }
 
-// --------------------------------------------------------------------------------------------------
-// errors
+// ---- errors
+
 cudaError_t cudaGetLastError() {
   const cudaError_t error = state().sticky != cudaSuccess ? state().sticky : last_error;
   last_error = cudaSuccess;
@@ -163,8 +163,8 @@ const Words& words_of(cudaError_t error) {
 const char* cudaGetErrorName(cudaError_t error) { return words_of(error).name; }
 const char* cudaGetErrorString(cudaError_t error) { return words_of(error).text; }
 
-// --------------------------------------------------------------------------------------------------
-// devices
+// ---- devices
+
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = int(state().devices.size());
   return *count > 0 ? cudaSuccess : result(cudaErrorNoDevice);

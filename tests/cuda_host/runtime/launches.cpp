@@ -205,8 +205,8 @@ int cuda_host_kernels_of(const char* part, char* missing, size_t bytes) {
   return count;
 }
 
-// --------------------------------------------------------------------------------------------------
-// registration
+// ---- registration
+
 void** __cudaRegisterFatBinary(void* wrapper) {
   auto* const module = new Module;
   read_architectures(*static_cast<const Wrapper*>(wrapper), *module);
@@ -234,8 +234,8 @@ cudaError_t cudaGetSymbolAddress(void** address, const void* symbol) {
   return cudaSuccess;
 }
 
-// --------------------------------------------------------------------------------------------------
-// launches
+// ---- launches
+
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared_bytes,
                                      cudaStream_t stream) {
   call_configurations.push_back({nullptr, grid, block, shared_bytes, stream});

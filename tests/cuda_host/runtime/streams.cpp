@@ -84,8 +84,8 @@ using namespace cuda_host;
 
 extern "C" {
 
-// --------------------------------------------------------------------------------------------------
-// streams
+// ---- streams
+
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int priority) {
   ENTER(__func__);
   *stream = new CUstream_st{current_device, flags, priority, ++s.numbers};
@@ -140,8 +140,8 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void*
   return submit(s, stream, [=] { return function(data), cudaSuccess; });
 }
 
-// --------------------------------------------------------------------------------------------------
-// events
+// ---- events
+
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   ENTER(__func__);
   *event = new CUevent_st{current_device};
@@ -184,8 +184,8 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEve
   return *milliseconds = float(end->milliseconds - begin->milliseconds), cudaSuccess;
 }
 
-// --------------------------------------------------------------------------------------------------
-// capture
+// ---- capture
+
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
   return std::swap(*mode, thread_capture_mode), cudaSuccess;
 }
