@@ -38,7 +38,10 @@ def compile_changed(folder: Path, mutant: Mutant | None) -> None:
         else:
             source, known = recipe.ENTRY_SOURCE, recipe.Architectures(("90",), None)
             flags = [*recipe._entry_command(nvcc, known, torch), "-O0"]
-        objects[source] = folder / f"{source}.o"
+        # First, since of an inline function that several files hold the linker takes the first one.
+        objects = {source: folder / f"{source}.o"} | {
+            n: o for n, o in objects.items() if n != source
+        }
         command = [*flags, "-c", str(folder / "csrc" / "cuda" / source), "-o", str(objects[source])]
         subprocess.run(command, check=True, capture_output=True)
     libraries = [torch / "lib" / f"lib{name}.so" for name in ("torch_cuda", "torch_cpu", "c10")]
