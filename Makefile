@@ -10,7 +10,9 @@ export PPCR_BUILD_CUDA ?= 0
 PYTEST_ARGS ?=
 # of make test-versions: --cells oldest,middle,newest, and more
 VERSIONS ?=
-# of make mutate: sample, shared, cpu, cuda, triton, or words of their names
+# of make gpu: --only tests,plans, and more
+GPU_ARGS ?=
+# of make mutate: sample, shared, cpu, cuda, triton, host, or words of their names
 MUTANTS ?=
 # an index with PyTorch's CPU-only builds, for the small environment of test-minimal
 TORCH_CPU_INDEX ?=
@@ -35,7 +37,8 @@ BUILT := build/.built-$(if $(TORCH),$(TORCH),pinned)
 PACKAGED := build/.packaged
 
 .PHONY: help setup bench bench-full results test test-slow test-property test-minimal test-abi \
-    test-versions package sanitize mutate cuda cuda-report gpu lock lint format clean
+    test-versions package sanitize mutate cuda cuda-report cuda-host gpu gpu-rehearsal lock lint \
+    format clean
 
 # A target's "##" puts it into the list of users, "#@" into that of maintainers.
 help:  ## this list
@@ -138,8 +141,16 @@ cuda-report: $(BUILT)  #@ results/: estimated speed of every plan, registers and
 	$(BIN)/python tools/cuda_report.py
 	$(BIN)/python tools/triton_report.py
 
+cuda-host: $(BUILT)  #@ the way from Python to the CUDA kernels, without a GPU: needs nvcc
+	$(BIN)/python tests/cuda_host/build.py
+	$(BIN)/python -m pytest tests/test_cuda_host.py $(PYTEST_ARGS)
+
 gpu:  ## on a machine with a GPU: build, GPU tests, sanitizers, benchmark; files go to results/gpu
-	$(PYTHON) tools/gpu.py --out results/gpu
+	$(PYTHON) tools/gpu.py --out results/gpu $(GPU_ARGS)
+
+gpu-rehearsal: $(BUILT)  #@ what make gpu runs, on emulated devices: times say nothing
+	$(BIN)/python tests/cuda_host/build.py "9.0 9.0" $(abspath $(BIN))/python tools/gpu.py \
+	    --rehearsal --library ../_cuda.abi3.so --out ../rehearsal
 
 LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
     --custom-compile-command "make lock" --quiet

@@ -1,215 +1,189 @@
-"""Everything that needs a GPU, in one go: ``python3 tools/gpu.py --out results/gpu`` (``make gpu``).
+"""Everything that needs a GPU, a part at a time: ``python3 tools/gpu.py --out results/gpu``.
 
-Builds the package in place for the device that is there, runs ``pytest -m gpu``, times every kernel as share of a copy, runs memcheck
-and racecheck of compute-sanitizer on a small run of every kernel family, and the benchmark. A step that fails does not keep the later
-ones from running; the exit status says so. What is known after every step is in steps.json. ``--only`` names steps: on an H200 with
-16 cores tests took 26 s, plans 20 s.
+    build      the package in place, for the device that is there, or --library
+    tests      the native kernels: numbers (float64 on the GPU), streams, graphs, devices
+    triton     the Triton kernels, in several processes
+    plans      every kernel as share of a copy
+    sweep      the plans that PPCR_PLAN can ask for instead
+    benchmark  five stages, both layouts, three dtypes, three operations, beside plain PyTorch
+    memcheck   compute-sanitizer over a small run; what does not end in time is a note, no failure
+    racecheck  the same
+
+A part takes eight minutes at most, is stopped then, and keeps what it had. plans, sweep and
+benchmark go on where they were. --only names parts. steps.json says after every step what ended
+how; a failure keeps no later part from running, and the exit status tells.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+LIMIT, SANITIZER_LIMIT = 480, 500  # seconds
 FOUND = 9  # exit status of compute-sanitizer where it found something
-STEPS = {
-    "build": 400,
-    "tests": 320,
-    "plans": 120,
-    "memcheck": 500,
-    "racecheck": 500,
-    "benchmark": 400,
-}  # seconds, at most
-TESTS = ("tests/test_gpu.py", "tests/test_gpu_triton.py")
-
-
-def parallel() -> list[str]:
-    """The expectations are computed in float64 on the CPU: shared among processes, where pytest-xdist is there."""
-    return ["-n", str(min(12, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
+PARTS = ("build", "tests", "triton", "plans", "sweep", "benchmark", "memcheck", "racecheck")
+# What a rehearsal on the emulated runtime cannot run; tests/cuda_host/README.md says what that is.
+ONLY_ON_A_GPU = ("triton", "memcheck", "racecheck")
 
 
 def small_run() -> None:
-    """Every operator, dtype and layout once, at sizes with tails; for compute-sanitizer, which slows kernels down a hundredfold."""
+    """Every operator, dtype and layout once, at sizes with tails, for compute-sanitizer."""
     import torch
 
     torch.zeros(1, device="cuda").item()
     print("small run started", flush=True)
-    sys.path.insert(0, str(ROOT))
     import ppcr_ext
+    from ppcr_ext import testing
 
-    def run_all(
-        backend: str, dtype: torch.dtype, levels: tuple[int, ...], channels: int, side: int
-    ) -> None:
-        for form in (torch.contiguous_format, torch.channels_last):
-            x = (
-                torch.randn(2, channels, side, side, device="cuda", dtype=dtype)
-                .to(memory_format=form)
-                .requires_grad_()
-            )
-            wide = torch.float64 if dtype == torch.float64 else torch.float32
-            weight = torch.randn(sum(levels), device="cuda", dtype=wide, requires_grad=True)
-            bias = torch.randn(1, device="cuda", dtype=wide, requires_grad=True)
-            options = {"levels": levels, "backend": backend}
-            for y in (
-                ppcr_ext.ppcr(x, weight, bias, **options),
-                ppcr_ext.ppcr_gate(x, weight, bias, **options),
-                ppcr_ext.ppcr_add_relu(x, torch.randn_like(x), weight, bias, **options),
-            ):
-                y.sum().backward()
-
-    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        for levels, channels in (((1, 2, 4), 64), ((1, 2, 4), 512), ((1, 3, 5), 40)):
-            for side in (7, 6, 5):
-                run_all("native", dtype, levels, channels, side)
-    for levels, channels in (
-        ((1, 2, 4), 64),
-        ((1, 3, 5), 40),
-    ):  # each of these takes Triton seconds to compile
-        run_all("triton", torch.float16, levels, channels, 7)
+    native = itertools.product(("native",), testing.DTYPES, (64, 512, 40), (7, 6, 5))
+    triton = itertools.product(("triton",), (torch.float16,), (64, 40), (7,))  # seconds to compile
+    for backend, dtype, channels, side in (*native, *triton):
+        shape, levels = (2, channels, side, side), (1, 3, 5) if channels == 40 else (1, 2, 4)
+        for operator, layout in itertools.product(testing.OPERATORS, testing.LAYOUTS):
+            case = testing.make_inputs(operator, shape, levels, dtype, layout, device="cuda")
+            testing.evaluate(getattr(ppcr_ext, operator), case, backend=backend)
     torch.cuda.synchronize()
     print("small run done")
 
 
-def step(
-    results: dict[str, dict[str, object]],
-    out: Path,
-    name: str,
-    command: list[str],
-    timeout: int,
-    **environment: str,
-) -> bool:
-    """Runs one command, with its output in a file of its own as well; records how it ended."""
-    print(f"== {name}: {' '.join(command)}", flush=True)
-    began = time.monotonic()
-    log = out / f"{name}.log"
-    with log.open("w") as file:
-        try:
-            status = subprocess.run(
-                command,
-                cwd=ROOT,
-                env={**os.environ, **environment},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                timeout=timeout,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            status = 124
-            file.write(f"\nstopped after {timeout} s\n")
-    print("\n".join(log.read_text().splitlines()[-15:]), flush=True)
-    results[name] = {
-        "command": " ".join(command),
-        "status": status,
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    (out / "steps.json").write_text(json.dumps(results, indent=1) + "\n")
+def benchmark(out: Path, small: bool) -> int:
+    """The runner of the benchmarks, with the cases of this tool."""
+    import torch
+
+    from benchmarks import cases, runner
+
+    shapes, dtypes = cases.CUDA_QUICK, cases.DTYPES[:3]
+    if small:
+        shapes, dtypes = ((1, 16, 4, 4),), dtypes[:1]
+    options = {"plain": ("pooled once",), "backends": cases.FUSED, "rotate": not small}
+    found = cases.grid(cases.OPERATORS, shapes, dtypes, **options)
+    settings = {"rounds": 3 if small else 20, "seconds_per_case": 0.5}
+    return runner.run("operators", found, torch.device("cuda"), out, settings, resuming=True)
+
+
+class Record:
+    """steps.json: the steps of this run and, of parts that it leaves out, of earlier ones."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.file = out, out / "steps.json"
+        self.steps = json.loads(self.file.read_text()) if self.file.exists() else {}
+
+    def keep(self, name: str, **about: object) -> None:
+        self.steps[name] = about
+        self.file.write_text(json.dumps(self.steps, indent=1) + "\n")
+        print(f"== {name}: {about}", flush=True)
+
+    def run(self, commands: dict[str, list[str]], limit: float, **settings: str) -> dict[str, int]:
+        """Runs commands side by side, the output of each in a file; how each of them ended."""
+        began, running, ended = time.monotonic(), {}, {}
+        for index, (name, command) in enumerate(commands.items()):
+            print(f"== {name}: {' '.join(command)}", flush=True)
+            env = os.environ | settings | {"PPCR_SHARD": f"{index}/{len(commands)}"}
+            with (self.out / f"{name}.log").open("w") as log:
+                both = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+                running[name] = subprocess.Popen(command, cwd=ROOT, env=env, **both)
+        for name, process in running.items():
+            try:
+                ended[name] = process.wait(max(1, began + limit - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # what it has started, too
+                ended[name] = 124
+            print("\n".join((self.out / f"{name}.log").read_text().splitlines()[-12:]))
+            seconds = round(time.monotonic() - began, 1)
+            self.keep(name, status=ended[name], seconds=seconds, command=" ".join(commands[name]))
+        return ended
+
+
+def sanitize(record: Record, tool: str, python: list[str]) -> bool:
+    """What it finds is a failure; that it does not start or end here is a note."""
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not Path(sanitizer).exists():
+        record.keep(tool, status=None, note="compute-sanitizer was not found")
+        return True
+    command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), "--kernel-name"]
+    command += ["kernel_substring=ppcr", *python, __file__, "--small-run"]
+    # Without torch's caching every tensor is an allocation of its own: an overrun is seen.
+    alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    status = record.run({tool: command}, SANITIZER_LIMIT, **alone)[tool]
+    started = "small run started" in (record.out / f"{tool}.log").read_text()
+    if status == 124 or (status not in (0, FOUND) and not started):
+        note = f"it did not {'end in time' if status == 124 else 'start'}: see {tool}.log"
+        record.keep(tool, status=None, note=note)
+        return True
     return status == 0
 
 
-def sanitize(results: dict[str, dict[str, object]], out: Path, tool: str) -> None:
-    """One tool of compute-sanitizer over the small run. What it finds is a failure; that it does not start, on machines that do not
-    let it, is only recorded."""
-    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    if not Path(sanitizer).exists():
-        results[tool] = {"status": None, "skipped": "compute-sanitizer was not found"}
-        return
-    command = [
-        sanitizer,
-        "--tool",
-        tool,
-        "--error-exitcode",
-        str(FOUND),
-        "--kernel-name",
-        "kernel_substring=ppcr",
-    ]
-    # Without torch's caching every tensor is an allocation of its own, so that an overrun of one is seen.
-    step(
-        results,
-        out,
-        tool,
-        [*command, sys.executable, __file__, "--small-run"],
-        STEPS[tool],
-        PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-    )
-    status = results[tool]["status"]
-    if status == 124:
-        results[tool] |= {"status": None, "skipped": "it did not end in time"}
-    elif status not in (0, FOUND) and "small run started" not in (out / f"{tool}.log").read_text():
-        results[tool] |= {
-            "status": None,
-            "skipped": f"it could not start (status {status}): see {tool}.log",
-        }
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=ROOT / "results" / "gpu",
-        help="folder for logs, CSV, JSON and pictures",
-    )
-    parser.add_argument("--only", default=",".join(STEPS), help=f"steps, of {','.join(STEPS)}")
-    parser.add_argument("--small-run", action="store_true", help=argparse.SUPPRESS)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("--out", type=Path, default=ROOT / "results" / "gpu")
+    add("--only", default=",".join(PARTS), help="parts, with commas")
+    add("--library", type=Path, help="a CUDA library, instead of building one")
+    add("--processes", type=int, default=min(12, os.cpu_count() or 1), help="of the tests")
+    add("--rehearsal", action="store_true", help="small, on emulated devices")
+    add("--small-run", action="store_true", help=argparse.SUPPRESS)
+    add("--benchmark", action="store_true", help=argparse.SUPPRESS)
+    add("--small", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    out: Path = options.out.resolve()
     if options.small_run:
-        small_run()
-        return 0
-
+        return small_run() or 0
+    if options.benchmark:
+        return benchmark(out, options.small)
+    wanted = options.only.split(",")
+    if unknown := set(wanted) - set(PARTS):
+        parser.error(f"--only: no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     import torch
 
     if not torch.cuda.is_available():
         print("make gpu needs a CUDA device; PyTorch sees none", file=sys.stderr)
         return 2
-    out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    capability = "{}.{}".format(*torch.cuda.get_device_capability())
-    wanted = options.only.split(",")
-    if unknown := set(wanted) - set(STEPS):
-        parser.error(f"--only: no step {', '.join(sorted(unknown))}; there are {', '.join(STEPS)}")
-    results: dict[str, dict[str, object]] = {}
+    emulated, small = (["-m", "cuda_host"], ["--small"]) if options.rehearsal else ([], [])
+    python, to = [sys.executable, *emulated], ["--out", str(out), *small]
+    plans = [*python, "tools/gpu_plans.py", *to]
+    pytest = [*python, "-m", "pytest", "-q", "-p", "shard", "-m", "gpu"]
     commands = {
-        "build": ["setup.py", "build_ext", "--inplace"],
-        "tests": [
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            "gpu",
-            *TESTS,
-            f"--junitxml={out / 'tests.xml'}",
-            *parallel(),
-        ],
-        "plans": ["tools/gpu_plans.py", "--out", str(out)],
-        # It writes after every input, so that what it had when stopped is there.
-        "benchmark": ["-m", "benchmarks", "operators", "--quick", "--out", str(out)],
+        "build": [sys.executable, "setup.py", "build_ext", "--inplace"],
+        "tests": [*pytest, "tests/test_gpu.py", "-k", "not triton"],
+        "triton": [*pytest, "tests/test_gpu_triton.py", "tests/test_gpu.py", "-k", "triton"],
+        "plans": plans,
+        "sweep": [*plans, "--sweep"],
+        "benchmark": [*python, __file__, "--benchmark", *to],
     }
-    for name in wanted:
-        if name in commands:
-            settings = (
-                {"PPCR_BUILD_CUDA": "1", "TORCH_CUDA_ARCH_LIST": capability}
-                if name == "build"
-                else {}
-            )
-            if (
-                not step(
-                    results, out, name, [sys.executable, *commands[name]], STEPS[name], **settings
-                )
-                and name == "build"
-            ):
-                break
+    settings = {"PPCR_BUILD_CUDA": "1", "PPCR_TRUTH_DEVICE": "cuda"}
+    settings["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability())
+    settings["PYTHONPATH"] = f"{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"
+    record, failed = Record(out), []
+    for part in wanted:
+        if options.rehearsal and part in ONLY_ON_A_GPU:
+            record.keep(part, status=None, note="not in a rehearsal")
+        elif part in ("memcheck", "racecheck"):
+            failed += [] if sanitize(record, part, python) else [part]
+        elif part == "build" and options.library:
+            shutil.copy(options.library, ROOT / "ppcr_ext" / "_cuda.abi3.so")
+            record.keep("build", status=0, library=str(options.library))
         else:
-            sanitize(results, out, name)
-    (out / "steps.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps(results, indent=1))
-    return 0 if all(result["status"] in (0, None) for result in results.values()) else 1
+            count = options.processes if part in ("tests", "triton") else 1
+            names = [f"{part}.{i}" for i in range(count)] if count > 1 else [part]
+            ended = record.run(dict.fromkeys(names, commands[part]), LIMIT, **settings)
+            late = part in ("sweep", "benchmark")  # they go on with the next call
+            failed += [name for name, status in ended.items() if status not in (0, 124 * late)]
+            if part == "build" and failed:
+                break
+    print(f"failed: {', '.join(failed)}" if failed else "nothing failed")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Times the CUDA kernels as share of a copy: ``python3 tools/gpu_plans.py --out results/gpu``.
 
-For every operation, pass, dtype, layout and ResNet stage: the plan that the planner chooses, and with --sweep those that PPCR_PLAN
-can ask for instead. A share is the bandwidth of the bytes that the call must move over that of ``y.copy_(x)``.
+For every operation, pass, dtype, layout and ResNet stage: the plan that the planner chooses, and
+with --sweep those that PPCR_PLAN can ask for instead. A share is the bandwidth of the bytes that
+the call must move over that of ``y.copy_(x)``, timed in the same rounds. What was measured is
+written after every group of cells, and not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -23,11 +26,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import ppcr_ext  # noqa: F401  registers the operators
+from benchmarks import timing
 from benchmarks.shares import STAGES, UNITS
+from ppcr_ext import testing
 
-LEVELS = [1, 2, 4]
-KEPT = 3  # results that stay alive, so that none is written where a cache still holds the last
 OPS = torch.ops.ppcr_ext
+DTYPES = ("float16", "bfloat16", "float32")
+KEPT = 3  # inputs and results that take turns, so that no cache holds the last
+SMALL = ((64, 5, 2),)  # the stage of a rehearsal
+COPY, CHOSEN = "copy", ""
 
 
 class Cell(NamedTuple):
@@ -39,61 +46,38 @@ class Cell(NamedTuple):
 
     def __str__(self) -> str:
         channels, side, images = self.stage
-        return f"{self.operation} {self.direction} {self.dtype} {self.layout} {images}x{channels}x{side}x{side}"
+        shape = f"{images}x{channels}x{side}x{side}"
+        return f"{self.operation} {self.direction} {self.dtype} {self.layout} {shape}"
 
 
-def cells(dtypes: list[str], layouts: list[str]) -> Iterator[Cell]:
-    for stage, dtype, layout, (operation, direction) in itertools.product(
-        STAGES, dtypes, layouts, UNITS
-    ):
-        yield Cell(operation, direction, dtype, layout, stage)
+def make_inputs(stage: tuple[int, int, int], dtype: str, layout: str) -> testing.Inputs:
+    """One picture, as often as the stage has images."""
+    channels, side, images = stage
+    shape = (1, channels, side, side)
+    one = testing.make_inputs("ppcr_add_relu", shape, dtype=getattr(torch, dtype), device="cuda")
+    whole = {n: getattr(one, n).repeat(images, 1, 1, 1) for n in ("x", "grad", "residual")}
+    return dataclasses.replace(one, **{n: testing.to_layout(t, layout) for n, t in whole.items()})
 
 
-class Inputs:
-    """Three sets of tensors of one dtype, layout and stage, which calls take in turn."""
+def call_of(cell: Cell, inputs: list[testing.Inputs]) -> Callable[[], object]:
+    """Runs on each of the inputs in turn; the results stay alive for as long."""
+    turn, kept = itertools.cycle(range(KEPT)), [None] * KEPT
+    calls: dict[str, Callable[..., object]] = {
+        COPY: lambda t, *_: t.residual.copy_(t.x),
+        "ppcr forward": lambda t, *rest: OPS.ppcr(t.x, *rest),
+        "ppcr backward": lambda t, *rest: OPS.ppcr_backward(t.grad, t.x, *rest),
+        "add_relu forward": lambda t, *rest: OPS.ppcr_add_relu(t.x, t.residual, *rest),
+        "add_relu backward": lambda t, *rest: OPS.ppcr_add_relu_backward(
+            t.grad, t.x, t.residual, *rest
+        ),
+    }
+    call = calls[COPY if cell.operation == COPY else f"{cell.operation} {cell.direction}"]
 
-    def __init__(self, dtype: str, layout: str, stage: tuple[int, int, int]) -> None:
-        channels, side, images = stage
-        form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-        made = [
-            torch.randn(
-                images, channels, side, side, device="cuda", dtype=getattr(torch, dtype)
-            ).to(memory_format=form)
-            for _ in range(3 * KEPT)
-        ]
-        self.x, self.grad, self.other = made[:KEPT], made[KEPT : 2 * KEPT], made[2 * KEPT :]
-        self.weight, self.bias = torch.randn(7, device="cuda"), torch.zeros(1, device="cuda")
-        self.bytes = made[0].numel() * made[0].element_size()
+    def run() -> None:
+        t = inputs[i := next(turn)]
+        kept[i] = call(t, t.weight, t.bias, [1, 2, 4], 1e-5)
 
-    def call(self, operation: str, direction: str) -> Callable[[int], object]:
-        rest = (self.weight, self.bias, LEVELS, 1e-5)
-        if operation == "copy":
-            return lambda i: self.other[i].copy_(self.x[i])
-        if operation == "ppcr":
-            if direction == "forward":
-                return lambda i: OPS.ppcr(self.x[i], *rest)
-            return lambda i: OPS.ppcr_backward(self.grad[i], self.x[i], *rest)
-        if direction == "forward":
-            return lambda i: OPS.ppcr_add_relu(self.x[i], self.other[i], *rest)
-        return lambda i: OPS.ppcr_add_relu_backward(self.grad[i], self.x[i], self.other[i], *rest)
-
-
-def microseconds(call: Callable[[int], object], calls: int = 9, rounds: int = 3) -> float:
-    """Median over rounds of the device's time per call. The stream is kept busy while Python enqueues."""
-    kept: list[object] = [None] * KEPT
-    for i in range(2):
-        kept[i] = call(i)
-    times = []
-    for _ in range(rounds):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(600_000)
-        begin.record()
-        for i in range(calls):
-            kept[i % KEPT] = call(i % KEPT)
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / calls)
-    return statistics.median(times)
+    return run
 
 
 def candidates(cell: Cell) -> Iterator[str]:
@@ -107,94 +91,76 @@ def candidates(cell: Cell) -> Iterator[str]:
     pixels = cell.stage[1] ** 2
     tiles = {pixels, *(run // size for run in (64, 128, 256, 512, 1024))}
     tiles |= {math.ceil(pixels / pieces / vector) * vector for pieces in (2, 3, 4, 7)}
-    for q, groups, cluster, steps in itertools.product(
-        sorted(tiles), (1, 2, 4, 8), (1, 2, 4, 8), (8, 13)
-    ):
+    grids, powers = ("", f",clusters={2**30}"), (1, 2, 4, 8)
+    choices = itertools.product(sorted(tiles), powers, powers, (8, 13), grids)
+    for q, groups, cluster, steps, grid in choices:
         if 4 <= groups * cluster <= 16 and q * size <= 2048:
-            yield f"q={q},groups={groups},cluster={cluster},vector={vector},steps={steps}"
+            named = f"q={q},groups={groups},cluster={cluster},vector={vector},steps={steps}"
+            yield named + grid
 
 
-def measure(cell: Cell, inputs: Inputs, copied: float, plans: list[str]) -> list[dict[str, object]]:
-    call, units = inputs.call(cell.operation, cell.direction), UNITS[cell.operation, cell.direction]
-    rows: list[dict[str, object]] = []
+def measure(
+    cell: Cell, inputs: list[testing.Inputs], plans: list[str], by: timing.Clock, small: bool
+) -> list[dict[str, object]]:
+    """A row for every plan that fits, or for the first three."""
+    run, calls = call_of(cell, inputs), {}
     for plan in plans:
-        os.environ["PPCR_PLAN"] = plan
+        if small and len(calls) == 3:
+            break
+
+        def planned(plan: str = plan) -> None:
+            os.environ["PPCR_PLAN"] = plan
+            run()
+
         try:
-            call(0)
-        except RuntimeError:
-            continue
-        took = microseconds(call) if plan == "" else microseconds(call, 5, 1)
-        share = units / 2 * copied / took
-        rows.append(
-            {
-                **cell._asdict(),
-                "plan": plan,
-                "microseconds": round(took, 2),
-                "share": round(share, 4),
-            }
-        )
-    os.environ.pop("PPCR_PLAN")
-    return rows
-
-
-def sweep(cell: Cell, inputs: Inputs, copied: float) -> list[dict[str, object]]:
-    """All candidates, and the best two of them with a block for every tile."""
-    rows = measure(cell, inputs, copied, list(candidates(cell)))
-    best = sorted(rows, key=lambda row: -float(str(row["share"])))[:2]
-    if cell.layout == "contiguous":
-        rows += measure(cell, inputs, copied, [f"{row['plan']},clusters={2**30}" for row in best])
+            planned()
+            calls[plan] = timing.Call(planned)
+        except RuntimeError as error:
+            if "plan" not in str(error).lower():
+                raise
+    copy = timing.Call(call_of(cell._replace(operation=COPY), inputs))
+    samples, _ = timing.interleave({COPY: copy, **calls}, 1 if small else 5, by=by)
+    os.environ.pop("PPCR_PLAN", None)
+    units, rows = UNITS[cell.operation, cell.direction], []
+    copied = statistics.median(s.seconds for s in samples[COPY])
+    for plan in calls:
+        took = statistics.median(s.seconds for s in samples[plan])
+        host = statistics.median(s.host or 0 for s in samples[plan])
+        row = {"plan": plan, "microseconds": round(took * 1e6, 2), "host_us": round(host * 1e6, 2)}
+        rows.append(cell._asdict() | row | {"share": round(units / 2 * copied / took, 4)})
     return rows
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "gpu")
-    parser.add_argument(
-        "--sweep",
-        default="",
-        help="other plans as well: of ppcr, 'ppcr backward', add_relu .. or all",
-    )
-    parser.add_argument("--dtypes", default="float16,float32")
-    parser.add_argument("--layouts", default="contiguous,channels_last")
-    parser.add_argument(
-        "--once", help="runs cells whose name holds one of these words once, for a profiler"
-    )
+    add = parser.add_argument
+    add("--out", type=Path, default=ROOT / "results" / "gpu")
+    add("--sweep", action="store_true", help="other plans as well")
+    add("--only", default="", help="cells whose name holds all of these words, with spaces")
+    add("--small", action="store_true", help="one tiny stage: a rehearsal")
     options = parser.parse_args()
-    dtypes, layouts = options.dtypes.split(","), options.layouts.split(",")
-    if options.once is not None:
-        for cell in cells(dtypes, layouts):
-            if any(words in str(cell) for words in options.once.split(",")):
-                inputs = Inputs(cell.dtype, cell.layout, cell.stage)
-                inputs.call(cell.operation, cell.direction)(0)
-                torch.cuda.synchronize()
-        return 0
     options.out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, object]] = []
+    file = options.out / ("sweep.json" if options.sweep else "plans.json")
+    rows = json.loads(file.read_text())["rows"] if file.exists() else []
+    measured = {(*(row[f] for f in Cell._fields[:-1]), tuple(row["stage"])) for row in rows}
+    stages = SMALL if options.small else STAGES
+    groups = itertools.product(stages, DTYPES, testing.LAYOUTS)
     print(torch.cuda.get_device_name(), torch.__version__)
-    for (dtype, layout, stage), group in itertools.groupby(
-        cells(dtypes, layouts), lambda cell: cell[2:]
-    ):
-        inputs = Inputs(dtype, layout, stage)
-        copied = microseconds(inputs.call("copy", "forward"))
-        channels, side, images = stage
-        print(
-            f"{dtype} {layout} {images}x{channels}x{side}x{side}: copy {2 * inputs.bytes / copied / 1e6:.2f} TB/s, {copied:.1f} us"
-        )
-        for cell in group:
-            found = measure(cell, inputs, copied, [""])
-            if options.sweep in (cell.operation, "all", f"{cell.operation} {cell.direction}"):
-                found += sweep(cell, inputs, copied)
+    by = timing.clock(torch.device("cuda"))
+    for stage, dtype, layout in groups:
+        cells = [Cell(*what, dtype, layout, stage) for what in UNITS]
+        wanted = [c for c in cells if all(word in str(c) for word in options.only.split())]
+        cells = [c for c in wanted if tuple(c) not in measured]
+        inputs = [make_inputs(stage, dtype, layout) for _ in range(KEPT if cells else 0)]
+        for cell in cells:
+            plans = [CHOSEN, *(candidates(cell) if options.sweep else ())]
+            found = measure(cell, inputs, plans, by, options.small)
             rows += found
             best = sorted(found[1:], key=lambda row: -float(str(row["share"])))[:4]
             text = "; ".join(f"{row['share']} {row['plan']}" for row in best)
-            print(
-                f"  {cell.operation:8} {cell.direction:8} {found[0]['share']:.3f}  of {len(found) - 1} others: {text}",
-                flush=True,
-            )
+            print(f"{found[0]['share']:.3f} {cell}; of {len(found) - 1} others: {text}", flush=True)
+        file.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}))
         del inputs
-        (options.out / "plans.json").write_text(
-            json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}, indent=0)
-        )
     return 0
 
 

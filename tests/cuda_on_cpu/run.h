@@ -6,9 +6,21 @@
 
 #include "../../csrc/cuda/plan.h"
 
+namespace cuda_on_cpu {
+struct Configuration;
+}
+
 namespace ppcr::cuda {
 
 struct Operands;
+
+// Runs a kernel, whose type only its own file knows, with its argument.
+using RunKernel = void (*)(const void* kernel, const cuda_on_cpu::Configuration& configuration,
+                           const void* argument);
+// Is told of a kernel instead of its launch.
+struct KernelVisitor {
+  virtual void visit(const void* kernel, size_t argument_bytes, RunKernel run) = 0;
+};
 
 struct CpuRun {
   const Workload* workload;
@@ -16,6 +28,7 @@ struct CpuRun {
   const Operands* operands;
   uint32_t seed = 0;
   unsigned only_blocks = 0;
+  KernelVisitor* visitor = nullptr;
 };
 
 // Of this process: launches by variant, and what the fibers did.

@@ -13,6 +13,9 @@ struct CpuLauncher {
 
   template <class Arguments>
   void operator()(void (*kernel)(Arguments), const Launch& launch, const Arguments& arguments) {
+    if (run.visitor != nullptr)
+      return run.visitor->visit(reinterpret_cast<void*>(kernel), sizeof(Arguments),
+                                run_kernel<Arguments>);
     cuda_on_cpu::Configuration configuration;
     configuration.blocks = static_cast<unsigned>(launch.blocks);
     configuration.threads = static_cast<unsigned>(launch.threads);
@@ -34,6 +37,12 @@ struct CpuLauncher {
   }
 
  private:
+  template <class Arguments>
+  static void run_kernel(const void* kernel, const cuda_on_cpu::Configuration& configuration,
+                         const void* argument) {
+    const auto typed = reinterpret_cast<void (*)(Arguments)>(const_cast<void*>(kernel));
+    cuda_on_cpu::launch(configuration, [&] { typed(*static_cast<const Arguments*>(argument)); });
+  }
   static bool kernel_is_finish(const Launch& launch) {
     return std::string(launch.name) == "finish_parameters";
   }

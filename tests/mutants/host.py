@@ -1,0 +1,40 @@
+"""Faults between Python and the CUDA kernels, seen by the tests on the emulated CUDA runtime.
+
+``tests`` names the file that should see a fault; without it all of them run.
+"""
+
+from . import Mutant
+
+ENTRY, LAUNCH = "cuda/ppcr_cuda.cpp", "cuda/launch_dtype.cuh"
+OPERATORS, PLAN = "operators.h", "cuda/plan.h"
+CALLS, DEVICES, MEMORY = "emulated_calls.py", "emulated_devices.py", "emulated_memory.py"
+START = "check_launch(cudaLaunchKernelEx(&with.configuration, kernel, arguments), launch);"
+
+MUTANTS = (
+    # devices
+    Mutant("no device guard", ENTRY, "DeviceGuard(device_of(input))", "DeviceGuard(torch::stable::accelerator::getCurrentDeviceIndex())", tests=DEVICES, sample=True),
+    Mutant("device missing from the plan's key", ENTRY, "device,\n              levels", "0,\n              levels", tests=DEVICES),
+    Mutant("limits of the first device for all", ENTRY, "known.find(device);", "known.begin();", tests=DEVICES),
+    Mutant("early launches where the device knows none", PLAN, "plan.early = device.max_cluster > 1;", "plan.early = true;", tests=DEVICES),
+    Mutant("devices of weight and x unchecked", "checks.h", "  check_same_device(name, t, x);\n", "", after="inline void check_parameter", tests=DEVICES),
+    # streams
+    Mutant("null stream", ENTRY, "static_cast<cudaStream_t>(stream));", "nullptr);", tests=CALLS, sample=True),
+    Mutant("stream of another device", ENTRY, "get_current_cuda_stream(device, &stream)", "get_current_cuda_stream(0, &stream)", tests=DEVICES),
+    Mutant("hidden synchronize", ENTRY, "static_cast<cudaStream_t>(stream));", "static_cast<cudaStream_t>(stream));\n    cudaStreamSynchronize(static_cast<cudaStream_t>(stream));", tests=CALLS),
+    # memory
+    Mutant("partials too small", ENTRY, "{pooling.contexts + 1, plan.partial_count}", "{pooling.contexts, plan.partial_count}", tests=MEMORY),
+    Mutant("dweight too small", ENTRY, "new_vector(weight, weight.size(0))", "new_vector(weight, weight.size(0) - 1)", tests=MEMORY),
+    Mutant("more partials than blocks write", ENTRY, "{pooling.contexts + 1, plan.partial_count}", "{(pooling.contexts + 1) * 400, plan.partial_count}", tests=CALLS),
+    # launches
+    Mutant("swallowed launch error", LAUNCH, START, "(void)cudaLaunchKernelEx(&with.configuration, kernel, arguments);", tests=CALLS),
+    Mutant("error of another library blamed on a launch", LAUNCH, START, "(void)cudaLaunchKernelEx(&with.configuration, kernel, arguments);\n    check_launch(cudaGetLastError(), launch);", tests=CALLS),
+    Mutant("error of a refused launch left behind", LAUNCH, "  cudaGetLastError();  //", "  //", tests=CALLS),
+    Mutant("missing attribute of shared memory", LAUNCH, "launch.shared_bytes > 48 << 10", "launch.shared_bytes > 1 << 30", tests=CALLS),
+    Mutant("missing attribute of clusters", LAUNCH, "if (launch.cluster > 1) {\n      cudaLaunchAttribute", "if (launch.cluster > 99) {\n      cudaLaunchAttribute", tests=DEVICES),
+    Mutant("early launches not asked for", LAUNCH, "if (launch.early)", "if (launch.early && launch.cluster > 99)", tests=DEVICES),
+    Mutant("swallowed error of a question", LAUNCH, "check_launch(cudaOccupancyMaxActiveClusters(&found, kernel, &with.configuration), launch);", "(void)cudaOccupancyMaxActiveClusters(&found, kernel, &with.configuration);", tests=CALLS),
+    # layouts
+    Mutant("gradient not brought to x's layout", OPERATORS, "to_layout_of(grad, call.x)", "grad", after="Pass::kBackward, x, weight, bias, levels, eps);\n    check_like_x(\"grad\", grad, x);\n    return", tests=CALLS),
+    Mutant("residual not brought to x's layout", OPERATORS, "to_layout_of(residual, call.x)", "residual", tests=CALLS),
+    Mutant("y not brought to x's layout", OPERATORS, "to_layout_of(y, call.x)", "y", tests=CALLS),
+)  # fmt: skip
