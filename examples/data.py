@@ -26,6 +26,23 @@ class Data:
     channels: int
     classes: int
 
+    def missing_classes(self) -> dict[str, list[int]]:
+        """The classes of which a split has no image, for every split that lacks one."""
+        splits = {"training": self.train, "validation": self.validation, "test": self.test}
+        missing = {
+            name: sorted(set(range(self.classes)) - set(_labels(split)))
+            for name, split in splits.items()
+        }
+        return {name: classes for name, classes in missing.items() if classes}
+
+
+def _labels(dataset: Any) -> list[int]:
+    if isinstance(dataset, Augmented):
+        return _labels(dataset.dataset)
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[1].tolist()
+    return list(dataset.targets)  # ImageFolder
+
 
 def load(source: str, augment: bool, size: int) -> Data:
     """``digits``, a MedMNIST ``.npz``, the folder of CIFAR-10's Python version, or one with train/, val/ and test/ (ImageFolder).

@@ -8,7 +8,6 @@ on the whole picture are drawn over the picture and summed up:
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -156,14 +155,7 @@ def main() -> None:
         )
         rows += [statistics(name, layer, gate) for layer, gate in gates.items()]
         print(f"{options.out / name}.png: {len(gates)} layers")
-
-    def write(part: Path) -> None:
-        with open(part, "w", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS)
-            table.writeheader()
-            table.writerows(rows)
-
-    files.write_atomically(options.out / "gates.csv", write)
+    files.write_csv(options.out / "gates.csv", rows, COLUMNS)
 
 
 if __name__ == "__main__":
