@@ -124,9 +124,9 @@ def draw_differences(path: Path, found: Comparison, title: str) -> None:
         panel.set(xlabel=f"{name}: layer minus none", yticks=range(len(layers)))
         panel.set_yticklabels(layers)
         panel.grid(axis="x", alpha=0.3)
-        panel.margins(x=0.1, y=0.15)
+        panel.margins(x=0.1)
         panel.xaxis.set_major_locator(plt.MaxNLocator(4))
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(layers) - 0.4, -0.6)
     panels[0].set_ylabel("attention layer")
     handles = {
         label: handle

@@ -108,6 +108,19 @@ def arguments() -> Any:
     return found
 
 
+def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state["identity"], state["epoch"]
+    except FileNotFoundError:
+        raise BadInput(f"{option}: there is no checkpoint {path}") from None
+    except Exception as error:  # torch.load raises many kinds
+        raise BadInput(
+            f"{option}: {path} is no whole checkpoint of this program ({type(error).__name__})"
+        ) from None
+    return dict(state)
+
+
 class Trainer:
     """A network with what trains it, on one process or one of several."""
 
@@ -233,15 +246,8 @@ class Trainer:
 
     def load(self, path: Path) -> int:
         """Takes up a checkpoint; the epochs it has behind it."""
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            identity, epoch = state["identity"], state["epoch"]
-        except FileNotFoundError:
-            raise BadInput(f"--resume: there is no checkpoint {path}") from None
-        except Exception as error:  # torch.load raises many kinds
-            raise BadInput(
-                f"--resume: {path} is no whole checkpoint of this program ({type(error).__name__})"
-            ) from None
+        state = read_checkpoint(path, "--resume")
+        identity, epoch = state["identity"], state["epoch"]
         for name in IDENTITY:
             if identity.get(name) != getattr(self.options, name):
                 raise BadInput(
