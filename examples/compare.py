@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import itertools
 import json
 import multiprocessing
 import os
@@ -67,8 +68,8 @@ def arguments() -> Any:
         value = getattr(found, name)
         if value is not None and value < 1:
             raise BadInput(f"--{name} must be at least 1, got {value}")
-    if found.rounds < 0:
-        raise BadInput(f"--rounds must be 0 or more, got {found.rounds}")
+    if found.rounds != 0 and found.rounds < 6:  # fewer have no 95 % interval
+        raise BadInput(f"--rounds must be 0 or at least 6, got {found.rounds}")
     for name in found.attention:
         if name not in ATTENTION:
             raise BadInput(f"--attention: {name!r} is none of {', '.join(ATTENTION)}")
@@ -144,11 +145,11 @@ def run_all(options: Any, data: Data, first: bool, seed_done: Callable[[], objec
     behind = total - options.epochs * len(queue)
     with tqdm(total=total, initial=behind, unit="epoch", disable=None if first else True) as bar:
         if options.jobs == 1:
-            for last, one in zip([*queue[1:], None], queue, strict=True):
-                bar.set_description(f"seed {one.seed}, {one.attention}")
-                train.train(one, data, quiet=True, done=bar.update)
-                if last is None or last.seed != one.seed:
-                    seed_done()
+            for _, runs in itertools.groupby(queue, key=lambda one: one.seed):
+                for one in runs:
+                    bar.set_description(f"seed {one.seed}, {one.attention}")
+                    train.train(one, data, quiet=True, done=bar.update)
+                seed_done()
         else:
             _run_in_pool(options, queue, bar, seed_done)
 

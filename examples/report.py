@@ -44,7 +44,8 @@ def draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     epochs = [row["epoch"] for row in rows]
     for column, label in (("train_loss", "training"), ("loss", "validation")):
         left.plot(epochs, [row[column] for row in rows], marker=".", label=label)
-    left.set(xlabel="epoch", ylabel="cross-entropy", yscale="log", title="Loss")
+    left.set(xlabel="epoch", ylabel="cross-entropy", title="Loss")
+    _log_scale(left)
     for column, label in (
         ("accuracy", "accuracy"),
         ("macro_f1", "macro F1"),
@@ -60,6 +61,12 @@ def draw(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     figure.suptitle(title)
     write_atomically(path, figure.savefig)
     plt.close(figure)
+
+
+def _log_scale(axes: Any) -> None:
+    """For losses, unless none of them is a number: matplotlib has no such scale."""
+    if any(np.isfinite(line.get_ydata()).any() for line in axes.get_lines()):
+        axes.set_yscale("log")
 
 
 def table(found: Comparison, costs: Sequence[Mapping[str, str]]) -> str:
@@ -165,7 +172,8 @@ def draw_learning_curves(path: Path, found: Comparison, title: str) -> None:
             panel.legend(fontsize=7)
         line[0].set_ylabel(name)
     for panel, method in zip(grid[0], found.methods, strict=True):
-        panel.set(title=method, yscale="log")
+        panel.set_title(method)
+    _log_scale(grid[0][0])
     for panel in grid[1]:
         panel.set_xlabel("epoch")
     figure.suptitle(f"Learning curves, {len(found.seeds)} seeds: {title}")
