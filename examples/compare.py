@@ -1,6 +1,6 @@
 """Compares PPCR with other attention layers, and with none, on images of one's own.
 
-    python examples/compare.py --out results/compare                        # digits, a small network
+    python examples/compare.py --out results/compare         # digits, a small network
     python examples/compare.py --data pneumoniamnist.npz --model small-resnet18 --augment \\
         --attention none,se,eca,cbam,ppcr --seeds 5 --epochs 20 --out results/pneumonia
     torchrun --nproc-per-node=4 examples/compare.py ...      # every run on four processes

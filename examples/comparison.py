@@ -1,4 +1,4 @@
-"""What runs of several attention layers say about each other: means, paired differences, a verdict."""
+"""What runs of several attention layers say about each other: means, differences, a verdict."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def finished(out: Path, seed: int, attention: str) -> bool:
 
 
 def read(out: Path, methods: Sequence[str], seeds: Iterable[int]) -> list[Run]:
-    """The runs of all seeds for which every method is finished: none has more of them than others."""
+    """The runs of all seeds for which every method is finished, so that all have equally many."""
 
     def numbers(path: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items()} for row in files.read_csv(path)]
@@ -80,7 +80,7 @@ def student_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 class Comparison:
-    """Tables of a list of runs; a method that diverged with any seed has no mean and no difference."""
+    """Tables of a list of runs. A method that diverged with any seed has no mean or difference."""
 
     def __init__(self, runs: Sequence[Run], methods: Sequence[str]) -> None:
         self.runs, self.methods = runs, methods
@@ -183,10 +183,10 @@ class Comparison:
             found.setdefault((says, row["minus"]), []).append(
                 f"{row['attention']} ({figures}, {won})"
             )
-        sentences = [
-            f"{_listed(layers)} {says if len(layers) == 1 else says.replace('is ', 'are ')} {minus}."
-            for (says, minus), layers in found.items()
-        ]
+        sentences = []
+        for (says, minus), layers in found.items():
+            verb = says if len(layers) == 1 else says.replace("is ", "are ")
+            sentences.append(f"{_listed(layers)} {verb} {minus}.")
         return " ".join(
             [
                 f"Test accuracy over {count} seeds:",

@@ -78,7 +78,7 @@ def ranks(scores: Tensor, generator: torch.Generator) -> Tensor:
 def correct_without(
     model: nn.Module, images: Tensor, labels: Tensor, rank: Tensor, batch: int
 ) -> np.ndarray:
-    """``[1 + len(FRACTIONS), N]``: whether each image is classified rightly, first the whole one."""
+    """``[1 + len(FRACTIONS), N]``: whether each image is classified rightly, at first whole."""
     pixels = rank[0].numel()
     rows = []
     for fraction in (0.0, *FRACTIONS):

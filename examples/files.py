@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and the one way in which the examples refuse bad input."""
+"""Files that are either whole or not there, and how the examples refuse bad input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a program; :class:`BadInput` becomes one line on stderr, from the first process alone, and exit status 2."""
+    """Runs a program; :class:`BadInput` becomes exit status 2 and one line on stderr.
+
+    The first of several processes alone says it.
+    """
     try:
         main()
     except BadInput as error:
@@ -46,7 +49,10 @@ def make_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets ``write`` make a file beside ``path``, then renames it: readers see the old one or the new one, never a part."""
+    """Lets ``write`` make a file beside ``path``, then renames it.
+
+    Readers see the old file or the new one, never a part.
+    """
     temporary = path.with_name(
         f".{path.stem}.part{path.suffix}"
     )  # the suffix says which format to write

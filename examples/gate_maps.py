@@ -1,9 +1,10 @@
-"""Gate maps on two real pictures: a fundus photograph and an immunohistochemical stain, both bundled with scikit-image.
+"""Gate maps on two real pictures: a fundus photograph and an immunohistochemical stain.
 
-For each picture a small residual network with PPCR learns to remove noise from patches of it, which needs no labels; then its gate maps
-on the whole picture are drawn over the picture and summed up:
+Both are bundled with scikit-image. For each picture a small residual network with PPCR learns to
+remove noise from patches of it, which needs no labels. Its gate maps on the whole picture are then
+drawn over the picture and summed up in gates.csv:
 
-    python examples/gate_maps.py --out results/gates      # two minutes; retina.png, immunohistochemistry.png and gates.csv
+    python examples/gate_maps.py --out results/gates      # two minutes
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def train(
 
 
 def draw(path: Path, image: Tensor, gates: dict[str, np.ndarray], title: str) -> None:
-    """The picture, and every layer's gate map over it in grey, on a colour scale of the layer's own."""
+    """The picture, and every layer's gate map over it, on a colour scale of the layer's own."""
     figure, axes = plt.subplots(
         1, len(gates) + 1, figsize=(4 * (len(gates) + 1), 4.2), layout="constrained", sharey=True
     )

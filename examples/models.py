@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import ppcr_ext
 
-# Without a minimum of channels in the bottleneck SE and CBAM would have one or two in a small network.
+# Without rd_divisor the bottlenecks of a small network would have one channel or two.
 LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "ppcr": ppcr_ext.PPCR,
     "se": functools.partial(create_attn, "se", rd_divisor=4),
@@ -35,9 +35,12 @@ class Block(nn.Module):
         super().__init__()
         stride = 1 if channels == out else 2
         self.body = nn.Sequential(
-            nn.Conv2d(channels, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True),
-            nn.Conv2d(out, out, 3, padding=1, bias=False), nn.BatchNorm2d(out),
-        )  # fmt: skip
+            nn.Conv2d(channels, out, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out, out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out),
+        )
         self.attention: nn.Module = nn.Identity()
         self.shortcut = (
             nn.Identity()
@@ -59,9 +62,14 @@ def small(channels: int, classes: int, stages: int, width: int) -> nn.Sequential
     for before, after in zip([width, *widths], widths, strict=False):
         blocks += [Block(before, after), Block(after, after)]
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-        *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes),
-    )  # fmt: skip
+        nn.Conv2d(channels, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        *blocks,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(widths[-1], classes),
+    )
 
 
 def build(name: str, attention: str, channels: int, classes: int) -> nn.Module:
@@ -119,8 +127,12 @@ def _insert(model: nn.Module, attention: str) -> None:
     if attention == "ppcr":
         ppcr_ext.insert_ppcr(model)
         return
-    last = {timm.models.resnet.BasicBlock: "bn2", timm.models.resnet.Bottleneck: "bn3",
-            torchvision.models.resnet.BasicBlock: "bn2", torchvision.models.resnet.Bottleneck: "bn3"}  # fmt: skip
+    last = {
+        timm.models.resnet.BasicBlock: "bn2",
+        timm.models.resnet.Bottleneck: "bn3",
+        torchvision.models.resnet.BasicBlock: "bn2",
+        torchvision.models.resnet.Bottleneck: "bn3",
+    }
     blocks = [block for block in model.modules() if type(block) in last]
     if not blocks:
         raise ValueError(

@@ -18,7 +18,9 @@ COLUMNS = ("epoch", "train_loss", "loss", "accuracy", "macro_f1", "auc", "kappa"
 
 
 def metrics(logits: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
-    """Loss, accuracy, macro F1, one-against-rest macro AUC and Cohen's kappa of logits ``[N, classes]``.
+    """Loss, accuracy, macro F1, one-against-rest macro AUC and Cohen's kappa.
+
+    ``logits`` are ``[N, classes]``.
 
     The AUC is NaN where a class has no image among the labels, or the network puts out NaN.
     """

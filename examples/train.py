@@ -2,8 +2,8 @@
 
 It writes metrics, a picture and checkpoints:
 
-    python examples/train.py --out results/digits                                   # digits, a small network, a minute
-    python examples/train.py --data bloodmnist.npz --model timm/resnet18 --attention cbam --out results/blood
+    python examples/train.py --out results/digits     # digits, a small network, a minute
+    python examples/train.py --data bloodmnist.npz --model timm/resnet18 --out results/blood
     torchrun --nproc-per-node=2 examples/train.py --parallel fsdp --out results/two  # two processes
 
 A run that was stopped goes on with ``--resume``, to the same numbers as if it had never been.
@@ -60,7 +60,7 @@ def parser(description: str) -> files.Parser:
     parser.add_argument(
         "--data",
         default="digits",
-        help="digits, a MedMNIST .npz, a CIFAR-10 folder or an ImageFolder",
+        help="digits, a MedMNIST .npz, a CIFAR folder or an ImageFolder",
     )
     parser.add_argument(
         "--model",
@@ -238,9 +238,15 @@ class Trainer:
             self.optimizer,
             options=StateDictOptions(full_state_dict=True, cpu_offload=True),
         )
-        state = {"epoch": epoch, "model": model, "optimizer": optimizer, "schedule": self.schedule.state_dict(),
-                 "scaler": self.scaler.state_dict(), "rows": self.rows,
-                 "identity": {name: getattr(self.options, name) for name in IDENTITY}}  # fmt: skip
+        state = {
+            "epoch": epoch,
+            "model": model,
+            "optimizer": optimizer,
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rows": self.rows,
+            "identity": {name: getattr(self.options, name) for name in IDENTITY},
+        }
         if self.rank == 0:
             files.write_atomically(path, functools.partial(torch.save, state))
 
@@ -250,13 +256,15 @@ class Trainer:
         identity, epoch = state["identity"], state["epoch"]
         for name in IDENTITY:
             if identity.get(name) != getattr(self.options, name):
-                raise BadInput(
-                    f"--resume: {path} was made with --{name.replace('_', '-')} {identity.get(name)}"
-                )
+                option = f"--{name.replace('_', '-')}"
+                raise BadInput(f"--resume: {path} was made with {option} {identity.get(name)}")
         set_state_dict(
-            self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"],
+            self.model,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
             options=StateDictOptions(full_state_dict=True),
-        )  # fmt: skip
+        )
         self.schedule.load_state_dict(state["schedule"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])

@@ -1,4 +1,4 @@
-"""The examples as their users run them: training, resuming, two processes, gate maps, and bad input in one line."""
+"""The examples as their users run them, and bad input that is refused in one line."""
 
 import os
 import pickle
@@ -65,7 +65,7 @@ def test_without_assertions_and_docstrings(level, program, options, tables, tmp_
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, call):
-    """The same metrics and the same bits in every weight and in the optimizer, with augmentation."""
+    """The same metrics, and the same bits in weights and optimizer, with augmentation."""
     medmnist(tmp_path / "tiny.npz", 40)
     options = [*TINY, "--data", tmp_path / "tiny.npz", "--augment", "--amp", "bfloat16"]
     assert call("train.py", "--out", tmp_path / "whole", *options) == (0, "")
@@ -161,6 +161,16 @@ class TestData:
         for channel in range(3):  # normalized: the same up to scale and shift
             assert np.corrcoef(image[channel].ravel(), raw[channel].ravel())[0, 1] > 0.99999
 
+    def test_cifar100(self, tmp_path):
+        """Of its two kinds of labels the fine ones."""
+        for name in ("train", "test"):
+            images = np.random.default_rng(0).integers(0, 256, (20, 3072), np.uint8)
+            labels = {"fine_labels": [5 * i for i in range(20)], "coarse_labels": list(range(20))}
+            (tmp_path / name).write_bytes(pickle.dumps({"data": images} | labels))
+        data = self.load(tmp_path)
+        assert (data.classes, len(data.train), len(data.validation)) == (96, 18, 2)
+        assert [int(label) for _, label in data.validation] == [90, 95]
+
     def test_few_images_of_cifar10(self, tmp_path):
         """One of them validates, where a tenth would be none."""
         cifar(tmp_path / "c", count=1)
@@ -171,7 +181,7 @@ class TestData:
         from files import BadInput
 
         cifar(tmp_path / "c", Code())
-        with pytest.raises(BadInput, match=r"no batch of CIFAR-10: it asks for posix.mkdir"):
+        with pytest.raises(BadInput, match=r"no batch of CIFAR: it asks for posix.mkdir"):
             self.load(tmp_path / "c")
         assert not os.path.exists("/tmp/ppcr_ext_code_was_run")
 

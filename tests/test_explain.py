@@ -1,4 +1,4 @@
-"""What examples/explain.py says of gates, and whether its deletion test can tell sense from noise."""
+"""What examples/explain.py says of gates; its deletion test can tell sense from noise."""
 
 import numpy as np
 import pytest
@@ -16,6 +16,14 @@ pytestmark = pytest.mark.full
 @pytest.fixture
 def call(monkeypatch, capsys):
     return caller(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # these networks are too small for more
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
