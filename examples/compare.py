@@ -212,11 +212,11 @@ def notes_on(data: Data) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    cuda = torch.cuda.is_available()
+    device = f"CPU, {torch.backends.cpu.get_cpu_capability()}"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
     return {
-        "device": torch.cuda.get_device_name()
-        if cuda
-        else f"CPU, {torch.backends.cpu.get_cpu_capability()}",
+        "device": device,
         "torch": torch.__version__,
         "ppcr_ext": ppcr_ext.__version__,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import json
 import os
 import random
@@ -25,7 +24,7 @@ COLUMNS = (
     *("attention", "parameters", "parameters_added", "step_ms"),
     *("step_ratio", "step_ratio_low", "step_ratio_high", "peak_bytes", "peak_ratio"),
 )
-SITTINGS = 3  # where its memory lies makes a network a little faster or slower while it lives
+REPEATS = 3  # where its memory lies makes a network a little faster or slower while it lives
 
 
 def measure(
@@ -41,36 +40,37 @@ def measure(
     within each round: its median, with the exact 95 % interval of the binomial distribution. The
     networks are made anew three times.
     """
-    took: dict[str, list[float]] = {method: [] for method in options}
+    seconds: dict[str, list[float]] = {method: [] for method in options}
     rows: dict[str, dict[str, Any]] = {}
     shuffle = random.Random(0)  # the same order in all processes
-    for sitting in range(SITTINGS):
+    for repeat in range(REPEATS):
         trainers = {method: Trainer(chosen, data) for method, chosen in options.items()}
         for method, trainer in trainers.items():
             batch = next(iter(trainer.batches))
             trainer.model.train()
             for _ in range(2):  # compiles, and fills caches
                 trainer.step(*batch)
-            if sitting == 0:
+            if repeat == 0:
                 count = sum(parameter.numel() for parameter in trainer.model.parameters())
                 rows[method] = {"attention": method, "parameters": count}
                 rows[method]["peak_bytes"] = _peak_bytes(trainer, *batch)
             tick()
         gc.collect()
         gc.disable()
-        for _ in range((rounds + sitting) // SITTINGS):
-            order = shuffle.sample(list(trainers), len(trainers))
-            for method in order:
-                took[method].append(_seconds(trainers[method], *batch))
-            tick()
-        gc.enable()
+        try:
+            for _ in range((rounds + repeat) // REPEATS):
+                for method in shuffle.sample(list(trainers), len(trainers)):
+                    seconds[method].append(_seconds(trainers[method], *batch))
+                tick()
+        finally:
+            gc.enable()
     base = rows[baseline]
     for method, row in rows.items():
-        ratios = [a / b for a, b in zip(took[method], took[baseline], strict=True)]
+        ratios = [a / b for a, b in zip(seconds[method], seconds[baseline], strict=True)]
         interval = stats.quantile_test(ratios, p=0.5).confidence_interval()
         row["parameters_added"] = row["parameters"] - base["parameters"]
         row["peak_ratio"] = round(row["peak_bytes"] / base["peak_bytes"], 4)
-        row["step_ms"] = round(statistics.median(took[method]) * 1e3, 3)
+        row["step_ms"] = round(statistics.median(seconds[method]) * 1e3, 3)
         row["step_ratio"] = round(statistics.median(ratios), 4)
         row["step_ratio_low"] = round(float(interval.low), 4)
         row["step_ratio_high"] = round(float(interval.high), 4)
@@ -79,7 +79,7 @@ def measure(
 
 def steps(rounds: int, methods: int) -> int:
     """How often ``tick`` is called."""
-    return rounds + SITTINGS * methods
+    return rounds + REPEATS * methods
 
 
 def _seconds(trainer: Trainer, images: Tensor, labels: Tensor) -> float:
@@ -109,4 +109,4 @@ def _peak_bytes(trainer: Trainer, images: Tensor, labels: Tensor) -> int:
         profiled.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
     totals = (event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]")
-    return max(itertools.chain([0], totals))
+    return max(totals)
