@@ -1,9 +1,13 @@
-"""Images with labels, split into training, validation and test: bundled digits, or a local file or folder of a known kind."""
+"""Images with labels, split into training, validation and test.
+
+Bundled digits, or a local file or folder of a known kind.
+"""
 
 from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +22,7 @@ from torchvision.transforms import v2
 
 @dataclass
 class Data:
-    """``train``, ``validation`` and ``test`` hold pairs of a float32 image ``[C, H, W]`` and its class."""
+    """All three splits hold pairs of a float32 image ``[C, H, W]`` and its class."""
 
     train: Dataset[Any]
     validation: Dataset[Any]
@@ -26,11 +30,30 @@ class Data:
     channels: int
     classes: int
 
+    def missing_classes(self) -> dict[str, list[int]]:
+        """The classes of which a split has no image, for every split that lacks one."""
+        splits = {"training": self.train, "validation": self.validation, "test": self.test}
+        missing = {
+            name: sorted(set(range(self.classes)) - set(_labels(split)))
+            for name, split in splits.items()
+        }
+        return {name: classes for name, classes in missing.items() if classes}
+
+
+def _labels(dataset: Any) -> list[int]:
+    if isinstance(dataset, Augmented):
+        return _labels(dataset.dataset)
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[1].tolist()
+    return list(dataset.targets)  # ImageFolder
+
 
 def load(source: str, augment: bool, size: int) -> Data:
-    """``digits``, a MedMNIST ``.npz``, the folder of CIFAR-10's Python version, or one with train/, val/ and test/ (ImageFolder).
+    """``digits``, a MedMNIST ``.npz``, the folder of the Python version of CIFAR-10 or CIFAR-100, or
+    one with train/, val/ and test/ (ImageFolder).
 
-    ``augment`` crops and flips training images at random; ``size`` is the side to which ImageFolder's images are brought.
+    ``augment`` crops and flips training images at random. ``size`` is the side to which the images
+    of an ImageFolder are brought.
     """
     if source == "digits":
         return _digits(augment)
@@ -40,10 +63,13 @@ def load(source: str, augment: bool, size: int) -> Data:
     if path.is_file():
         return _medmnist(path, augment)
     if (path / "data_batch_1").exists():
-        return _cifar10(path, augment)
+        batches = [f"data_batch_{i}" for i in range(1, 6)]
+        return _cifar(path, [*batches, "test_batch"], "labels", augment)
+    if (path / "train").is_file():
+        return _cifar(path, ["train", "test"], "fine_labels", augment)
     if (path / "train").is_dir():
         return _image_folder(path, augment, size)
-    raise BadInput(f"--data: {source} holds neither CIFAR-10's data_batch_1 nor a folder train")
+    raise BadInput(f"--data: {source} holds neither batches of CIFAR nor a folder train")
 
 
 class Augmented(Dataset[Any]):
@@ -64,7 +90,10 @@ class Augmented(Dataset[Any]):
 
 
 def _from_arrays(parts: list[tuple[np.ndarray, np.ndarray]], augment: bool) -> Data:
-    """Data of three pairs of uint8 images ``[N, H, W, C]`` and labels ``[N]``, normalized by the training images' statistics."""
+    """Data of three pairs of uint8 images ``[N, H, W, C]`` and labels ``[N]``.
+
+    All are normalized by the statistics of the training images.
+    """
     for split, (images, labels) in zip(("training", "validation", "test"), parts, strict=True):
         if not len(images) or len(images) != len(labels):
             count = f"{len(images)} {split} images and {len(labels)} labels"
@@ -86,7 +115,10 @@ def _from_arrays(parts: list[tuple[np.ndarray, np.ndarray]], augment: bool) -> D
 
 
 def _digits(augment: bool) -> Data:
-    """The 1797 handwritten digits of 8 x 8 pixels that scikit-learn bundles: 1000 to train, 297 to validate, 500 to test."""
+    """The 1797 handwritten digits of 8 x 8 pixels that scikit-learn bundles.
+
+    1000 of them train, 297 validate and 500 test.
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -102,7 +134,11 @@ def _digits(augment: bool) -> Data:
 
 
 def _medmnist(path: Path, augment: bool) -> Data:
-    """A MedMNIST file: arrays {train,val,test}_images ``[N, H, W(, C)]`` uint8 and {train,val,test}_labels ``[N, 1]``."""
+    """A MedMNIST file.
+
+    Its arrays are {train,val,test}_images ``[N, H, W(, C)]`` uint8 and {train,val,test}_labels
+    ``[N, 1]``.
+    """
     parts = []
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -125,19 +161,17 @@ def _medmnist(path: Path, augment: bool) -> Data:
     checked = []
     for images, labels in parts:
         if images.ndim != 4 or images.dtype != np.uint8:
-            raise BadInput(
-                f"--data: {path} holds images {images.dtype} {images.shape} with labels {labels.shape}: no 2-D MedMNIST"
-            )
+            got = f"images {images.dtype} {images.shape} with labels {labels.shape}"
+            raise BadInput(f"--data: {path} holds {got}: no 2-D MedMNIST")
         if labels.ndim == 2 and labels.shape[1] != 1:
-            raise BadInput(
-                f"--data: {path} has {labels.shape[1]} labels an image; this example classifies into one class each"
-            )
+            got = f"{labels.shape[1]} labels an image"
+            raise BadInput(f"--data: {path} has {got}; this example classifies into one class each")
         checked.append((images, labels.reshape(-1)))
     return _from_arrays(checked, augment)
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles what CIFAR-10's batches hold, NumPy arrays in a dict, and nothing that could run code."""
+    """Unpickles what CIFAR's batches hold, NumPy arrays in a dict, and nothing that runs code."""
 
     ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype"})
 
@@ -149,22 +183,23 @@ class _ArraysOnly(pickle.Unpickler):
         self.refuse(module, name)
 
     def refuse(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(
-            f"it asks for {module}.{name}, which batches of CIFAR-10 do not"
-        )
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which batches of CIFAR do not")
 
 
-def _cifar10(path: Path, augment: bool) -> Data:
-    """CIFAR-10, Python version: 45,000 images to train, the last 5,000 of its training images to validate, 10,000 to test."""
+def _cifar(path: Path, names: Sequence[str], key: str, augment: bool) -> Data:
+    """CIFAR-10 or CIFAR-100, Python version; ``names`` are its files, the last one the test images.
+
+    The last tenth of the training images validates.
+    """
     images, labels = [], []
-    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+    for name in names:
         try:
             with open(path / name, "rb") as file:
                 batch = _ArraysOnly(file, encoding="latin1").load()
             images.append(
                 np.asarray(batch["data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             )
-            labels.append(np.asarray(batch["labels"]))
+            labels.append(np.asarray(batch[key]))
         except (
             OSError,
             EOFError,
@@ -173,21 +208,21 @@ def _cifar10(path: Path, augment: bool) -> Data:
             ValueError,
             pickle.UnpicklingError,
         ) as error:
-            raise BadInput(f"--data: {path / name} is no batch of CIFAR-10: {error}") from None
-    training, training_labels = np.concatenate(images[:5]), np.concatenate(labels[:5])
+            raise BadInput(f"--data: {path / name} is no batch of CIFAR: {error}") from None
+    training, training_labels = np.concatenate(images[:-1]), np.concatenate(labels[:-1])
     held_out = max(1, len(training) // 10)
     return _from_arrays(
         [
             (training[:-held_out], training_labels[:-held_out]),
             (training[-held_out:], training_labels[-held_out:]),
-            (images[5], labels[5]),
+            (images[-1], labels[-1]),
         ],
         augment,
     )
 
 
 def _image_folder(path: Path, augment: bool, size: int) -> Data:
-    """One folder a class in train/, val/ and test/; without test/ the validation images serve for both."""
+    """One folder a class in train/, val/ and test/; without test/, val/ serves for both."""
     from torchvision.datasets import ImageFolder
 
     normalize = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # ImageNet's, as usual

@@ -1,14 +1,15 @@
-"""Files that are either whole or not there, and the one way in which the examples refuse bad input."""
+"""Files that are either whole or not there, and how the examples refuse bad input."""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class BadInput(Exception):
@@ -23,7 +24,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a program; :class:`BadInput` becomes one line on stderr, from the first process alone, and exit status 2."""
+    """Runs a program; :class:`BadInput` becomes exit status 2 and one line on stderr.
+
+    The first of several processes alone says it.
+    """
     try:
         main()
     except BadInput as error:
@@ -45,7 +49,10 @@ def make_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets ``write`` make a file beside ``path``, then renames it: readers see the old one or the new one, never a part."""
+    """Lets ``write`` make a file beside ``path``, then renames it.
+
+    Readers see the old file or the new one, never a part.
+    """
     temporary = path.with_name(
         f".{path.stem}.part{path.suffix}"
     )  # the suffix says which format to write
@@ -58,3 +65,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise BadInput(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    def write(part: Path) -> None:
+        with open(part, "w", newline="") as file:
+            table = csv.DictWriter(file, columns)
+            table.writeheader()
+            table.writerows(rows)
+
+    write_atomically(path, write)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda part: part.write_text(text))

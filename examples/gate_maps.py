@@ -1,14 +1,14 @@
-"""Gate maps on two real pictures: a fundus photograph and an immunohistochemical stain, both bundled with scikit-image.
+"""Gate maps on two real pictures: a fundus photograph and an immunohistochemical stain.
 
-For each picture a small residual network with PPCR learns to remove noise from patches of it, which needs no labels; then its gate maps
-on the whole picture are drawn over the picture and summed up:
+Both are bundled with scikit-image. For each picture a small residual network with PPCR learns to
+remove noise from patches of it, which needs no labels. Its gate maps on the whole picture are then
+drawn over the picture and summed up in gates.csv:
 
-    python examples/gate_maps.py --out results/gates      # two minutes; retina.png, immunohistochemistry.png and gates.csv
+    python examples/gate_maps.py --out results/gates      # two minutes
 """
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def train(
 
 
 def draw(path: Path, image: Tensor, gates: dict[str, np.ndarray], title: str) -> None:
-    """The picture, and every layer's gate map over it in grey, on a colour scale of the layer's own."""
+    """The picture, and every layer's gate map over it, on a colour scale of the layer's own."""
     figure, axes = plt.subplots(
         1, len(gates) + 1, figsize=(4 * (len(gates) + 1), 4.2), layout="constrained", sharey=True
     )
@@ -156,14 +156,7 @@ def main() -> None:
         )
         rows += [statistics(name, layer, gate) for layer, gate in gates.items()]
         print(f"{options.out / name}.png: {len(gates)} layers")
-
-    def write(part: Path) -> None:
-        with open(part, "w", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS)
-            table.writeheader()
-            table.writerows(rows)
-
-    files.write_atomically(options.out / "gates.csv", write)
+    files.write_csv(options.out / "gates.csv", rows, COLUMNS)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Trains a classifier with PPCR, or with another attention layer to compare it with, and writes metrics, a picture and checkpoints.
+"""Trains a classifier with PPCR or another attention layer.
 
-    python examples/train.py --out results/digits                                   # digits, a small network, a minute
-    python examples/train.py --data bloodmnist.npz --model timm/resnet18 --attention cbam --epochs 20 --out results/blood
+It writes metrics, a picture and checkpoints:
+
+    python examples/train.py --out results/digits     # digits, a small network, a minute
+    python examples/train.py --data bloodmnist.npz --model timm/resnet18 --out results/blood
     torchrun --nproc-per-node=2 examples/train.py --parallel fsdp --out results/two  # two processes
 
 A run that was stopped goes on with ``--resume``, to the same numbers as if it had never been.
@@ -9,11 +11,12 @@ A run that was stopped goes on with ``--resume``, to the same numbers as if it h
 
 from __future__ import annotations
 
-import csv
 import functools
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +54,24 @@ POSITIVE = ("epochs", "batch", "lr", "image_size", "stop_after")
 NOT_NEGATIVE = ("weight_decay", "workers", "seed")
 
 
-def arguments() -> Any:
-    parser = files.Parser(description="Trains a classifier with PPCR or another attention layer.")
+def parser(description: str) -> files.Parser:
+    """Takes all options that say how a network is trained; examples/compare.py has them as well."""
+    parser = files.Parser(description=description)
     parser.add_argument(
         "--data",
         default="digits",
-        help="digits, a MedMNIST .npz, a CIFAR-10 folder or an ImageFolder",
+        help="digits, a MedMNIST .npz, a CIFAR folder or an ImageFolder",
     )
     parser.add_argument(
-        "--model", default="small", help="small, torchvision/NAME or timm/NAME (residual networks)"
+        "--model",
+        default="small",
+        help="small, small-resnet18, either with a width (small-resnet18/16), "
+        "torchvision/NAME or timm/NAME (residual networks)",
     )
-    parser.add_argument("--attention", choices=ATTENTION, default="ppcr")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=64, help="images a step, over all processes")
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--weight-decay", type=float, default=5e-4)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--amp", choices=("none", "bfloat16", "float16"), default="none")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
@@ -76,19 +81,44 @@ def arguments() -> Any:
     )
     parser.add_argument("--workers", type=int, default=0, help="processes that load images")
     parser.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp", help="under torchrun")
-    parser.add_argument("--out", type=Path, default=Path("results/train"))
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-    parser.add_argument("--stop-after", type=int, help="stop after this epoch, to go on later")
-    found = parser.parse_args()
+    return parser
+
+
+def check(found: Any) -> Any:
+    """The options, none of them out of its range."""
     for name, value in vars(found).items():
         option = f"--{name.replace('_', '-')}"
         if name in POSITIVE and value is not None and not 0 < value < math.inf:
             raise BadInput(f"{option} must be positive and finite, got {value}")
         if name in NOT_NEGATIVE and not 0 <= value < math.inf:
             raise BadInput(f"{option} must be 0 or more and finite, got {value}")
+    return found
+
+
+def arguments() -> Any:
+    own = parser("Trains a classifier with PPCR or another attention layer.")
+    own.add_argument("--attention", choices=ATTENTION, default="ppcr")
+    own.add_argument("--seed", type=int, default=0)
+    own.add_argument("--out", type=Path, default=Path("results/train"))
+    own.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    own.add_argument("--stop-after", type=int, help="stop after this epoch, to go on later")
+    found = check(own.parse_args())
     if found.seed >= 2**32:
         raise BadInput(f"--seed must be below 2^32, got {found.seed}")
     return found
+
+
+def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state["identity"], state["epoch"]
+    except FileNotFoundError:
+        raise BadInput(f"{option}: there is no checkpoint {path}") from None
+    except Exception as error:  # torch.load raises many kinds
+        raise BadInput(
+            f"{option}: {path} is no whole checkpoint of this program ({type(error).__name__})"
+        ) from None
+    return dict(state)
 
 
 class Trainer:
@@ -156,7 +186,21 @@ class Trainer:
             logits: Tensor = self.model(images.to(self.device))
         return logits.float()
 
-    def epoch(self, index: int) -> float:
+    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One step of the optimizer; the loss."""
+        try:
+            logits = self._forward(images)
+        except ValueError as error:  # of normalization layers: one pixel is a single value
+            few = f"--batch: {len(images)} images a process are too few"
+            raise BadInput(f"{few} for --model {self.options.model}: {error}") from None
+        loss = nn.functional.cross_entropy(logits, labels.to(self.device))
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def epoch(self, index: int, quiet: bool = False) -> float:
         """One pass over the training images; the mean loss."""
         torch.manual_seed(
             self.options.seed + 1000 * (index + 1) + self.rank
@@ -168,21 +212,11 @@ class Trainer:
             self.batches,
             f"epoch {index + 1}/{self.options.epochs}",
             leave=False,
-            disable=None if self.rank == 0 else True,
+            disable=None if self.rank == 0 and not quiet else True,
         )
         for images, labels in bar:
-            try:
-                logits = self._forward(images)
-            except ValueError as error:  # of normalization layers: one pixel is a single value
-                few = f"--batch: {len(images)} images a process are too few"
-                raise BadInput(f"{few} for --model {self.options.model}: {error}") from None
-            loss = nn.functional.cross_entropy(logits, labels.to(self.device))
-            self.optimizer.zero_grad()
-            self.scaler.scale(loss).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            total += self.step(images, labels)
             self.schedule.step()
-            total += loss.detach()
         if self.world > 1:
             dist.all_reduce(total)
         return float(total) / self.world / len(self.batches)
@@ -204,32 +238,33 @@ class Trainer:
             self.optimizer,
             options=StateDictOptions(full_state_dict=True, cpu_offload=True),
         )
-        state = {"epoch": epoch, "model": model, "optimizer": optimizer, "schedule": self.schedule.state_dict(),
-                 "scaler": self.scaler.state_dict(), "rows": self.rows,
-                 "identity": {name: getattr(self.options, name) for name in IDENTITY}}  # fmt: skip
+        state = {
+            "epoch": epoch,
+            "model": model,
+            "optimizer": optimizer,
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rows": self.rows,
+            "identity": {name: getattr(self.options, name) for name in IDENTITY},
+        }
         if self.rank == 0:
             files.write_atomically(path, functools.partial(torch.save, state))
 
     def load(self, path: Path) -> int:
         """Takes up a checkpoint; the epochs it has behind it."""
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            identity, epoch = state["identity"], state["epoch"]
-        except FileNotFoundError:
-            raise BadInput(f"--resume: there is no checkpoint {path}") from None
-        except Exception as error:  # torch.load raises many kinds
-            raise BadInput(
-                f"--resume: {path} is no whole checkpoint of this program ({type(error).__name__})"
-            ) from None
+        state = read_checkpoint(path, "--resume")
+        identity, epoch = state["identity"], state["epoch"]
         for name in IDENTITY:
             if identity.get(name) != getattr(self.options, name):
-                raise BadInput(
-                    f"--resume: {path} was made with --{name.replace('_', '-')} {identity.get(name)}"
-                )
+                option = f"--{name.replace('_', '-')}"
+                raise BadInput(f"--resume: {path} was made with {option} {identity.get(name)}")
         set_state_dict(
-            self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"],
+            self.model,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
             options=StateDictOptions(full_state_dict=True),
-        )  # fmt: skip
+        )
         self.schedule.load_state_dict(state["schedule"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
@@ -237,18 +272,14 @@ class Trainer:
         return int(epoch)
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    def write(part: Path) -> None:
-        with open(part, "w", newline="") as file:
-            table = csv.DictWriter(file, columns)
-            table.writeheader()
-            table.writerows(rows)
-
-    files.write_atomically(path, write)
-
-
-def train(options: Any) -> None:
-    data = load(options.data, options.augment, options.image_size)
+def train(
+    options: Any,
+    data: Data | None = None,
+    quiet: bool = False,
+    done: Callable[[int], object] = lambda epochs: None,
+) -> None:
+    """One run. ``done`` is called with the number of epochs that are newly behind it."""
+    data = data or load(options.data, options.augment, options.image_size)
     trainer = Trainer(options, data)
     checkpoint: Path = options.out / "checkpoint.pt"
     start = trainer.load(checkpoint) if options.resume else 0
@@ -259,9 +290,22 @@ def train(options: Any) -> None:
         raise BadInput(f"{checkpoint} exists: pass --resume to go on from it, or another --out")
     if trainer.rank == 0:
         files.make_folder(options.out)
+
+    def say(line: str) -> None:
+        if trainer.rank == 0 and not quiet:
+            print(line, flush=True)
+
+    def write_metrics() -> None:
+        if trainer.rank == 0:
+            files.write_csv(options.out / "metrics.csv", trainer.rows, COLUMNS)
+            draw(options.out / "curves.png", trainer.rows, f"{options.model}, {options.attention}")
+
+    if start:
+        write_metrics()  # the last run may have been stopped between its checkpoint and its tables
+        done(start)
     for index in range(start, min(options.epochs, options.stop_after or options.epochs)):
         began = time.perf_counter()
-        loss = trainer.epoch(index)
+        loss = trainer.epoch(index, quiet)
         row = {
             "epoch": index + 1,
             "train_loss": loss,
@@ -270,35 +314,35 @@ def train(options: Any) -> None:
         }
         trainer.rows.append(row)
         trainer.save(checkpoint, index + 1)
-        if trainer.rank == 0:
-            write_csv(options.out / "metrics.csv", trainer.rows, COLUMNS)
-            draw(options.out / "curves.png", trainer.rows, f"{options.model}, {options.attention}")
-            print(
-                f"epoch {index + 1}: train loss {loss:.3f}, validation accuracy {row['accuracy']:.4f}",
-                flush=True,
-            )
+        write_metrics()
+        done(1)
+        say(f"epoch {index + 1}: train loss {loss:.3f}, validation accuracy {row['accuracy']:.4f}")
     if len(trainer.rows) == options.epochs:
         result = trainer.evaluate(data.test)
         if trainer.rank == 0:
-            write_csv(options.out / "test.csv", [result], COLUMNS[2:-1])
-            print(
-                "test: " + ", ".join(f"{name} {value:.4f}" for name, value in result.items()),
-                flush=True,
-            )
+            files.write_csv(options.out / "test.csv", [result], COLUMNS[2:-1])
+        say("test: " + ", ".join(f"{name} {value:.4f}" for name, value in result.items()))
 
 
-def main() -> None:
-    options = arguments()
+@contextmanager
+def processes() -> Iterator[None]:
+    """Joins the processes that torchrun has started, if it has."""
     torch.backends.cudnn.deterministic = True
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
-        train(options)
+        yield
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def main() -> None:
+    options = arguments()
+    with processes():
+        train(options)
 
 
 if __name__ == "__main__":

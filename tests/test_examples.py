@@ -1,65 +1,29 @@
-"""The examples as their users run them: training, resuming, two processes, gate maps, and bad input in one line."""
+"""The examples as their users run them, and bad input that is refused in one line."""
 
-import csv
-import importlib
 import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-pytestmark = pytest.mark.full
 pytest.importorskip("timm")
-ROOT = Path(__file__).parent.parent
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+from example_programs import ROOT, STARTED, TORCHRUN, caller, medmnist, png, run, table
+
+pytestmark = pytest.mark.full
 TINY = ["--batch", "10", "--epochs", "2"]
-STARTED = [sys.executable]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-
-
-def run(program, *arguments, start=STARTED, cwd=None):
-    command = [*start, str(ROOT / "examples" / program), *map(str, arguments)]
-    options = {"capture_output": True, "text": True, "timeout": 300}
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, **options)
 
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Runs a program's main in this process, which has imported everything; its exit status and what it said on stderr."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-
-    def run_here(program, *arguments):
-        import files
-
-        monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
-        capsys.readouterr()
-        status = 0
-        try:
-            files.run(importlib.import_module(program.removesuffix(".py")).main)
-        except SystemExit as end:
-            status = end.code
-        return status, capsys.readouterr().err
-
-    return run_here
-
-
-def table(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    return caller(monkeypatch, capsys)
 
 
 def without_seconds(path):
     return [
         {name: value for name, value in row.items() if name != "seconds"} for row in table(path)
     ]
-
-
-def png(path):
-    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +59,13 @@ def test_digits_reach_95_percent(trained):
 def test_without_assertions_and_docstrings(level, program, options, tables, tmp_path):
     """In any folder: the set-up has installed the package in place."""
     medmnist(tmp_path / "tiny.npz", 40)
-    result = run(program, "--out", "out", *options, start=[sys.executable, level], cwd=tmp_path)
+    result = run(program, "--out", "out", *options, start=[*STARTED, level], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert len(list((tmp_path / "out").glob("*.csv"))) == tables
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, call):
-    """The same metrics and the same bits in every weight and in the optimizer, with augmentation."""
+    """The same metrics, and the same bits in weights and optimizer, with augmentation."""
     medmnist(tmp_path / "tiny.npz", 40)
     options = [*TINY, "--data", tmp_path / "tiny.npz", "--augment", "--amp", "bfloat16"]
     assert call("train.py", "--out", tmp_path / "whole", *options) == (0, "")
@@ -133,18 +97,6 @@ def test_two_processes_write_one_run(tmp_path, call):
     assert result.stdout.count("epoch 1:") == 1
     assert call("train.py", *options, "--resume") == (0, "")
     assert len(table(tmp_path / "metrics.csv")) == 2
-
-
-def medmnist(path, n=20, **changes):
-    generator = np.random.default_rng(0)
-    arrays = {
-        f"{s}_images": generator.integers(0, 256, (n, 28, 28, 3), np.uint8)
-        for s in ("train", "val", "test")
-    }
-    arrays |= {f"{s}_labels": np.arange(n).reshape(-1, 1) % 3 for s in ("train", "val", "test")}
-    np.savez_compressed(
-        path, **{key: value for key, value in (arrays | changes).items() if value is not None}
-    )
 
 
 class Code:
@@ -209,6 +161,16 @@ class TestData:
         for channel in range(3):  # normalized: the same up to scale and shift
             assert np.corrcoef(image[channel].ravel(), raw[channel].ravel())[0, 1] > 0.99999
 
+    def test_cifar100(self, tmp_path):
+        """Of its two kinds of labels the fine ones."""
+        for name in ("train", "test"):
+            images = np.random.default_rng(0).integers(0, 256, (20, 3072), np.uint8)
+            labels = {"fine_labels": [5 * i for i in range(20)], "coarse_labels": list(range(20))}
+            (tmp_path / name).write_bytes(pickle.dumps({"data": images} | labels))
+        data = self.load(tmp_path)
+        assert (data.classes, len(data.train), len(data.validation)) == (96, 18, 2)
+        assert [int(label) for _, label in data.validation] == [90, 95]
+
     def test_few_images_of_cifar10(self, tmp_path):
         """One of them validates, where a tenth would be none."""
         cifar(tmp_path / "c", count=1)
@@ -219,7 +181,7 @@ class TestData:
         from files import BadInput
 
         cifar(tmp_path / "c", Code())
-        with pytest.raises(BadInput, match=r"no batch of CIFAR-10: it asks for posix.mkdir"):
+        with pytest.raises(BadInput, match=r"no batch of CIFAR: it asks for posix.mkdir"):
             self.load(tmp_path / "c")
         assert not os.path.exists("/tmp/ppcr_ext_code_was_run")
 
@@ -239,16 +201,31 @@ class TestData:
         )
         assert data.train[0][0].shape == (3, 16, 16)
 
-    @pytest.mark.parametrize("attention", ["ppcr", "se", "cbam", "none"])
-    @pytest.mark.parametrize("name", ["small", "torchvision/resnet18", "timm/resnet18"])
+    LAYERS: ClassVar = {"ppcr": "PPCR", "se": "SEModule", "eca": "EcaModule", "cbam": "CbamModule"}
+
+    @pytest.mark.parametrize("attention", [*LAYERS, "none"])
+    @pytest.mark.parametrize(
+        "name", ["small", "small-resnet18/8", "torchvision/resnet18", "timm/resnet18"]
+    )
     def test_models(self, name, attention):
+        """One layer a block, and all weights outside the layers those of the plain network."""
         from models import build
 
+        torch.manual_seed(0)
+        plain = build(name, "none", channels=1, classes=4)
+        torch.manual_seed(0)
         model = build(name, attention, channels=1, classes=4)
-        parts = {type(m).__name__ for m in model.modules()}
-        assert parts & {"PPCR", "SEModule", "CbamModule"} == {
-            {"ppcr": "PPCR", "se": "SEModule", "cbam": "CbamModule"}.get(attention)
-        } - {None}
+        layers = [n for n, m in model.named_modules() if type(m).__name__ in self.LAYERS.values()]
+        kinds = {type(model.get_submodule(layer)).__name__ for layer in layers}
+        assert kinds == {self.LAYERS.get(attention)} - {None}
+        assert len(layers) == (attention != "none") * (4 if name == "small" else 8)
+        outside = [
+            value
+            for key, value in model.state_dict().items()
+            if not key.startswith(tuple(f"{layer}." for layer in layers))
+        ]
+        for ours, theirs in zip(outside, plain.state_dict().values(), strict=True):
+            assert torch.equal(ours, theirs)
         y = model(torch.randn(2, 1, 32, 32))
         assert y.shape == (2, 4)
         y.sum().backward()
@@ -290,6 +267,9 @@ def truncated(path):
         (["--resume", "--out", "{tmp}/good"], "was made with --epochs 8"),
         (["--out", "{tmp}/good", "--epochs", "8"], "pass --resume to go on"),
         (["--model", "timm/nothing"], "--model: timm/nothing cannot be built"),
+        (["--model", "resnet18"], "--model: 'resnet18' is none of small, small-resnet18,"),
+        (["--model", "small/2"], "its width must be at least 4, got 2"),
+        (["--model", "small/wide"], "--model: small/wide cannot be built"),
         (
             ["--model", "torchvision/densenet121"],
             "--model: torchvision/densenet121 cannot be built",
