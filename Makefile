@@ -136,7 +136,7 @@ $(MINIMAL)/.package: $(MINIMAL)/.installed $(PACKAGE)
 cuda: $(BUILT)  ## the CUDA library, built with nvcc; CUDA_ARGS='--arch 9.0' for one architecture
 	$(BIN)/python tools/cuda_build.py $(CUDA_ARGS)
 
-cuda-report: $(BUILT)  #@ results/: estimated speed of every plan, registers and access widths of every kernel
+cuda-report: $(BUILT)  #@ results/: estimated speed of every plan, machine code of every kernel
 	$(BIN)/python tools/cuda_estimates.py
 	$(BIN)/python tools/cuda_report.py
 	$(BIN)/python tools/triton_report.py

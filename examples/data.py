@@ -49,8 +49,8 @@ def _labels(dataset: Any) -> list[int]:
 
 
 def load(source: str, augment: bool, size: int) -> Data:
-    """``digits``, a MedMNIST ``.npz``, the folder of the Python version of CIFAR-10 or CIFAR-100, or
-    one with train/, val/ and test/ (ImageFolder).
+    """``digits``, a MedMNIST ``.npz``, or a folder: the Python version of CIFAR-10 or CIFAR-100, or
+    train/, val/ and test/ (ImageFolder).
 
     ``augment`` crops and flips training images at random. ``size`` is the side to which the images
     of an ImageFolder are brought.

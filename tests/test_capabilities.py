@@ -19,17 +19,17 @@ from ppcr_ext import _native
 TESTS = Path(__file__).parent
 ORDER = ["default", "avx2", "avx512"]
 X86 = platform.machine() == "x86_64"
+CHOSEN = (
+    "test_against_float64 or test_any_alignment or test_nan_and_inf or test_zero_variance"
+    " or same_capability"
+)
 
 
-METHODS = ["grouped", "sequential"]
-CHECKS = "test_any_alignment or test_nan_and_inf or test_zero_variance or same_capability"
-
-
-def run_checks(chosen, **settings):
+def run_checks(**settings):
     """The tests of accuracy and edges in a process with these settings."""
     package = Path(ppcr_ext.__file__).parents[1]
     environment = os.environ | settings | {"PYTHONPATH": str(package)}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", CHOSEN]
     files = ["test_accuracy.py", "test_edges.py", "test_capabilities.py"]
     subprocess.run([*command, *files], cwd=TESTS, env=environment, check=True, timeout=600)
 
@@ -40,22 +40,19 @@ def skip_unless_here(capability):
         pytest.skip(f"this CPU's own capability is {best}")
 
 
-@pytest.mark.parametrize("capability", ORDER)
-def test_accuracy(capability):
+@pytest.mark.parametrize(
+    ("capability", "method"),
+    [
+        ("default", "grouped"),
+        ("avx2", "sequential"),
+        ("avx512", "grouped"),
+        ("avx512", "sequential"),
+    ],
+)
+def test_accuracy(capability, method):
+    """Every set and every method once; make sanitize runs all pairs, against double precision."""
     skip_unless_here(capability)
     run_checks(
-        f"test_against_float64 or {CHECKS}",
-        PPCR_CPU_CAPABILITY=capability,
-        PPCR_EXPECTED_CAPABILITY=capability,
-    )
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("capability", ORDER)
-def test_methods(capability, method):
-    skip_unless_here(capability)
-    run_checks(
-        f"(test_against_float64 and float32) or {CHECKS}",
         PPCR_CPU_METHOD=method,
         PPCR_CPU_CAPABILITY=capability,
         PPCR_EXPECTED_CAPABILITY=capability,
