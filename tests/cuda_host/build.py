@@ -7,6 +7,8 @@ both; ``environment()`` is what a process needs to run on them.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -14,7 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -133,19 +135,28 @@ def build_kernels(objects: list[Path]) -> Path:
     return library
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """One process or thread builds, the others wait."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def build() -> Path:
     """The folder of the libraries; what has not changed is not compiled again."""
-    fibers = cuda_on_cpu.build().parent
-    digest = hashlib.sha256(f"{fibers}{torch_folder()}{FLAGS}".encode())
-    for path in sorted([*RUNTIME.rglob("*.*"), Path(__file__)]):
-        digest.update(path.read_bytes())
-    stamp = BUILD / "stamp"
-    if not stamp.exists() or stamp.read_text() != digest.hexdigest():
-        BUILD.mkdir(parents=True, exist_ok=True)
-        stamp.unlink(missing_ok=True)
-        build_runtime()
-        build_kernels(sorted(fibers.glob("run_*.o")))
-        stamp.write_text(digest.hexdigest())
+    with alone():
+        fibers = cuda_on_cpu.build().parent
+        digest = hashlib.sha256(f"{fibers}{torch_folder()}{FLAGS}".encode())
+        for path in sorted([*RUNTIME.rglob("*.*"), Path(__file__)]):
+            digest.update(path.read_bytes())
+        stamp = BUILD / "stamp"
+        if not stamp.exists() or stamp.read_text() != digest.hexdigest():
+            stamp.unlink(missing_ok=True)
+            build_runtime()
+            build_kernels(sorted(fibers.glob("run_*.o")))
+            stamp.write_text(digest.hexdigest())
     return BUILD
 
 
@@ -157,7 +168,8 @@ def runtime_library() -> Path:
 def library() -> Path:
     """The CUDA library for sm_90, built as an installation does."""
     output = BUILD / "_cuda.abi3.so"
-    cuda_build.build(output, "9.0", BUILD / "nvcc")
+    with alone():
+        cuda_build.build(output, "9.0", BUILD / "nvcc")
     return output
 
 

@@ -141,6 +141,7 @@ def install() -> None:
 
 def pytest_configure() -> None:
     install()
+    torch.cuda.init()  # there is no NVML that could tell of the devices before
 
 
 def pytest_terminal_summary(terminalreporter: object) -> None:
