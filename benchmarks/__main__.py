@@ -15,9 +15,9 @@ from . import cases, runner
 DESCRIPTION = """\
 Errors and times of every usable backend of ppcr_ext, beside plain PyTorch. SUITE is one of
 
-  retina      real inputs: the fundus photograph that scikit-image bundles goes through a
-              torchvision ResNet-50 (random weights of a fixed seed, PPCR in every residual block),
-              and what the last PPCR layer of each of the four stages sees is measured
+  retina      real inputs: the fundus photograph that scikit-image bundles goes through a torchvision
+              ResNet-50 (random weights of a fixed seed, PPCR in every residual block), and what the
+              last PPCR layer of each of the four stages sees is measured
   shapes      the same for random inputs of eight shapes
   operators   ppcr, gate and add_relu, forward, backward and both; beside plain PyTorch, eager and
               compiled, and beside SE, ECA and the spatial gate of CBAM
@@ -25,25 +25,24 @@ Errors and times of every usable backend of ppcr_ext, beside plain PyTorch. SUIT
   end-to-end  training and inference of whole networks: torchvision's ResNets without attention,
               with PPCR fused into their residual blocks, unfused and in plain PyTorch, SE and CBAM
 
-The lower bound is what any such layer must cost at least: x * 0.5, and for forward+backward
-x * 0.5 plus x + gy; for small inputs a second one includes a run of the autograd engine. Every
-result is compared with a float64 evaluation before it is timed. All that is measured on an input is
-timed in every round, in a new random order; the figures are medians over the rounds.
+The lower bound is what any such layer must cost at least: x * 0.5, and for forward+backward x * 0.5
+plus x + gy; for small inputs a second one includes a run of the autograd engine. Every result is
+compared with a float64 evaluation before it is timed. All that is measured on an input is timed in
+every round, in a new random order; the figures are medians over the rounds.
 
 In operators and scaling inputs rotate through more memory than a cache holds. Times on a GPU are
 CUDA events behind a filled stream, and the host's time is a column of its own. Networks are made
 anew every few rounds. Ctrl-C keeps what was measured, --resume goes on from there.
 
-Writes SUITE.csv, SUITE.json and pictures to the folder of --out.
-Exit status: 0; 1 if an error exceeds its tolerance, or --compare found something slower; 130 if
-interrupted."""
+Writes SUITE.csv, SUITE.json and pictures to the folder of --out. Exit status: 0; 1 if an error
+exceeds its tolerance, or --compare found something slower; 130 if interrupted."""
 
 
 # fmt: off
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "python -m benchmarks", description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        "python -m benchmarks", description=DESCRIPTION, formatter_class=form)
     add = parser.add_argument
     add("suite", nargs="?", default="retina", choices=cases.SUITES, metavar="SUITE",
         help="what to measure (retina)")
@@ -82,20 +81,25 @@ def _dtypes(text: str) -> list[str]:
 
 
 def cases_of(args: argparse.Namespace, device: torch.device) -> list[cases.Case]:
-    quick, everything = args.quick, args.all or (device.type == "cuda" and not args.quick)
+    quick, cuda = args.quick, device.type == "cuda"
     threads = args.threads or min(2, torch.get_num_threads())
     if args.suite == "operators":
+        everything = args.all or (cuda and not quick)
         return cases.operators(device, everything=everything, quick=quick, threads=threads)
     if args.suite == "scaling":
-        one = [1] if device.type == "cuda" else [args.threads] if args.threads else [1, threads]
+        one = [1] if cuda else [args.threads] if args.threads else [1, threads]
         return cases.scaling(device, quick=quick, threads=sorted(set(one)))
     if args.suite == "end-to-end":
-        options = {"everything": args.all or device.type == "cuda", "network": args.network}
+        options = {"everything": args.all or cuda, "network": args.network}
         return cases.end_to_end(device, quick=quick, threads=threads, **options)
-    if args.suite == "retina":
-        threads = args.threads or torch.get_num_threads()
-        print("feature maps: photograph, ResNet-50 with PPCR, 8 views of 224x224 ...", flush=True)
-    return cases.maps(args.suite, args.dtypes, quick=quick, threads=threads)
+    if args.suite == "shapes":
+        return cases.maps(args.suite, args.dtypes, quick=quick, threads=threads)
+    from .networks import retina_inputs  # with torchvision, which layers do not need
+
+    threads = args.threads or torch.get_num_threads()
+    print("feature maps: photograph, ResNet-50 with PPCR, 8 views of 224x224 ...", flush=True)
+    options = {"quick": quick, "threads": threads, "stages": retina_inputs()}
+    return cases.maps(args.suite, args.dtypes, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,12 +112,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.quick and args.suite == "end-to-end":
         rounds = min(rounds, 7)
     limits = {"operators": (2.0, 0.5), "scaling": (0.8, 0.2)}  # seconds a case, the second: quick
-    limit = limits.get(args.suite, (None, None))[args.quick]
     found = cases_of(args, device)
     if args.no_compile:  # a compiled network is a case of its own
         found = [replace(case, modes=()) for case in found if not (case.variants and case.modes)]
     settings = {name: getattr(args, name) for name in ("quick", "network", "dtypes", "no_compile")}
-    settings |= {"rounds": rounds, "seconds_per_case": limit}
+    settings |= {
+        "rounds": rounds,
+        "seconds_per_case": limits.get(args.suite, 2 * (None,))[args.quick],
+    }
     name, files = args.suite.replace("-", "_"), {"resuming": args.resume, "against": args.compare}
     return runner.run(name, found, device, args.out, settings, **files)
 

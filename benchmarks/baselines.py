@@ -35,9 +35,8 @@ class Operator:
 
     def necessary_bytes(self, direction: str, shape: Sequence[int], dtype: torch.dtype) -> int:
         """What has to be read and written at least once, without the parameters."""
-        both = tuple(a + b for a, b in zip(self.forward, self.backward, strict=True))
-        counts = {"forward": self.forward, "backward": self.backward, "step": both}
-        tensors, gates = counts[direction]
+        passes = DIRECTIONS[:2] if direction == "step" else [direction]
+        tensors, gates = map(sum, zip(*(getattr(self, name) for name in passes), strict=True))
         elements = torch.Size(shape).numel()
         return dtype.itemsize * (tensors * elements + gates * elements // shape[1])
 
@@ -99,7 +98,6 @@ def plain(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) ->
     return Implementation(name, "plain", layer, own)
 
 
-# ---- the operator in plain PyTorch ---------------------------------------------------------------
 # Of a half x the formulations take the means in float32 and go on in it: in float16 the gradient
 # of the normalization would overflow.
 
@@ -147,21 +145,19 @@ def pooled_once(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int]) 
 
 def as_matmul(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int]) -> Tensor:
     """Pooling and centring as one matrix product: ``[L, C]`` times every pixel's channels."""
-    matrix = centred_pooling(x.shape[1], tuple(levels), x.dtype, x.device)
+    matrix = centred_pooling(x.shape[1], tuple(levels), x.device, x.dtype)
     centred = torch.einsum("lc,ncp->nlp", matrix, x.flatten(2)).unflatten(2, x.shape[2:])
     return _gate(x, centred, weight, bias)
 
 
 @functools.cache
-def centred_pooling(
-    channels: int, levels: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def centred_pooling(channels: int, levels: tuple[int, ...], *where: Any) -> Tensor:
     """``[L, C]``: 1/|bin| where context l holds channel c, less the mean over l."""
     matrix = torch.zeros(sum(levels), channels, dtype=torch.float64)
     edges = [edge for level in levels for edge in bins(channels, level)]
     for row, (begin, end) in zip(matrix, edges, strict=True):
         row[begin:end] = 1 / (end - begin)
-    return (matrix - matrix.mean(0)).to(device, dtype)
+    return (matrix - matrix.mean(0)).to(*where)
 
 
 GATES: dict[str, Gate] = {
@@ -169,9 +165,6 @@ GATES: dict[str, Gate] = {
     "level by level": level_by_level,
     "matmul": as_matmul,
 }
-
-
-# ---- other layers --------------------------------------------------------------------------------
 
 
 def _layer_norm(x: Tensor, residual: Tensor | None, own: Sequence[Tensor]) -> Tensor:
@@ -186,17 +179,17 @@ def other_layer(
     Training mode where autograd records, else evaluation mode. ``F.layer_norm`` is PyTorch's own.
     """
     if name == "F.layer_norm":
-        size = tuple(shape[1:])
-        own = [torch.full(size, fill, dtype=dtype, device=device) for fill in (1.0, 0.0)]
+        own = [torch.full(shape[1:], fill, dtype=dtype, device=device) for fill in (1.0, 0.0)]
         return Implementation(name, "other layer", _layer_norm, own, exact=_layer_norm)
-    from timm.layers.cbam import SpatialAttn
-    from timm.layers.eca import EcaModule
-    from timm.layers.squeeze_excite import SEModule
+    from timm.layers import cbam, eca, squeeze_excite
 
     torch.manual_seed(0)
-    channels = {} if name == "CBAM spatial gate" else {"channels": shape[1]}
-    maker: Any = {"SE": SEModule, "ECA": EcaModule, "CBAM spatial gate": SpatialAttn}[name]
-    module = maker(**channels).to(device, dtype)
+    made: dict[str, Callable[[], nn.Module]] = {
+        "SE": lambda: squeeze_excite.SEModule(shape[1]),
+        "ECA": lambda: eca.EcaModule(shape[1]),
+        "CBAM spatial gate": cbam.SpatialAttn,
+    }
+    module = made[name]().to(device, dtype)
 
     def either(module: nn.Module) -> Layer:
         training, frozen = module.train(), copy.deepcopy(module).eval()
@@ -206,8 +199,6 @@ def other_layer(
     return Implementation(name, "other layer", layer, list(module.parameters()), exact=exact)
 
 
-# ---- lower bounds --------------------------------------------------------------------------------
-
 Bound = Callable[..., tuple[Tensor, ...]]  # (x, gy, residual or None)
 
 # One elementwise call for each pass, with the operator's own number of tensors read and written.
@@ -216,15 +207,19 @@ BOUNDS: dict[str, dict[str, Bound]] = {
     "ppcr": {
         "forward": lambda x, gy, residual: (x * 0.5,),
         "backward": lambda x, gy, residual: (x + gy,),
-        "step": lambda x, gy, residual: (x * 0.5, x + gy),
     },
-    "gate": {},
     "add_relu": {
         "forward": lambda x, gy, residual: (x + residual,),
         "backward": lambda x, gy, residual: (x + gy, residual * 0.5),
-        "step": lambda x, gy, residual: (x + residual, x + gy, residual * 0.5),
     },
 }
+
+
+def lower_bound(
+    operator: str, direction: str, x: Tensor, gy: Tensor, residual: Tensor | None
+) -> tuple[Tensor, ...]:
+    passes = DIRECTIONS[:2] if direction == "step" else [direction]
+    return tuple(t for one in passes for t in BOUNDS[operator][one](x, gy, residual))
 
 
 def with_autograd(bound: Bound, x: Tensor, gy: Tensor, residual: Tensor | None) -> object:

@@ -5,9 +5,9 @@ A whole network is a case whose calls are its training step and its inference.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from ppcr_ext.testing import LAYOUTS, LEVELS, SHAPES, STAGES
 from .baselines import DIRECTIONS, GATES, OPERATORS
 
 Shape = tuple[int, ...]
-Place = tuple[object, ...]
+Place = tuple[Any, ...]
 
 SUITES = ("retina", "shapes", "operators", "scaling", "end-to-end")
 OTHER_LAYERS = ("SE", "ECA", "CBAM spatial gate")
@@ -64,10 +64,9 @@ def name_of(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-# ---- operators -----------------------------------------------------------------------------------
-
 MODES_CUDA = ("default", "max-autotune-no-cudagraphs")
 BATCHES = (1, 8, 64, 256)
+TINY = (1, 8, 2, 2)  # shows what a call costs; the data stay in the cache
 FURTHER: dict[Shape, str] = {
     (128, 64, 32, 32): "CIFAR",
     (128, 256, 8, 8): "CIFAR",
@@ -79,6 +78,7 @@ FURTHER: dict[Shape, str] = {
     (4, 50, 27, 27): "odd channels",
     (16, 72, 57, 57): "odd size",
 }
+KINDS = {(c, side, side): name for name, stages in STAGES.items() for c, side in stages}
 PICTURES = ((64, 56), *STAGES["ResNet-50"])  # channels and side
 
 # A CPU measures gate and add_relu, every dtype and every backend on the few, and ppcr in float32 on
@@ -91,16 +91,6 @@ CPU: tuple[Shape, ...] = (
 )
 CPU_QUICK = ((8, 512, 28, 28), (8, 2048, 7, 7), (5, 36, 33, 47))
 CUDA_QUICK = tuple((256, c, side, side) for c, side in PICTURES)
-TINY = (1, 8, 2, 2)  # shows what a call costs; the data stay in the cache
-
-
-def kind_of(shape: Shape) -> str:
-    """``ResNet-50`` and so on; ``tiny`` for :data:`TINY`."""
-    kind = "tiny" if shape == TINY else FURTHER.get(shape, "other")
-    for network, stages in STAGES.items():
-        if shape[1:] in {(channels, side, side) for channels, side in stages}:
-            kind = network
-    return kind
 
 
 def grid(
@@ -112,8 +102,9 @@ def grid(
 ) -> list[Case]:
     """The product of operators, dtypes, shapes and layouts."""
     made = []
-    for operator, dtype, shape, layout in itertools.product(operators, dtypes, shapes, layouts):
-        name = f"{kind_of(shape)} {name_of(shape)}"
+    for operator, dtype, shape, layout in product(operators, dtypes, shapes, layouts):
+        kind = KINDS.get(shape[1:]) or {TINY: "tiny", **FURTHER}.get(shape, "other")
+        name = f"{kind} {name_of(shape)}"
         made.append(Case("operators", operator, name, shape, layout, dtype, **options))
     return made
 
@@ -122,31 +113,32 @@ def operators(
     device: torch.device, *, everything: bool = False, quick: bool = False, threads: int = 1
 ) -> list[Case]:
     """Small inputs last: where time runs out, the figures that matter are there."""
-    ppcr, others, once = ("ppcr",), ("add_relu", "gate"), ("pooled once",)
+    ppcr, others, flat = ("ppcr",), ("add_relu", "gate"), LAYOUTS[:1]
+    once: dict[str, Any] = {"plain": ("pooled once",)}
+    few: dict[str, Any] = {**once, "backends": FUSED}
     compiled: dict[str, Any] = {"modes": ("default",)}
     if everything:
         made = _everything(MODES_CUDA if device.type == "cuda" else ("default",))
     elif quick and device.type == "cuda":
-        made = grid(ppcr, CUDA_QUICK, ("float16", "float32"), plain=once, backends=FUSED)
+        made = grid(ppcr, CUDA_QUICK, ("float16", "float32"), **few)
         # compiling takes most of the time
-        few = {("float16", CUDA_QUICK[1]), ("float16", CUDA_QUICK[-1])}
-        made = [replace(c, **compiled) if (c.dtype, c.shape) in few else c for c in made]
+        some = {("float16", CUDA_QUICK[1]), ("float16", CUDA_QUICK[-1])}
+        made = [replace(c, **compiled) if (c.dtype, c.shape) in some else c for c in made]
     elif quick:
-        made = grid(ppcr, CPU_QUICK[:1], plain=once, backends=FUSED, **compiled)
-        made += grid(ppcr, CPU_QUICK[1:], layouts=LAYOUTS[:1], plain=once, backends=FUSED)
-        made += grid(others, CPU_QUICK[:1], layouts=LAYOUTS[:1], plain=once, backends=FUSED)
+        made = grid(ppcr, CPU_QUICK[:1], **few, **compiled)
+        made += grid(ppcr, CPU_QUICK[1:], layouts=flat, **few)
+        made += grid(others, CPU_QUICK[:1], layouts=flat, **few)
     else:
         made = grid(ppcr, CPU_FEW, other_layers=OTHER_LAYERS, **compiled)
         made += grid(ppcr, CPU, backends=FUSED, **compiled) + grid(others, CPU_FEW, **compiled)
-        made += grid(ppcr, CPU_FEW, DTYPES[1:], plain=once)
-    made += grid(ppcr, [TINY], layouts=LAYOUTS[:1], plain=once, other_layers=("F.layer_norm",))
-    made += grid(others, [TINY], layouts=LAYOUTS[:1], plain=once)
+        made += grid(ppcr, CPU_FEW, DTYPES[1:], **once)
+    made += grid(ppcr, [TINY], layouts=flat, other_layers=("F.layer_norm",), **once)
+    made += grid(others, [TINY], layouts=flat, **once)
     return [replace(case, threads=threads, rotate=case.shape != TINY) for case in made]
 
 
 def _everything(modes: tuple[str, ...]) -> list[Case]:
-    networks = itertools.product(BATCHES, STAGES.values())
-    stages = {(n, c, side, side) for n, network in networks for c, side in network}
+    stages = [(n, *shape) for n, shape in product(BATCHES, KINDS)]
     shapes = [*sorted(stages, key=lambda shape: -torch.Size(shape).numel()), *FURTHER]
     dtypes = ("bfloat16", "float32", "float16", "float64")
     made = []
@@ -157,8 +149,6 @@ def _everything(modes: tuple[str, ...]) -> list[Case]:
         made.append(case)
     return made
 
-
-# ---- scaling -------------------------------------------------------------------------------------
 
 AXES = {
     "pixels": "pixels per image",
@@ -181,7 +171,7 @@ def scaling(device: torch.device, *, quick: bool, threads: Sequence[int]) -> lis
     options["directions"] = ("forward", "step")
     return [
         Case("scaling", "ppcr", axis, shape, LAYOUTS[0], threads=n, levels=levels, **options)
-        for n, (axis, points) in itertools.product(threads, series.items())
+        for n, (axis, points) in product(threads, series.items())
         for shape, levels in (points[:: -2 if axis != "levels" else -1][::-1] if quick else points)
     ]
 
@@ -192,34 +182,33 @@ def size_of(case: str, shape: Sequence[int], levels: Sequence[int]) -> int:
     return sizes.get(case, sum(levels))
 
 
-# ---- retina and shapes ---------------------------------------------------------------------------
-
-
-def maps(suite: str, dtypes: Sequence[str], *, quick: bool, threads: int) -> list[Case]:
-    """The eight shapes, or what the last PPCR layer of each stage sees on a photograph.
+def maps(
+    suite: str,
+    dtypes: Sequence[str],
+    *,
+    quick: bool,
+    threads: int,
+    stages: Mapping[str, Sequence[Tensor]] | None = None,
+) -> list[Case]:
+    """The eight shapes, or what the layers of the ``stages`` of a network see.
 
     In float32 beside plain PyTorch, in the other dtypes the backends alone.
     """
-    from .networks import retina_inputs
-
     given: dict[str, Any] = {name_of(shape): None for shape in SHAPES}
-    compiled: tuple[str, ...] = ("native", "triton", "pooled once", "level by level")
-    if suite == "retina":
-        found, compiled = retina_inputs(), compiled[:3]
-        given = {f"{stage} {name_of(t[0].shape)}": t for stage, t in found.items()}
+    if stages is not None:
+        given = {f"{stage} {name_of(t[0].shape)}": t for stage, t in stages.items()}
+    compiled = ("native", "triton", "pooled once", "level by level")[: 4 if stages is None else 3]
+    options: dict[str, Any] = {"directions": ("forward", "step"), "rotate": False}
+    options |= {"threads": threads, "compiled": compiled}
     made = []
     few = list(given.items())[: 2 if quick else None]
-    for (name, tensors), layout, dtype in itertools.product(few, LAYOUTS, dtypes):
+    for (name, tensors), layout, dtype in product(few, LAYOUTS, dtypes):
         shape = tuple(map(int, name.split()[-1].split("x")))
-        case = Case(suite, "ppcr", name, shape, layout, dtype, threads, given=tensors)
-        wide = dtype == "float32"
-        plain, modes = (tuple(GATES), ("default",)) if wide else ((), ())
-        case = replace(case, plain=plain, modes=modes, compiled=compiled, rotate=False)
-        made.append(replace(case, directions=("forward", "step")))
+        plain, modes = (tuple(GATES), ("default",)) if dtype == "float32" else ((), ())
+        more = {"given": tensors, "plain": plain, "modes": modes}
+        made.append(Case(suite, "ppcr", name, shape, layout, dtype, **options, **more))
     return made
 
-
-# ---- whole networks ------------------------------------------------------------------------------
 
 VARIANTS = ("none", "PPCR fused", "PPCR unfused", "PPCR plain", "SE", "CBAM")
 OWN = VARIANTS[1:4]  # the same network three times over
@@ -236,18 +225,16 @@ def end_to_end(
     """
     made = []
     precisions = ("float32", "bfloat16 autocast")
-    product = itertools.product(NETWORKS, LAYOUTS, precisions, (False, True))
-    for name, layout, dtype, compiled in product:
+    for name, layout, dtype, compiled in product(NETWORKS, LAYOUTS, precisions, (False, True)):
         some = compiled and (name, layout) != ("resnet18", "channels_last")
-        if (everything or not (some or dtype != "float32")) and not (
-            network and (network != name or compiled)
-        ):
+        if network and (network != name or compiled):
+            continue
+        if everything or not (some or dtype != "float32"):
             images, side = NETWORKS[name]
             shape = (CUDA_IMAGES[name] if device.type == "cuda" else images, 3, side, side)
             label = f"{name} {name_of(shape)}" + ", compiled" * compiled
-            case = Case("end_to_end", name, label, shape, layout, dtype, threads)
-            variants = VARIANTS if everything or not compiled else VARIANTS[:4]
-            modes = ("default",) * compiled
-            directions = ("step", "inference")
-            made.append(replace(case, variants=variants, modes=modes, directions=directions))
+            options: dict[str, Any] = {"modes": ("default",) * compiled}
+            options["variants"] = VARIANTS if everything or not compiled else VARIANTS[:4]
+            options["directions"] = ("step", "inference")
+            made.append(Case("end_to_end", name, label, shape, layout, dtype, threads, **options))
     return made[:1] if quick else made
