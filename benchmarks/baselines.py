@@ -207,19 +207,14 @@ BOUNDS: dict[str, dict[str, Bound]] = {
     "ppcr": {
         "forward": lambda x, gy, residual: (x * 0.5,),
         "backward": lambda x, gy, residual: (x + gy,),
+        "step": lambda x, gy, residual: (x * 0.5, x + gy),
     },
     "add_relu": {
         "forward": lambda x, gy, residual: (x + residual,),
         "backward": lambda x, gy, residual: (x + gy, residual * 0.5),
+        "step": lambda x, gy, residual: (x + residual, x + gy, residual * 0.5),
     },
 }
-
-
-def lower_bound(
-    operator: str, direction: str, x: Tensor, gy: Tensor, residual: Tensor | None
-) -> tuple[Tensor, ...]:
-    passes = DIRECTIONS[:2] if direction == "step" else [direction]
-    return tuple(t for one in passes for t in BOUNDS[operator][one](x, gy, residual))
 
 
 def with_autograd(bound: Bound, x: Tensor, gy: Tensor, residual: Tensor | None) -> object:

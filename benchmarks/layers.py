@@ -278,7 +278,7 @@ def prepare(
 def _add_bounds(made: Prepared, case: Case, pool: InputPool) -> None:
     wide = [None if t is None else t.double() for t in pool.own]
     for direction in case.directions if case.operator in BOUNDS else ():
-        bound = partial(baselines.lower_bound, case.operator, direction)
+        bound = BOUNDS[case.operator][direction]
         pairs = zip(bound(*pool.own), bound(*wide), strict=True)
         error = max(testing.relative(got, expected) for got, expected in pairs)
         within = error <= testing.tolerance(pool.x.dtype).y
