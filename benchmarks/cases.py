@@ -68,17 +68,13 @@ MODES_CUDA = ("default", "max-autotune-no-cudagraphs")
 BATCHES = (1, 8, 64, 256)
 TINY = (1, 8, 2, 2)  # shows what a call costs; the data stay in the cache
 FURTHER: dict[Shape, str] = {
-    (128, 64, 32, 32): "CIFAR",
-    (128, 256, 8, 8): "CIFAR",
-    (1, 64, 256, 256): "512x512 picture",
-    (1, 32, 512, 512): "512x512 picture",
-    (8, 32, 512, 512): "512x512 picture",
-    (1, 32, 64, 64, 64): "volume",
-    (5, 36, 33, 47): "odd size",
-    (4, 50, 27, 27): "odd channels",
-    (16, 72, 57, 57): "odd size",
+    **dict.fromkeys(((128, 64, 32, 32), (128, 256, 8, 8)), "CIFAR"),
+    **dict.fromkeys(((1, 64, 256, 256), (1, 32, 512, 512), (8, 32, 512, 512)), "512x512 picture"),
+    **{(1, 32, 64, 64, 64): "volume", (5, 36, 33, 47): "odd size"},
+    **{(4, 50, 27, 27): "odd channels", (16, 72, 57, 57): "odd size"},
 }
 KINDS = {(c, side, side): name for name, stages in STAGES.items() for c, side in stages}
+KINDS[TINY[1:]] = "tiny"
 PICTURES = ((64, 56), *STAGES["ResNet-50"])  # channels and side
 
 # A CPU measures gate and add_relu, every dtype and every backend on the few, and ppcr in float32 on
@@ -94,17 +90,12 @@ CUDA_QUICK = tuple((256, c, side, side) for c, side in PICTURES)
 
 
 def grid(
-    operators: Iterable[str],
-    shapes: Iterable[Shape],
-    dtypes: Iterable[str] = ("float32",),
-    layouts: Iterable[str] = LAYOUTS,
-    **options: Any,
+    operators: Iterable[str], shapes: Iterable[Shape], dtypes: Iterable[str], **options: Any
 ) -> list[Case]:
-    """The product of operators, dtypes, shapes and layouts."""
-    made = []
+    """The product of operators, shapes, dtypes and layouts."""
+    made, layouts = [], options.pop("layouts", LAYOUTS)
     for operator, dtype, shape, layout in product(operators, dtypes, shapes, layouts):
-        kind = KINDS.get(shape[1:]) or {TINY: "tiny", **FURTHER}.get(shape, "other")
-        name = f"{kind} {name_of(shape)}"
+        name = f"{KINDS.get(shape[1:]) or FURTHER.get(shape, 'other')} {name_of(shape)}"
         made.append(Case("operators", operator, name, shape, layout, dtype, **options))
     return made
 
@@ -113,7 +104,7 @@ def operators(
     device: torch.device, *, everything: bool = False, quick: bool = False, threads: int = 1
 ) -> list[Case]:
     """Small inputs last: where time runs out, the figures that matter are there."""
-    ppcr, others, flat = ("ppcr",), ("add_relu", "gate"), LAYOUTS[:1]
+    ppcr, others, wide, flat = ("ppcr",), ("add_relu", "gate"), DTYPES[:1], {"layouts": LAYOUTS[:1]}
     once: dict[str, Any] = {"plain": ("pooled once",)}
     few: dict[str, Any] = {**once, "backends": FUSED}
     compiled: dict[str, Any] = {"modes": ("default",)}
@@ -125,37 +116,31 @@ def operators(
         some = {("float16", CUDA_QUICK[1]), ("float16", CUDA_QUICK[-1])}
         made = [replace(c, **compiled) if (c.dtype, c.shape) in some else c for c in made]
     elif quick:
-        made = grid(ppcr, CPU_QUICK[:1], **few, **compiled)
-        made += grid(ppcr, CPU_QUICK[1:], layouts=flat, **few)
-        made += grid(others, CPU_QUICK[:1], layouts=flat, **few)
+        made = grid(ppcr, CPU_QUICK[:1], wide, **few, **compiled)
+        made += grid(ppcr, CPU_QUICK[1:], wide, **flat, **few)
+        made += grid(others, CPU_QUICK[:1], wide, **flat, **few)
     else:
-        made = grid(ppcr, CPU_FEW, other_layers=OTHER_LAYERS, **compiled)
-        made += grid(ppcr, CPU, backends=FUSED, **compiled) + grid(others, CPU_FEW, **compiled)
-        made += grid(ppcr, CPU_FEW, DTYPES[1:], **once)
-    made += grid(ppcr, [TINY], layouts=flat, other_layers=("F.layer_norm",), **once)
-    made += grid(others, [TINY], layouts=flat, **once)
+        made = grid(ppcr, CPU_FEW, wide, other_layers=OTHER_LAYERS, **compiled)
+        made += grid(ppcr, CPU, wide, backends=FUSED, **compiled)
+        made += grid(others, CPU_FEW, wide, **compiled) + grid(ppcr, CPU_FEW, DTYPES[1:], **once)
+    made += grid(ppcr, [TINY], wide, other_layers=("F.layer_norm",), **flat, **once)
+    made += grid(others, [TINY], wide, **flat, **once)
     return [replace(case, threads=threads, rotate=case.shape != TINY) for case in made]
 
 
 def _everything(modes: tuple[str, ...]) -> list[Case]:
-    stages = [(n, *shape) for n, shape in product(BATCHES, KINDS)]
+    stages = [(n, *shape) for n, shape in product(BATCHES, KINDS) if shape != TINY[1:]]
     shapes = [*sorted(stages, key=lambda shape: -torch.Size(shape).numel()), *FURTHER]
-    dtypes = ("bfloat16", "float32", "float16", "float64")
-    made = []
-    for case in grid(OPERATORS, shapes, dtypes, compiled=("pooled once", "level by level")):
-        if case.dtype != "float64":
-            layers = OTHER_LAYERS if case.operator == "ppcr" and len(case.shape) == 4 else ()
-            case = replace(case, modes=modes, other_layers=layers)
-        made.append(case)
-    return made
+    options: dict[str, Any] = {"compiled": ("pooled once", "level by level")}
+    made = grid(OPERATORS, shapes, ("bfloat16", "float32", "float16"), modes=modes, **options)
+    for number, case in enumerate(made):
+        if case.operator == "ppcr" and len(case.shape) == 4:
+            made[number] = replace(case, other_layers=OTHER_LAYERS)
+    return made + grid(OPERATORS, shapes, ("float64",), **options)
 
 
-AXES = {
-    "pixels": "pixels per image",
-    "channels": "channels",
-    "levels": "contexts (sum of the levels)",
-    "batch": "images",
-}
+AXES = {"pixels": "pixels per image", "channels": "channels"}
+AXES |= {"levels": "contexts (sum of the levels)", "batch": "images"}
 
 
 def scaling(device: torch.device, *, quick: bool, threads: Sequence[int]) -> list[Case]:
@@ -167,10 +152,10 @@ def scaling(device: torch.device, *, quick: bool, threads: Sequence[int]) -> lis
         "levels": [((2 * base, 256, 28, 28), tuple(2**i for i in range(n))) for n in range(2, 7)],
         "batch": [((base << i, 256, 14, 14), LEVELS) for i in range(7)],
     }
-    options: dict[str, Any] = {"plain": ("pooled once",), "backends": FUSED}
-    options["directions"] = ("forward", "step")
+    options: dict[str, Any] = {"directions": ("forward", "step")}
+    options |= {"layout": LAYOUTS[0], "plain": ("pooled once",), "backends": FUSED}
     return [
-        Case("scaling", "ppcr", axis, shape, LAYOUTS[0], threads=n, levels=levels, **options)
+        Case("scaling", "ppcr", axis, shape, threads=n, levels=levels, **options)
         for n, (axis, points) in product(threads, series.items())
         for shape, levels in (points[:: -2 if axis != "levels" else -1][::-1] if quick else points)
     ]
@@ -182,13 +167,11 @@ def size_of(case: str, shape: Sequence[int], levels: Sequence[int]) -> int:
     return sizes.get(case, sum(levels))
 
 
+Stages = Mapping[str, Sequence[Tensor]]
+
+
 def maps(
-    suite: str,
-    dtypes: Sequence[str],
-    *,
-    quick: bool,
-    threads: int,
-    stages: Mapping[str, Sequence[Tensor]] | None = None,
+    suite: str, dtypes: Sequence[str], *, quick: bool, threads: int, stages: Stages | None = None
 ) -> list[Case]:
     """The eight shapes, or what the layers of the ``stages`` of a network see.
 

@@ -156,24 +156,18 @@ def read(path: Path) -> Record:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Where and with what a run is made."""
-    cuda, found = device.type == "cuda", {}
+    cuda, found = device.type == "cuda", dict[str, Any]()
     affinity = getattr(os, "sched_getaffinity", None)
     for package in ("timm", "torchvision", "numpy", "triton", "ppcr_ext"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-    return found | {
-        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
-        "cuda": torch.version.cuda if cuda else None,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "cpu": _cpu_model(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(terse=True),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    found |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": _commit()}
+    found |= {"device": torch.cuda.get_device_name(device) if cuda else "cpu"}
+    found |= {"cpu": _cpu_model(), "cores": len(affinity(0)) if affinity else os.cpu_count()}
+    found |= {"capability": torch.backends.cpu.get_cpu_capability()}
+    found |= {"cuda": torch.version.cuda if cuda else None, "threads": torch.get_num_threads()}
+    found |= {"system": platform.platform(terse=True), "python": platform.python_version()}
+    return found | {"torch": torch.__version__}
 
 
 def _commit() -> str:
@@ -207,11 +201,9 @@ def timings(record: Record) -> dict[Place, tuple[Row, float]]:
     bases: dict[Place, float] = {}
     for base in (LOWER_BOUND, "none", "copy"):  # the last that there is
         bases |= {row.place: row.median_us for row in record.rows if row.what == base}
-    return {
-        (*row.place, row.what, row.direction): (row, bases[row.place])
-        for row in record.rows
-        if row.rounds and row.place in bases and row.kind not in ("copy", LOWER_BOUND)
-    }
+    judged = [row for row in record.rows if row.rounds and row.kind not in ("copy", LOWER_BOUND)]
+    found = {(*row.place, row.what, row.direction): (row, bases.get(row.place)) for row in judged}
+    return {key: (row, base) for key, (row, base) in found.items() if base is not None}
 
 
 def slower(old: tuple[Row, float], new: tuple[Row, float]) -> bool:
@@ -228,20 +220,18 @@ def compare(old: Record, new: Record) -> tuple[str, list[Place]]:
     lines = []
     for name in ("device", "cpu", "capability", "cores", "torch"):
         then, now = old.environment.get(name), new.environment.get(name)
-        if then != now:
-            lines.append(f"another {name}: {then} then, {now} now")
+        lines += [f"another {name}: {then} then, {now} now"] if then != now else []
     before, after = timings(old), timings(new)
     both = [key for key in after if key in before]
-    growth = {key: after[key][0].median_us / before[key][0].median_us for key in both}
     found = [key for key in both if slower(before[key], after[key])]
-    faster = [key for key in both if slower(after[key], before[key])]
-    for key in sorted(found, key=lambda key: -growth[key]):
+    faster = sum(slower(after[key], before[key]) for key in both)
+    times = {key: (before[key][0].median_us, after[key][0].median_us) for key in found}
+    for key, (a, b) in sorted(times.items(), key=lambda one: -one[1][1] / one[1][0]):
         words = ", ".join(name_of(p) if isinstance(p, tuple) else str(p) for p in key)
-        then, now = (of[key][0].median_us for of in (before, after))
-        lines.append(f"slower: {words}: {then:.1f} us then, {now:.1f} us now ({growth[key]:.2f}x)")
+        lines.append(f"slower: {words}: {a:.1f} us then, {b:.1f} us now ({b / a:.2f}x)")
     lines.append(
-        f"compared {len(both)} timings with commit {old.environment.get('commit')}: "
-        f"{len(found)} slower, {len(faster)} faster; {len(after) - len(both)} only now, "
-        f"{len(before) - len(both)} only then ({RULE})"
+        f"compared {len(both)} timings with commit {old.environment.get('commit')}: {len(found)} "
+        f"slower, {faster} faster; {len(after) - len(both)} only now, {len(before) - len(both)} "
+        f"only then ({RULE})"
     )
     return "\n".join(lines), found

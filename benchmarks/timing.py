@@ -167,11 +167,7 @@ def sample(call: Call, by: Clock) -> Sample:
 
 
 def rounds_of(
-    calls: Mapping[Key, Callable[[], Found]],
-    rounds: int,
-    *,
-    tick: Callable[[], object] = lambda: None,
-    limit: float = math.inf,
+    calls: Mapping[Key, Callable[[], Found]], rounds: int, tick: Any = None, limit: float = math.inf
 ) -> tuple[dict[Key, list[Found]], float | None]:
     """What every call returns in every round, and the share of the processor that others took.
 
@@ -195,7 +191,8 @@ def rounds_of(
         done, passed, taken = done + 1, passed + seconds, taken + took
         for key, value in found.items():
             kept[key].append(value)
-        tick()
+        if tick is not None:
+            tick()
     return kept, max(0.0, taken) / passed if passed else None
 
 

@@ -263,12 +263,6 @@ def test_a_call_that_waits_for_the_device_is_timed_all_the_same(monkeypatch):
 # ---- tables and pictures -------------------------------------------------------------------------
 
 
-def test_geometric_mean():
-    assert report.geometric_mean([1, 4]) == pytest.approx(2)
-    assert report.geometric_mean([3]) == pytest.approx(3)
-    assert math.isnan(report.geometric_mean([]))
-
-
 def two_inputs() -> list:
     """Lower bounds of 2 and 4 us; of the second input's step a baseline is the faster one."""
     rows = []

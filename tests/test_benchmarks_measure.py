@@ -303,10 +303,10 @@ def test_a_cpu_measures_a_named_part_and_all_is_everything():
     assert sum(bool(one.modes) for one in on_cuda) == 4
 
 
-def test_retina_and_shapes_are_measured_in_every_layout_and_dtype(monkeypatch):
+def test_retina_and_shapes_are_measured_in_every_layout_and_dtype():
     tensors = tuple(torch.zeros(size) for size in ((2, 8, 4, 4), (2, 8, 4, 4), (7,), (1,)))
-    monkeypatch.setattr("benchmarks.networks.retina_inputs", lambda: {"layer1": tensors})
-    (*_, last) = made = cases.maps("retina", ["float32", "bfloat16"], quick=False, threads=3)
+    options = {"quick": False, "threads": 3, "stages": {"layer1": tensors}}
+    (*_, last) = made = cases.maps("retina", ["float32", "bfloat16"], **options)
     assert [one.plain for one in made] == 2 * [tuple(baselines.GATES), ()]
     assert (last.case, last.shape, last.dtype) == ("layer1 2x8x4x4", (2, 8, 4, 4), "bfloat16")
     assert all(one.given is tensors and one.threads == 3 and not one.rotate for one in made)
