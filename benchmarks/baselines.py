@@ -20,8 +20,7 @@ DIRECTIONS = ("forward", "backward", "step")
 LOWER_BOUND = "lower bound"
 WITH_AUTOGRAD = "lower bound with autograd"
 
-# (x, residual or None, parameters) -> y
-Layer = Callable[[Tensor, "Tensor | None", Sequence[Tensor]], Tensor]
+Layer = Callable[..., Tensor]  # of x, the residual of add_relu, and parameters
 Gate = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
 
 
@@ -52,18 +51,14 @@ OPERATORS = {
 
 @dataclass
 class Implementation:
-    """Something that computes an operator, or another layer that is often used in its place.
-
-    ``kind`` is fused, reference, plain (the operator in plain PyTorch) or other layer. ``mode`` is
-    that of torch.compile, None for eager. ``exact`` computes another layer in float64.
-    """
+    """Something that computes an operator, or another layer that is often used in its place."""
 
     name: str
-    kind: str
+    kind: str  # fused, reference, plain (the operator in plain PyTorch) or other layer
     layer: Layer
     parameters: list[Tensor] = field(default_factory=list)
-    mode: str | None = None
-    exact: Layer | None = None
+    mode: str | None = None  # of torch.compile; None: eager
+    exact: Layer | None = None  # another layer in float64
 
     def compiled(self, mode: str) -> Implementation:
         short = "compiled" if mode == "default" else f"compiled ({mode})"
@@ -79,9 +74,8 @@ class Implementation:
 def backend(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) -> Implementation:
     function = getattr(ppcr_ext, OPERATORS[operator].function)
 
-    def layer(x: Tensor, residual: Tensor | None, own: Sequence[Tensor]) -> Tensor:
-        tensors = (x,) if residual is None else (x, residual)
-        return function(*tensors, *own, levels=levels, eps=EPS, backend=name)
+    def layer(*tensors: Tensor) -> Tensor:
+        return function(*tensors, levels=levels, eps=EPS, backend=name)
 
     return Implementation(name, "reference" if name == "reference" else "fused", layer, own)
 
@@ -89,11 +83,12 @@ def backend(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) 
 def plain(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) -> Implementation:
     gate_of = GATES[name]
 
-    def layer(x: Tensor, residual: Tensor | None, own: Sequence[Tensor]) -> Tensor:
-        gate = gate_of(x, own[0], own[1], levels)
+    def layer(x: Tensor, *others: Tensor) -> Tensor:
+        *residual, weight, bias = others
+        gate = gate_of(x, weight, bias, levels)
         if operator == "gate":
             return gate
-        return x * gate if residual is None else torch.relu(x * gate + residual)
+        return torch.relu(x * gate + residual[0]) if residual else x * gate
 
     return Implementation(name, "plain", layer, own)
 
@@ -167,10 +162,6 @@ GATES: dict[str, Gate] = {
 }
 
 
-def _layer_norm(x: Tensor, residual: Tensor | None, own: Sequence[Tensor]) -> Tensor:
-    return F.layer_norm(x, x.shape[1:], own[0], own[1])
-
-
 def other_layer(
     name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> Implementation:
@@ -180,7 +171,8 @@ def other_layer(
     """
     if name == "F.layer_norm":
         own = [torch.full(shape[1:], fill, dtype=dtype, device=device) for fill in (1.0, 0.0)]
-        return Implementation(name, "other layer", _layer_norm, own, exact=_layer_norm)
+        norm: Layer = lambda x, *own: F.layer_norm(x, x.shape[1:], *own)  # noqa: E731
+        return Implementation(name, "other layer", norm, own, exact=norm)
     from timm.layers import cbam, eca, squeeze_excite
 
     torch.manual_seed(0)
@@ -193,21 +185,21 @@ def other_layer(
 
     def either(module: nn.Module) -> Layer:
         training, frozen = module.train(), copy.deepcopy(module).eval()
-        return lambda x, residual, own: (training if torch.is_grad_enabled() else frozen)(x)
+        return lambda x, *own: (training if torch.is_grad_enabled() else frozen)(x)
 
     layer, exact = either(module), either(copy.deepcopy(module).double())
     return Implementation(name, "other layer", layer, list(module.parameters()), exact=exact)
 
 
-Bound = Callable[..., tuple[Tensor, ...]]  # (x, gy, residual or None)
+Bound = Callable[..., tuple[Tensor, ...]]  # of x, gy and the residual of add_relu
 
 # One elementwise call for each pass, with the operator's own number of tensors read and written.
 # The gate has none: no elementwise call reads a tensor and writes a gate.
 BOUNDS: dict[str, dict[str, Bound]] = {
     "ppcr": {
-        "forward": lambda x, gy, residual: (x * 0.5,),
-        "backward": lambda x, gy, residual: (x + gy,),
-        "step": lambda x, gy, residual: (x * 0.5, x + gy),
+        "forward": lambda x, gy: (x * 0.5,),
+        "backward": lambda x, gy: (x + gy,),
+        "step": lambda x, gy: (x * 0.5, x + gy),
     },
     "add_relu": {
         "forward": lambda x, gy, residual: (x + residual,),
@@ -217,9 +209,9 @@ BOUNDS: dict[str, dict[str, Bound]] = {
 }
 
 
-def with_autograd(bound: Bound, x: Tensor, gy: Tensor, residual: Tensor | None) -> object:
+def with_autograd(bound: Bound, x: Tensor, gy: Tensor, *residual: Tensor) -> object:
     """A bound, and in it one run of the autograd engine through an identity that copies nothing."""
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
         y = leaf.view_as(leaf)
-    return bound(x, gy, residual), torch.autograd.grad(y, leaf, gy)
+    return bound(x, gy, *residual), torch.autograd.grad(y, leaf, gy)

@@ -24,7 +24,6 @@ from .cases import Case
 
 Key = tuple[str, str]  # what, direction
 Result = TypeVar("Result")
-Tensors = tuple[Tensor, Tensor, "Tensor | None"]  # x, grad and, of add_relu, the residual
 
 POOL_BYTES_CUDA = 1 << 30  # inputs together at least this much: many times any L2
 # On a CPU 1.5 times the last cache, but no more than this: a core never owns a larger one.
@@ -60,24 +59,19 @@ class InputPool:
     """
 
     def __init__(self, case: Case, device: torch.device) -> None:
-        self.inputs = inputs_of(case, device)
-        self.x, residual = self.inputs.x, self.inputs.residual
-        self.own = self.x, self.inputs.grad, residual if self.inputs.has_residual else None
-        tensors = [t for t in self.own if t is not None]
-        own = sum(t.nbytes for t in tensors)
+        self.inputs = inputs = inputs_of(case, device)
+        self.own = [inputs.x, inputs.grad, *([inputs.residual] * inputs.has_residual)]
+        own = sum(t.nbytes for t in self.own)
         count = min(COPIES_MOST, max(2, -(-cache_bytes(device) // own))) if case.rotate else 1
-        self.copies, self.bytes = [[t.clone() for t in tensors] for _ in range(count)], own * count
+        self.copies, self.bytes = [[t.clone() for t in self.own] for _ in range(count)], own * count
         self.kept: list[object] = [None] * (count if device.type == "cuda" else 1)
-        self.targets = [torch.empty_like(self.x) for _ in self.kept]
+        self.targets = [torch.empty_like(inputs.x) for _ in self.kept]
         self._turn = itertools.cycle(range(count))
 
-    def next(self, *, grad: bool = False) -> Tensors:
-        """The next tensors; with ``grad`` new leaves of x and the residual."""
+    def next(self) -> list[Tensor]:
+        """The next x, grad and, of add_relu, residual."""
         self.turn = next(self._turn)
-        x, gy, *residual = self.copies[self.turn]
-        if grad:
-            x, *residual = (t.detach().requires_grad_() for t in (x, *residual))
-        return x, gy, residual[0] if residual else None
+        return self.copies[self.turn]
 
     def keep(self, result: Result) -> Result:
         self.kept[self.turn % len(self.kept)] = result
@@ -133,13 +127,13 @@ class Program:
         self.leaves = [p if p.requires_grad else p.clone().requires_grad_() for p in own]
 
     def forward(self) -> Tensor:
-        x, _, residual = self.pool.next()
-        return self.pool.keep(self.infer(x, residual, self.frozen))
+        x, _, *residual = self.pool.next()
+        return self.pool.keep(self.infer(x, *residual, *self.frozen))
 
     def prepare_backward(self) -> tuple[Tensor, list[Tensor], Tensor]:
-        x, gy, residual = self.pool.next(grad=True)
-        y = self.train(x, residual, self.leaves)
-        return y, [x, *self.leaves, *([] if residual is None else [residual])], gy
+        x, gy, *residual = self.pool.next()
+        leaves = [*(t.detach().requires_grad_() for t in (x, *residual)), *self.leaves]
+        return self.train(*leaves), leaves, gy
 
     def backward(self, prepared: tuple[Tensor, list[Tensor], Tensor]) -> tuple[Tensor, ...]:
         return self.pool.keep(torch.autograd.grad(*prepared))
@@ -157,22 +151,22 @@ class Program:
         one, inputs = self.implementation, self.pool.inputs
         with torch.no_grad():
             inferred = self.forward()
-        y, dx, *rest = self.step()
+        y, dx, *others = self.step()
         results, expected = {"y": y.detach(), "dx": dx}, exact.values["y"]
         if one.exact is None:
             limits = testing.tolerance(inputs.x.dtype, inputs.levels)
-            results |= zip(("dweight", "dbias", "dresidual"), rest, strict=False)
+            names = (*["dresidual"] * inputs.has_residual, "dweight", "dbias")
+            results |= zip(names, others, strict=True)
             if one.kind == "plain" and dtype in ("float16", "bfloat16"):
                 limits = Errors(*[PLAIN_FACTOR * limits.y] * 3)  # all three are alike
         else:
-            limits = Errors(*[OTHER_LIMITS[dtype]] * 3)
-            wide = inputs.x.double().requires_grad_()
-            run = partial(one.exact, wide, None, [p.detach().double() for p in one.parameters])
+            limits, wide = Errors(*[OTHER_LIMITS[dtype]] * 3), inputs.x.double().requires_grad_()
+            own = [p.detach().double() for p in one.parameters]
             with torch.no_grad():
-                expected = run()
-            trained = run()
-            (exact_dx,) = torch.autograd.grad(trained, wide, inputs.grad.double())
-            values = {"y": trained.detach(), "dx": exact_dx}
+                expected = one.exact(wide, *own)
+            trained = one.exact(wide, *own)
+            values = {"y": trained.detach()}
+            (values["dx"],) = torch.autograd.grad(trained, wide, inputs.grad.double())
             exact = testing.Truth(values, values)
         error, errors = testing.relative(inferred, expected), exact.errors(results)
         return error, errors, error <= limits.y and errors.within(limits)
@@ -211,10 +205,9 @@ def usable_backends(device: torch.device) -> tuple[list[str], dict[str, str]]:
     for name in names:
         try:
             ppcr_ext.ppcr(small.x, small.weight, small.bias, backend=name)
+            usable.append(name)
         except (ValueError, TypeError, RuntimeError) as error:
             reasons[name] = str(error)
-        else:
-            usable.append(name)
     return usable, reasons
 
 
@@ -230,11 +223,11 @@ def offer(
     return made + [one.compiled(m) for m in case.modes for one in made if one.name in case.compiled]
 
 
+Offer = Callable[..., list[Implementation]]
+
+
 def prepare(
-    case: Case,
-    backends: Sequence[str],
-    device: torch.device,
-    offered: Callable[..., list[Implementation]] = offer,
+    case: Case, backends: Sequence[str], device: torch.device, offered: Offer = offer
 ) -> Prepared:
     """Every implementation in every direction, compared with float64, and the lower bounds."""
     torch.compiler.reset()  # so that no case meets the compiled code of another
@@ -244,15 +237,15 @@ def prepare(
     refused: dict[object, str] = {}
     for one in offered(case, backends, [pool.inputs.weight, pool.inputs.bias], device):
         if one.mode is None:
-            x, _, residual = (None if t is None else t[:1] for t in pool.own)
+            x, _, *residual = (t[:1] for t in pool.own)
             try:
                 with torch.no_grad():
-                    one.layer(x, residual, one.parameters)  # type: ignore[arg-type]
+                    one.layer(x, *residual, *one.parameters)
             except (ValueError, TypeError) as error:
                 refused[one.layer] = str(error)
         if one.layer in refused:
-            why = {"case": str(case), "what": one.name, "reason": refused[one.layer]}
-            made.skipped.append(why)
+            skipped = {"case": str(case), "what": one.name, "reason": refused[one.layer]}
+            made.skipped.append(skipped)
             continue
         program = Program(one, pool)
         inferred, trained, within = program.check(exact, case.dtype)
@@ -271,19 +264,19 @@ def prepare(
         more = {"necessary_bytes": needed, "peak_bytes": peak_bytes(call, device)}
         made.about[what, direction] |= more
     copied = made.about["copy", "forward"]
-    made.finish = lambda: copied.update(within=torch.equal(pool.targets[0], pool.x))
+    made.finish = lambda: copied.update(within=torch.equal(pool.targets[0], pool.inputs.x))
     return made
 
 
 def _add_bounds(made: Prepared, case: Case, pool: InputPool) -> None:
-    wide = [None if t is None else t.double() for t in pool.own]
+    wide = [t.double() for t in pool.own]
     for direction in case.directions if case.operator in BOUNDS else ():
         bound = BOUNDS[case.operator][direction]
         pairs = zip(bound(*pool.own), bound(*wide), strict=True)
         error = max(testing.relative(got, expected) for got, expected in pairs)
-        within = error <= testing.tolerance(pool.x.dtype).y
+        within = error <= testing.tolerance(pool.inputs.x.dtype).y
         runs: dict[str, Callable[..., object]] = {LOWER_BOUND: bound}
-        if direction != "forward" and pool.x.nbytes <= SMALL:
+        if direction != "forward" and pool.inputs.x.nbytes <= SMALL:
             runs[WITH_AUTOGRAD] = partial(baselines.with_autograd, bound)
         for what, run in runs.items():
             call = timing.Call(lambda run=run: pool.keep(run(*pool.next())))
