@@ -73,7 +73,9 @@ FURTHER: dict[Shape, str] = {
     **{(1, 32, 64, 64, 64): "volume", (5, 36, 33, 47): "odd size"},
     **{(4, 50, 27, 27): "odd channels", (16, 72, 57, 57): "odd size"},
 }
-KINDS = {(c, side, side): name for name, stages in STAGES.items() for c, side in stages}
+KINDS: dict[Shape, str] = {
+    (c, side, side): name for name, stages in STAGES.items() for c, side in stages
+}
 KINDS[TINY[1:]] = "tiny"
 PICTURES = ((64, 56), *STAGES["ResNet-50"])  # channels and side
 

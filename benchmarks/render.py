@@ -1,8 +1,7 @@
 """``python -m benchmarks.render``: writes measured figures into README.md and a page per device.
 
 They come from benchmarks/results/. ``--take DIR`` first copies the complete files of a folder to
-benchmarks/results/<device>/. With ``--check`` nothing is written: exit status 1 if a page says
-something else than the files.
+benchmarks/results/<device>/, and draws them there.
 """
 
 from __future__ import annotations
@@ -77,24 +76,19 @@ def take(source: Path, results: Path = RESULTS) -> list[Path]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.render", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing, compare")
     parser.add_argument("--take", type=Path, metavar="DIR", help="copy what was measured there")
-    parser.add_argument("--draw", action="store_true", help="draw all pictures anew")
     args = parser.parse_args(argv)
     try:
-        drawn = take(args.take) if args.take is not None else []
+        if args.take is not None:
+            print(*take(args.take), sep="\n")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    for path in measured(RESULTS / "*") if args.draw else ():
-        drawn += pictures.draw(read(path), path.parent)
-    print("\n".join(map(str, drawn)), end="\n" * bool(drawn))
-    differing = {p: t for p, t in texts().items() if not p.is_file() or p.read_text() != t}
-    for path, text in differing.items():
-        print(f"{path}: {'differs from the measured files' if args.check else 'written'}")
-        if not args.check:
+    for path, text in texts().items():
+        if not path.is_file() or path.read_text() != text:
+            print(f"{path}: written")
             path.write_text(text)
-    return int(args.check and bool(differing))
+    return 0
 
 
 if __name__ == "__main__":

@@ -254,7 +254,8 @@ def fit(points: Sequence[tuple[int, float]]) -> tuple[float, float, int, int] | 
     last = points[-FITTED:]
     if len(last) < 2:
         return None
-    exponent, constant = np.polyfit(*np.log(np.array(last, dtype=float)).T, 1)
+    sizes, times = np.log(np.array(last, dtype=float)).T
+    exponent, constant = np.polyfit(sizes, times, 1)
     # without the sign of a zero
     return round(float(exponent), 2) + 0.0, float(np.exp(constant)), last[0][0], last[-1][0]
 

@@ -79,7 +79,6 @@ class Row:
 
     @property
     def tensor_bytes(self) -> int:
-        """The bytes of x."""
         return torch.Size(self.shape).numel() * getattr(torch, self.dtype).itemsize
 
     @property
@@ -135,13 +134,7 @@ class Record:
 
 def rounded(value: Any) -> Any:
     """Five significant digits: more would be noise."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(item) for item in value]
-    return value
+    return json.loads(json.dumps(value), parse_float=lambda text: float(f"{float(text):.5g}"))
 
 
 def read(path: Path) -> Record:

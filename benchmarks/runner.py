@@ -18,7 +18,7 @@ from scipy.stats import binom  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from . import layers, pictures, report, timing
-from .cases import Case
+from .cases import PLACE, Case
 from .layers import Key, Prepared
 from .results import SAME, Record, Row, compare, derived, environment, read, rounded
 
@@ -69,7 +69,7 @@ def measure(
     device: torch.device,
     rounds: int,
     limit: float | None = None,
-    tick: Callable[[], object] = lambda: None,
+    tick: Callable[[], object] | None = None,
     preparing: Callable[..., Prepared] = prepare,
 ) -> Measured:
     """No timing lasts longer than ``limit`` seconds once timing.FEWEST rounds are done."""
@@ -78,47 +78,37 @@ def measure(
     for count in batches(case, rounds):
         made = preparing(case, backends, device, first is None, shuffle)
         options: dict[str, Any] = {"by": made.by, "tick": tick, "limit": limit or math.inf}
-        found, load = timing.interleave(made.calls, count, **options)
+        timed, load = timing.interleave(made.calls, count, **options)
         made.finish()
-        for key, values in found.items():
+        for key, values in timed.items():
             samples.setdefault(key, []).extend(values)
         loads += [] if load is None else [load]
         made.calls.clear()
         first = first or made
         gc.collect()
     assert first is not None
-    share = statistics.fmean(loads) if loads else None
-    rows = []
-    for key, values in samples.items():
-        about = first.about[key] | {"other_load": share}
-        rows.append(_row(case, key, values, samples.get((first.base, key[1])), about))
+    share, rows = statistics.fmean(loads) if loads else None, list[Row]()
+    place: dict[str, Any] = {name: getattr(case, name) for name in PLACE}
+    for (what, direction), found in samples.items():
+        times = [sample.seconds * 1e6 for sample in found]
+        host = [sample.host * 1e6 for sample in found if sample.host is not None]
+        about = place | first.about[what, direction] | {"other_load": share, "rounds": len(times)}
+        row = Row(direction=direction, what=what, **about)
+        quantiles = map(float, np.quantile(times, (0.1, 0.25, 0.5, 0.75, 0.9)))
+        row.lowest_us, row.low_us, row.median_us, row.high_us, row.highest_us = quantiles
+        row.host_us = statistics.median(host) if host else None
+        bound = samples.get((first.base, direction))
+        if bound is not None and what != "copy":
+            ratios = [one.seconds / other.seconds for one, other in zip(found, bound, strict=True)]
+            row.ratio, row.ratio_low, row.ratio_high = median_interval(ratios)
+        if row.necessary_bytes is not None:
+            row.gb_per_s = row.necessary_bytes / row.median_us / 1e3
+        rows.append(row)
     copied = next((row.gb_per_s for row in rows if row.kind == "copy"), None)
     for row in rows:
         if copied and row.gb_per_s is not None:
             row.copy_fraction = row.gb_per_s / copied
     return derived(rows), first.skipped
-
-
-def _row(
-    case: Case,
-    key: Key,
-    samples: list[timing.Sample],
-    bound: list[timing.Sample] | None,
-    about: dict[str, Any],
-) -> Row:
-    what, direction = key
-    times = [sample.seconds * 1e6 for sample in samples]
-    row = Row(*case.place, direction, what, rounds=len(times), **about)
-    quantiles = map(float, np.quantile(times, (0.1, 0.25, 0.5, 0.75, 0.9)))
-    row.lowest_us, row.low_us, row.median_us, row.high_us, row.highest_us = quantiles
-    if host := [sample.host * 1e6 for sample in samples if sample.host is not None]:
-        row.host_us = statistics.median(host)
-    if bound is not None and what != "copy":
-        ratios = [one.seconds / other.seconds for one, other in zip(samples, bound, strict=True)]
-        row.ratio, row.ratio_low, row.ratio_high = median_interval(ratios)
-    if row.necessary_bytes is not None:
-        row.gb_per_s = row.necessary_bytes / row.median_us / 1e3
-    return row
 
 
 def resume(record: Record, path: Path) -> str:
