@@ -1,7 +1,4 @@
-"""What is measured on what: the cases of every suite.
-
-A whole network is a case whose calls are its training step and its inference.
-"""
+"""What is measured on what: the cases of every suite. A whole network is a case, too."""
 
 from __future__ import annotations
 
@@ -175,10 +172,7 @@ Stages = Mapping[str, Sequence[Tensor]]
 def maps(
     suite: str, dtypes: Sequence[str], *, quick: bool, threads: int, stages: Stages | None = None
 ) -> list[Case]:
-    """The eight shapes, or what the layers of the ``stages`` of a network see.
-
-    In float32 beside plain PyTorch, in the other dtypes the backends alone.
-    """
+    """The eight shapes, or what ``stages`` of a network see; beside plain PyTorch in float32."""
     given: dict[str, Any] = {name_of(shape): None for shape in SHAPES}
     if stages is not None:
         given = {f"{stage} {name_of(t[0].shape)}": t for stage, t in stages.items()}
@@ -198,23 +192,18 @@ def maps(
 VARIANTS = ("none", "PPCR fused", "PPCR unfused", "PPCR plain", "SE", "CBAM")
 OWN = VARIANTS[1:4]  # the same network three times over
 NETWORKS = {"resnet18": (16, 32), "resnet50": (4, 224)}  # images and their side, on a CPU
+COMPILED = ("resnet18", "channels_last")  # of those that a CPU measures
 CUDA_IMAGES = {"resnet18": 1024, "resnet50": 256}
 
 
 def end_to_end(
     device: torch.device, *, everything: bool, network: str | None, quick: bool, threads: int
 ) -> list[Case]:
-    """On a CPU both networks eagerly in both layouts, and ResNet-18 compiled.
-
-    On a GPU, or with ``everything``, the product of networks, layouts, precisions and compilation.
-    """
-    made = []
-    precisions = ("float32", "bfloat16 autocast")
+    """Both networks eagerly in float32, and ResNet-18 compiled; with ``everything`` the product."""
+    made, precisions = [], ("float32", "bfloat16 autocast")
     for name, layout, dtype, compiled in product(NETWORKS, LAYOUTS, precisions, (False, True)):
-        some = compiled and (name, layout) != ("resnet18", "channels_last")
-        if network and (network != name or compiled):
-            continue
-        if everything or not (some or dtype != "float32"):
+        chosen = dtype == "float32" and (not compiled or (name, layout) == COMPILED)
+        if (everything or chosen) and not (network and (network != name or compiled)):
             images, side = NETWORKS[name]
             shape = (CUDA_IMAGES[name] if device.type == "cuda" else images, 3, side, side)
             label = f"{name} {name_of(shape)}" + ", compiled" * compiled

@@ -173,10 +173,7 @@ class Program:
 
 
 def peak_bytes(call: timing.Call, device: torch.device) -> int:
-    """The most that one call had allocated at a time, results included.
-
-    On a CPU as torch.profiler records allocations.
-    """
+    """The most that one call had allocated at a time, results included."""
     with torch.set_grad_enabled(call.grad):
         given = call.given()
         if device.type == "cuda":

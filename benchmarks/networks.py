@@ -91,16 +91,16 @@ def check(models: dict[str, nn.Module], x: Tensor, target: Tensor, dtype: str) -
         return torch.autograd.grad(loss(copy.deepcopy(model), x, target, amp), x)[0]
 
     expected = gradient(copy.deepcopy(reference).double(), x.double(), False)
-
-    def error(model: nn.Module) -> float:
-        return relative(gradient(model, x, dtype != "float32"), expected)
-
-    limit = min(0.5, max(TOLERANCE[dtype], 3 * error(reference)))
-    found = {name: error(models[name]) for name in OWN}
-    for name, off in found.items():
+    errors = {
+        name: relative(gradient(model, x, dtype != "float32"), expected)
+        for name, model in {"reference": reference, **models}.items()
+        if name in ("reference", *OWN)
+    }
+    limit = min(0.5, max(TOLERANCE[dtype], 3 * errors.pop("reference")))
+    for name, off in errors.items():
         if not off <= limit:  # no assert: python -O would time it
             raise AssertionError(f"{name} is off by {off:.2e}, allowed {limit}")
-    return found
+    return errors
 
 
 def saved_bytes(model: nn.Module, x: Tensor, target: Tensor, amp: bool) -> int:
@@ -182,11 +182,7 @@ def retina_batch(size: int = 224) -> Tensor:
 
 
 def retina_inputs() -> dict[str, tuple[Tensor, ...]]:
-    """x, grad, weight and bias of the last PPCR layer of each stage, in a step of a ResNet-50.
-
-    x is that layer's real input and grad the real gradient of its output, scaled to a mean square
-    of one.
-    """
+    """x, grad (scaled to a mean square of 1), weight and bias of each stage's last PPCR layer."""
     torch.manual_seed(0)
     model = insert_drawn(torchvision.models.resnet50()).train()
     seen: dict[str, tuple[Any, ...]] = {}

@@ -35,9 +35,9 @@ def draw(record: Record, out: Path) -> list[Path]:
         rows = [row for row in rows if row.what != "none"]
         label = "time over that of the network without attention (lines: 95 % intervals)"
         return [_dots(rows, ratio, out / "end_to_end.png", label, title)]
-    dtype = report.headline_dtype(record)
+    dtype, hidden = report.headline_dtype(record), ("copy", "other layer")
     rows = [row for row in rows if (row.operator, row.dtype) == ("ppcr", dtype)]
-    rows = [row for row in rows if row.kind not in ("copy", "other layer")]
+    rows = [row for row in rows if row.kind not in hidden]
     both = [row for row in rows if row.direction != "backward"]
     plain = [row for row in both if row.kind == "plain"]
     above = [row for row in both if row.what != LOWER_BOUND]
@@ -48,10 +48,11 @@ def draw(record: Record, out: Path) -> list[Path]:
     ]
     if name != "operators":
         wanted = [(above, ratio, "", "time over the lower bound (log scale)")]
+    title = f"ppcr, {dtype}, {title}"
     return [
-        _dots(shown, value, out / f"{name}{end}.png", label, f"ppcr, {dtype}, {title}")
-        for shown, value, end, label in wanted
-        if shown
+        _dots(one, v, out / f"{name}{end}.png", label, title)
+        for one, v, end, label in wanted
+        if one
     ]
 
 
@@ -89,11 +90,9 @@ def _dots(rows: Sequence[Row], value: Value, path: Path, label: str, title: str)
         elif not networks:
             axis.set_xlim(left=0)
         step = networks and panel == "step"
-        axis.set_title("training step" if step else report.words(panel), fontsize=10)
-        axis.set_xlabel(label)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    columns = min(6, len(labels))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+        axis.set(title="training step" if step else report.words(panel), xlabel=label)
+    found = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*found, loc="outside lower center", ncols=min(6, len(whats)), frameon=False)
     figure.savefig(path, dpi=110)
     return path
 
@@ -116,8 +115,7 @@ def _scaling(record: Record, path: Path, title: str) -> Path:
                 panel.plot(*zip(*points, strict=True), **style)
             panel.set(xlabel=label, ylabel="microseconds", yscale="log")
             panel.set_xscale("log", base=2)
-            spanned = f"{report.words(direction)}; exponents over {', '.join(sorted(spans))}"
-            panel.set_title(spanned, fontsize=10)
+            panel.set_title(f"{report.words(direction)}; exponents over {', '.join(sorted(spans))}")
             panel.legend(fontsize=8, frameon=False, loc="upper left")
             low, high = panel.get_ylim()
             panel.set_ylim(low, high * (high / low) ** 0.4)  # room for the legend
@@ -127,17 +125,15 @@ def _scaling(record: Record, path: Path, title: str) -> Path:
 
 def _style(what: str, *, hollow: bool) -> dict[str, Any]:
     colour, marker = STYLES.get(what, ("#CC79A7", "*"))
-    face = "white" if hollow else colour
-    return {"color": colour, "marker": marker, "markerfacecolor": face}
+    return {"color": colour, "marker": marker, "markerfacecolor": "white" if hollow else colour}
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], title: str, **options: Any) -> Any:
+    import matplotlib
     from matplotlib.figure import Figure
 
+    matplotlib.rc("axes", titlesize=10, grid=True, axisbelow=True)
+    matplotlib.rc("grid", color="0.9")
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=11)
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    for axis in axes.flat:
-        axis.grid(color="0.9")
-        axis.set_axisbelow(True)
-    return figure, axes
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)

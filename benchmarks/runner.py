@@ -32,8 +32,7 @@ Measured = tuple[
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Median, and the bounds of its 95 % confidence interval, for any distribution of the values.
 
-    They are order statistics. With fewer than six values the bounds are the whole range, whose
-    confidence is smaller.
+    With fewer than six values the bounds are the whole range, whose confidence is smaller.
     """
     ordered, n = sorted(values), len(values)
     rank = max(1, int(binom.ppf(0.025, n, 0.5)))
@@ -138,10 +137,7 @@ def run(
     against: Path | None = None,
     measuring: Callable[..., Measured] = measure,
 ) -> int:
-    """Measures all cases into ``out``/``suite``.*.
-
-    Returns 0, 1 (an error too large, or slower than ``against``) or 130 (interrupted).
-    """
+    """Measures all cases into ``out``/``suite``.*; returns the exit status of the command."""
     begin, where = time.perf_counter(), out / suite
     older = read(against) if against is not None else None  # before anything is overwritten
     rounds, limit = settings["rounds"], settings.get("seconds_per_case")

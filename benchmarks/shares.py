@@ -5,8 +5,10 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
+from ppcr_ext.testing import LAYOUTS
+
 from .baselines import DIRECTIONS, OPERATORS
-from .cases import LAYOUTS, PICTURES
+from .cases import PICTURES
 from .report import table
 
 STAGES = ((64, 112, 128), *((channels, side, 256) for channels, side in PICTURES))  # and images
