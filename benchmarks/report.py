@@ -98,10 +98,10 @@ def bold(text: str, row: Row) -> str:
 
 def machine(record: Record) -> str:
     """Where, with what and when."""
-    env = record.environment
-    threads = " and ".join(map(str, sorted({row.threads for row in record.rows})))
-    where = f"{env['cpu']} ({env['capability']}), {threads} thread{'s' * (threads != '1')}"
-    where = where if env["device"] == "cpu" else env["device"]
+    env, where = record.environment, record.environment["device"]
+    if where == "cpu":
+        threads = " and ".join(map(str, sorted({row.threads for row in record.rows})))
+        where = f"{env['cpu']} ({env['capability']}), {threads} thread{'s' * (threads != '1')}"
     return f"{where}, PyTorch {env['torch']}, {env['date'][:10]}, commit {env['commit']}"
 
 
@@ -265,16 +265,11 @@ def series_name(what: str, threads: int) -> str:
 
 
 def _scaling(record: Record) -> list[str]:
-    lines = [
-        [
-            f"{series_name(what, threads)}, {words(direction)}",
-            axis,
-            f"{found[0]:.2f}",
-            f"{found[2]} to {found[3]}",
-        ]
-        for (axis, threads, what, direction), points in series(record.rows).items()
-        if what != "copy" and (found := fit(points))
-    ]
+    lines = []
+    for (axis, threads, what, direction), points in series(record.rows).items():
+        if what != "copy" and (found := fit(points)):
+            name = f"{series_name(what, threads)}, {words(direction)}"
+            lines.append([name, axis, f"{found[0]:.2f}", f"{found[2]} to {found[3]}"])
     faster = "; ".join(
         f"{series_name(row.what, row.threads)}, {row.case} "
         f"{size_of(row.case, row.shape, row.levels)}, {words(row.direction)} ({row.over_fused:.2f})"
@@ -321,36 +316,38 @@ def console(record: Record) -> str:
     return "\n\n".join(SECTIONS[record.command][1](record))
 
 
+def records(folder: Path) -> dict[str, Record]:
+    """What was measured on the device of a folder."""
+    files = {stem: folder / f"{stem}.json" for stem in SECTIONS}
+    return {stem: read(file) for stem, file in files.items() if file.is_file()}
+
+
 def page(folder: Path) -> str:
     """Everything measured on the device of a folder."""
     parts = [f"# Measured on {folder.name}", "Written by `make results` from the files beside it."]
-    for stem, (title, _, pictures) in SECTIONS.items():
-        if (folder / f"{stem}.json").is_file():
-            record = read(folder / f"{stem}.json")
-            parts += [f"## {title}", f"{machine(record)}.", console(record)]
-            parts += [f"![{title}]({name}.png)" for name in pictures]
+    for stem, record in records(folder).items():
+        title, _, pictures = SECTIONS[stem]
+        parts += [f"## {title}", f"{machine(record)}.", console(record)]
+        parts += [f"![{title}]({name}.png)" for name in pictures]
     return "\n\n".join(parts) + "\n"
 
 
 def headline(folder: Path) -> str:
     """The README's few lines on the device of a folder."""
-    parts: list[str] = []
-    stem = "operators" if (folder / "operators.json").is_file() else "shapes"
-    if (folder / f"{stem}.json").is_file():
-        record = read(folder / f"{stem}.json")
+    found, parts = records(folder), list[str]()
+    if record := found.get("operators") or found.get("shapes"):
         dtype, fused = headline_dtype(record), fused_of(record.rows)
         rows = [row for row in timed(record.rows) if row.dtype == dtype]
         rows = [row for row in rows if call_of(row) in HEADLINE]
         columns = [call for call in HEADLINE if call in map(call_of, rows)]
-        count, picture = len({row.case for row in rows}), SECTIONS[stem][2][-1]
+        count, picture = len({row.case for row in rows}), SECTIONS[record.command][2][-1]
         parts += [
             f"Time over that of `{fused}`: geometric means over up to {count} shapes in both "
             f"layouts, with the range; {dtype}, {machine(record)}. {FASTER.format(fused)}",
             ratio_table(rows, ("plain",), columns),
             f"![Time, input by input](benchmarks/results/{folder.name}/{picture}.png)",
         ]
-    if (folder / "end_to_end.json").is_file():
-        record = read(folder / "end_to_end.json")
+    if record := found.get("end_to_end"):
         large = [row for row in record.rows if row.operator == "resnet50"] or record.rows
         parts += [f"Whole networks ({machine(record)}). {NETWORKS}", network_table(large)]
     return "\n\n".join(parts) or "No measured files yet."
