@@ -45,7 +45,6 @@ class Prepared:
     skipped: list[dict[str, str]] = field(default_factory=list)
     calls: dict[Key, timing.Call] = field(default_factory=dict)
     about: dict[Key, dict[str, Any]] = field(default_factory=dict)
-    finish: Callable[[], object] = lambda: None
 
     def add(self, what: str, direction: str, call: timing.Call, about: dict[str, Any]) -> None:
         self.calls[what, direction], self.about[what, direction] = call, about
@@ -65,7 +64,7 @@ class InputPool:
         count = min(COPIES_MOST, max(2, -(-cache_bytes(device) // own))) if case.rotate else 1
         self.copies, self.bytes = [[t.clone() for t in self.own] for _ in range(count)], own * count
         self.kept: list[object] = [None] * (count if device.type == "cuda" else 1)
-        self.targets = [torch.empty_like(inputs.x) for _ in self.kept]
+        self.targets = [torch.zeros_like(inputs.x) for _ in self.kept]
         self._turn = itertools.cycle(range(count))
 
     def next(self) -> list[Tensor]:
@@ -77,9 +76,9 @@ class InputPool:
         self.kept[self.turn % len(self.kept)] = result
         return result
 
-    def copy(self) -> None:
+    def copy(self) -> Tensor:
         x, *_ = self.next()
-        self.targets[self.turn % len(self.kept)].copy_(x)
+        return self.targets[self.turn % len(self.kept)].copy_(x)
 
 
 def inputs_of(case: Case, device: torch.device) -> testing.Inputs:
@@ -240,9 +239,8 @@ def prepare(
                     one.layer(x, *residual, *one.parameters)
             except (ValueError, TypeError) as error:
                 refused[one.layer] = str(error)
-        if one.layer in refused:
-            skipped = {"case": str(case), "what": one.name, "reason": refused[one.layer]}
-            made.skipped.append(skipped)
+        if reason := refused.get(one.layer):
+            made.skipped.append({"case": str(case), "what": one.name, "reason": reason})
             continue
         program = Program(one, pool)
         inferred, trained, within = program.check(exact, case.dtype)
@@ -254,14 +252,14 @@ def prepare(
             made.add(one.name, direction, program.call(direction), about)
     del exact
     _add_bounds(made, case, pool)
-    made.add("copy", "forward", timing.Call(pool.copy), {"kind": "copy", "error_y": 0.0})
+    copied = torch.equal(pool.copy(), pool.inputs.x)
+    about = {"kind": "copy", "error_y": 0.0, "within": copied}
+    made.add("copy", "forward", timing.Call(pool.copy), about)
     for (what, direction), call in made.calls.items():
         counted = OPERATORS["ppcr" if what == "copy" else case.operator]
         needed = counted.necessary_bytes(direction, case.shape, dtype)
         more = {"necessary_bytes": needed, "peak_bytes": peak_bytes(call, device)}
         made.about[what, direction] |= more
-    copied = made.about["copy", "forward"]
-    made.finish = lambda: copied.update(within=torch.equal(pool.targets[0], pool.inputs.x))
     return made
 
 

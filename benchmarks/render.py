@@ -57,7 +57,7 @@ def texts(root: Path = ROOT) -> dict[Path, str]:
 
 def take(source: Path, results: Path = RESULTS) -> list[Path]:
     """Copies every complete JSON file, with its CSV, to its device's folder, and draws it there."""
-    taken = []
+    taken: list[Path] = []
     for path in measured(source):
         record = read(path)
         if not record.complete:

@@ -83,7 +83,6 @@ class Row:
 
     @property
     def spread(self) -> float:
-        """The quartiles' distance as share of the median."""
         return (self.high_us - self.low_us) / self.median_us
 
 
@@ -210,10 +209,10 @@ def slower(old: tuple[Row, float], new: tuple[Row, float]) -> bool:
 
 def compare(old: Record, new: Record) -> tuple[str, list[Place]]:
     """(a report, the keys of what got slower)."""
-    lines = []
-    for name in ("device", "cpu", "capability", "cores", "torch"):
-        then, now = old.environment.get(name), new.environment.get(name)
-        lines += [f"another {name}: {then} then, {now} now"] if then != now else []
+    names = ("device", "cpu", "capability", "cores", "torch")
+    then, now = ({name: one.environment.get(name) for name in names} for one in (old, new))
+    others = [name for name in names if then[name] != now[name]]
+    lines = [f"another {name}: {then[name]} then, {now[name]} now" for name in others]
     before, after = timings(old), timings(new)
     both = [key for key in after if key in before]
     found = [key for key in both if slower(before[key], after[key])]

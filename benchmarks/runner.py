@@ -78,7 +78,6 @@ def measure(
         made = preparing(case, backends, device, first is None, shuffle)
         options: dict[str, Any] = {"by": made.by, "tick": tick, "limit": limit or math.inf}
         timed, load = timing.interleave(made.calls, count, **options)
-        made.finish()
         for key, values in timed.items():
             samples.setdefault(key, []).extend(values)
         loads += [] if load is None else [load]
