@@ -16,9 +16,9 @@ from . import cases, runner
 DESCRIPTION = """\
 Errors and times of every usable backend of ppcr_ext, beside plain PyTorch. SUITE is one of
 
-  retina      real inputs: the fundus photograph that scikit-image bundles goes through torchvision's
-              ResNet-50 (random weights of a fixed seed, PPCR in every residual block), and what the
-              last PPCR layer of each of the four stages sees is measured
+  retina      real inputs: the fundus photograph that scikit-image bundles goes through a
+              torchvision ResNet-50 (random weights of a fixed seed, PPCR in every residual block),
+              and what the last PPCR layer of each of the four stages sees is measured
   shapes      the same for random inputs of eight shapes
   operators   ppcr, gate and add_relu, forward, backward and both; beside plain PyTorch, eager and
               compiled, and beside SE, ECA and the spatial gate of CBAM
