@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,25 +26,19 @@ Errors and times of every usable backend of ppcr_ext, beside plain PyTorch. SUIT
   end-to-end  training and inference of whole networks: torchvision's ResNets without attention,
               with PPCR fused into their residual blocks, unfused and in plain PyTorch, SE and CBAM
 
-The lower bound is what any such layer must cost at least: x * 0.5, and for forward+backward
-x * 0.5 plus x + gy; for small inputs a second one includes a run of the autograd engine. Every
-result is compared with a float64 evaluation before it is timed. All that is measured on an input is
-timed in every round, in a new random order; the figures are medians over the rounds.
+Every result is compared with a float64 evaluation before it is timed. docs/benchmarks.md says what
+the baselines and lower bounds are, and how time is taken. In operators and scaling inputs rotate
+through more memory than a cache holds. Ctrl-C keeps what was measured, --resume goes on from there.
 
-In operators and scaling inputs rotate through more memory than a cache holds. Times on a GPU are
-CUDA events behind a filled stream, and the host's time is a column of its own. Networks are made
-anew every few rounds. Ctrl-C keeps what was measured, --resume goes on from there.
-
-Writes SUITE.csv, SUITE.json and pictures to the folder of --out.
-Exit status: 0; 1 if an error exceeds its tolerance, or --compare found something slower; 130 if
-interrupted."""
+Writes SUITE.csv, SUITE.json and pictures to the folder of --out. Exit status: 0; 1 if an error
+exceeds its tolerance, or --compare found something slower; 130 if interrupted."""
 
 
 # fmt: off
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "python -m benchmarks", description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        "python -m benchmarks", description=DESCRIPTION, formatter_class=form)
     add = parser.add_argument
     add("suite", nargs="?", default="retina", choices=cases.SUITES, metavar="SUITE",
         help="what to measure (retina)")
@@ -82,20 +77,24 @@ def _dtypes(text: str) -> list[str]:
 
 
 def cases_of(args: argparse.Namespace, device: torch.device) -> list[cases.Case]:
-    quick, everything = args.quick, args.all or (device.type == "cuda" and not args.quick)
+    quick, cuda = args.quick, device.type == "cuda"
     threads = args.threads or min(2, torch.get_num_threads())
+    options: dict[str, Any] = {"quick": quick, "threads": threads}
     if args.suite == "operators":
-        return cases.operators(device, everything=everything, quick=quick, threads=threads)
+        return cases.operators(device, everything=args.all or (cuda and not quick), **options)
     if args.suite == "scaling":
-        one = [1] if device.type == "cuda" else [args.threads] if args.threads else [1, threads]
-        return cases.scaling(device, quick=quick, threads=sorted(set(one)))
+        options["threads"] = [1] if cuda else sorted({args.threads or 1, threads})
+        return cases.scaling(device, **options)
     if args.suite == "end-to-end":
-        options = {"everything": args.all or device.type == "cuda", "network": args.network}
-        return cases.end_to_end(device, quick=quick, threads=threads, **options)
+        everything = args.all or cuda
+        return cases.end_to_end(device, everything=everything, network=args.network, **options)
     if args.suite == "retina":
-        threads = args.threads or torch.get_num_threads()
+        from .networks import retina_inputs  # with torchvision, which layers do not need
+
         print("feature maps: photograph, ResNet-50 with PPCR, 8 views of 224x224 ...", flush=True)
-    return cases.maps(args.suite, args.dtypes, quick=quick, threads=threads)
+        options["threads"] = args.threads or torch.get_num_threads()
+        options["stages"] = retina_inputs()
+    return cases.maps(args.suite, args.dtypes, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,8 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device(args.device or default)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     rounds = args.rounds or (15 if args.suite == "end-to-end" else 30)
-    if args.quick and args.suite == "end-to-end":
-        rounds = min(rounds, 7)
+    rounds = min(rounds, 7) if args.quick and args.suite == "end-to-end" else rounds
     limits = {"operators": (2.0, 0.5), "scaling": (0.8, 0.2)}  # seconds a case, the second: quick
     limit = limits.get(args.suite, (None, None))[args.quick]
     found = cases_of(args, device)

@@ -20,8 +20,7 @@ DIRECTIONS = ("forward", "backward", "step")
 LOWER_BOUND = "lower bound"
 WITH_AUTOGRAD = "lower bound with autograd"
 
-# (x, residual or None, parameters) -> y
-Layer = Callable[[Tensor, "Tensor | None", Sequence[Tensor]], Tensor]
+Layer = Callable[..., Tensor]  # of x, the residual of add_relu, and parameters
 Gate = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
 
 
@@ -35,9 +34,8 @@ class Operator:
 
     def necessary_bytes(self, direction: str, shape: Sequence[int], dtype: torch.dtype) -> int:
         """What has to be read and written at least once, without the parameters."""
-        both = tuple(a + b for a, b in zip(self.forward, self.backward, strict=True))
-        counts = {"forward": self.forward, "backward": self.backward, "step": both}
-        tensors, gates = counts[direction]
+        passes = DIRECTIONS[:2] if direction == "step" else [direction]
+        tensors, gates = map(sum, zip(*(getattr(self, name) for name in passes), strict=True))
         elements = torch.Size(shape).numel()
         return dtype.itemsize * (tensors * elements + gates * elements // shape[1])
 
@@ -53,18 +51,14 @@ OPERATORS = {
 
 @dataclass
 class Implementation:
-    """Something that computes an operator, or another layer that is often used in its place.
-
-    ``kind`` is fused, reference, plain (the operator in plain PyTorch) or other layer. ``mode`` is
-    that of torch.compile, None for eager. ``exact`` computes another layer in float64.
-    """
+    """Something that computes an operator, or another layer that is often used in its place."""
 
     name: str
-    kind: str
+    kind: str  # fused, reference, plain (the operator in plain PyTorch) or other layer
     layer: Layer
     parameters: list[Tensor] = field(default_factory=list)
-    mode: str | None = None
-    exact: Layer | None = None
+    mode: str | None = None  # of torch.compile; None: eager
+    exact: Layer | None = None  # another layer in float64
 
     def compiled(self, mode: str) -> Implementation:
         short = "compiled" if mode == "default" else f"compiled ({mode})"
@@ -80,9 +74,8 @@ class Implementation:
 def backend(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) -> Implementation:
     function = getattr(ppcr_ext, OPERATORS[operator].function)
 
-    def layer(x: Tensor, residual: Tensor | None, own: Sequence[Tensor]) -> Tensor:
-        tensors = (x,) if residual is None else (x, residual)
-        return function(*tensors, *own, levels=levels, eps=EPS, backend=name)
+    def layer(*tensors: Tensor) -> Tensor:
+        return function(*tensors, levels=levels, eps=EPS, backend=name)
 
     return Implementation(name, "reference" if name == "reference" else "fused", layer, own)
 
@@ -90,16 +83,16 @@ def backend(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) 
 def plain(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) -> Implementation:
     gate_of = GATES[name]
 
-    def layer(x: Tensor, residual: Tensor | None, own: Sequence[Tensor]) -> Tensor:
-        gate = gate_of(x, own[0], own[1], levels)
+    def layer(x: Tensor, *others: Tensor) -> Tensor:
+        *residual, weight, bias = others
+        gate = gate_of(x, weight, bias, levels)
         if operator == "gate":
             return gate
-        return x * gate if residual is None else torch.relu(x * gate + residual)
+        return torch.relu(x * gate + residual[0]) if residual else x * gate
 
     return Implementation(name, "plain", layer, own)
 
 
-# ---- the operator in plain PyTorch ---------------------------------------------------------------
 # Of a half x the formulations take the means in float32 and go on in it: in float16 the gradient
 # of the normalization would overflow.
 
@@ -147,21 +140,19 @@ def pooled_once(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int]) 
 
 def as_matmul(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int]) -> Tensor:
     """Pooling and centring as one matrix product: ``[L, C]`` times every pixel's channels."""
-    matrix = centred_pooling(x.shape[1], tuple(levels), x.dtype, x.device)
+    matrix = centred_pooling(x.shape[1], tuple(levels), x.device, x.dtype)
     centred = torch.einsum("lc,ncp->nlp", matrix, x.flatten(2)).unflatten(2, x.shape[2:])
     return _gate(x, centred, weight, bias)
 
 
 @functools.cache
-def centred_pooling(
-    channels: int, levels: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def centred_pooling(channels: int, levels: tuple[int, ...], *where: Any) -> Tensor:
     """``[L, C]``: 1/|bin| where context l holds channel c, less the mean over l."""
     matrix = torch.zeros(sum(levels), channels, dtype=torch.float64)
     edges = [edge for level in levels for edge in bins(channels, level)]
     for row, (begin, end) in zip(matrix, edges, strict=True):
         row[begin:end] = 1 / (end - begin)
-    return (matrix - matrix.mean(0)).to(device, dtype)
+    return (matrix - matrix.mean(0)).to(*where)
 
 
 GATES: dict[str, Gate] = {
@@ -169,13 +160,6 @@ GATES: dict[str, Gate] = {
     "level by level": level_by_level,
     "matmul": as_matmul,
 }
-
-
-# ---- other layers --------------------------------------------------------------------------------
-
-
-def _layer_norm(x: Tensor, residual: Tensor | None, own: Sequence[Tensor]) -> Tensor:
-    return F.layer_norm(x, x.shape[1:], own[0], own[1])
 
 
 def other_layer(
@@ -186,39 +170,37 @@ def other_layer(
     Training mode where autograd records, else evaluation mode. ``F.layer_norm`` is PyTorch's own.
     """
     if name == "F.layer_norm":
-        size = tuple(shape[1:])
-        own = [torch.full(size, fill, dtype=dtype, device=device) for fill in (1.0, 0.0)]
-        return Implementation(name, "other layer", _layer_norm, own, exact=_layer_norm)
-    from timm.layers.cbam import SpatialAttn
-    from timm.layers.eca import EcaModule
-    from timm.layers.squeeze_excite import SEModule
+        own = [torch.full(shape[1:], fill, dtype=dtype, device=device) for fill in (1.0, 0.0)]
+        norm: Layer = lambda x, *own: F.layer_norm(x, x.shape[1:], *own)  # noqa: E731
+        return Implementation(name, "other layer", norm, own, exact=norm)
+    from timm.layers import cbam, eca, squeeze_excite
 
     torch.manual_seed(0)
-    channels = {} if name == "CBAM spatial gate" else {"channels": shape[1]}
-    maker: Any = {"SE": SEModule, "ECA": EcaModule, "CBAM spatial gate": SpatialAttn}[name]
-    module = maker(**channels).to(device, dtype)
+    made: dict[str, Callable[[], nn.Module]] = {
+        "SE": lambda: squeeze_excite.SEModule(shape[1]),
+        "ECA": lambda: eca.EcaModule(shape[1]),
+        "CBAM spatial gate": cbam.SpatialAttn,
+    }
+    module = made[name]().to(device, dtype)
 
     def either(module: nn.Module) -> Layer:
         training, frozen = module.train(), copy.deepcopy(module).eval()
-        return lambda x, residual, own: (training if torch.is_grad_enabled() else frozen)(x)
+        return lambda x, *own: (training if torch.is_grad_enabled() else frozen)(x)
 
     layer, exact = either(module), either(copy.deepcopy(module).double())
     return Implementation(name, "other layer", layer, list(module.parameters()), exact=exact)
 
 
-# ---- lower bounds --------------------------------------------------------------------------------
-
-Bound = Callable[..., tuple[Tensor, ...]]  # (x, gy, residual or None)
+Bound = Callable[..., tuple[Tensor, ...]]  # of x, gy and the residual of add_relu
 
 # One elementwise call for each pass, with the operator's own number of tensors read and written.
 # The gate has none: no elementwise call reads a tensor and writes a gate.
 BOUNDS: dict[str, dict[str, Bound]] = {
     "ppcr": {
-        "forward": lambda x, gy, residual: (x * 0.5,),
-        "backward": lambda x, gy, residual: (x + gy,),
-        "step": lambda x, gy, residual: (x * 0.5, x + gy),
+        "forward": lambda x, gy: (x * 0.5,),
+        "backward": lambda x, gy: (x + gy,),
+        "step": lambda x, gy: (x * 0.5, x + gy),
     },
-    "gate": {},
     "add_relu": {
         "forward": lambda x, gy, residual: (x + residual,),
         "backward": lambda x, gy, residual: (x + gy, residual * 0.5),
@@ -227,9 +209,9 @@ BOUNDS: dict[str, dict[str, Bound]] = {
 }
 
 
-def with_autograd(bound: Bound, x: Tensor, gy: Tensor, residual: Tensor | None) -> object:
+def with_autograd(bound: Bound, x: Tensor, gy: Tensor, *residual: Tensor) -> object:
     """A bound, and in it one run of the autograd engine through an identity that copies nothing."""
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
         y = leaf.view_as(leaf)
-    return bound(x, gy, residual), torch.autograd.grad(y, leaf, gy)
+    return bound(x, gy, *residual), torch.autograd.grad(y, leaf, gy)

@@ -1,13 +1,10 @@
-"""What is measured on what: the cases of every suite.
-
-A whole network is a case whose calls are its training step and its inference.
-"""
+"""What is measured on what: the cases of every suite. A whole network is a case, too."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,7 +15,7 @@ from ppcr_ext.testing import LAYOUTS, LEVELS, SHAPES, STAGES
 from .baselines import DIRECTIONS, GATES, OPERATORS
 
 Shape = tuple[int, ...]
-Place = tuple[object, ...]
+Place = tuple[Any, ...]
 
 SUITES = ("retina", "shapes", "operators", "scaling", "end-to-end")
 OTHER_LAYERS = ("SE", "ECA", "CBAM spatial gate")
@@ -64,21 +61,19 @@ def name_of(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-# ---- operators -----------------------------------------------------------------------------------
-
 MODES_CUDA = ("default", "max-autotune-no-cudagraphs")
 BATCHES = (1, 8, 64, 256)
+TINY = (1, 8, 2, 2)  # shows what a call costs; the data stay in the cache
 FURTHER: dict[Shape, str] = {
-    (128, 64, 32, 32): "CIFAR",
-    (128, 256, 8, 8): "CIFAR",
-    (1, 64, 256, 256): "512x512 picture",
-    (1, 32, 512, 512): "512x512 picture",
-    (8, 32, 512, 512): "512x512 picture",
-    (1, 32, 64, 64, 64): "volume",
-    (5, 36, 33, 47): "odd size",
-    (4, 50, 27, 27): "odd channels",
-    (16, 72, 57, 57): "odd size",
+    **dict.fromkeys(((128, 64, 32, 32), (128, 256, 8, 8)), "CIFAR"),
+    **dict.fromkeys(((1, 64, 256, 256), (1, 32, 512, 512), (8, 32, 512, 512)), "512x512 picture"),
+    **{(1, 32, 64, 64, 64): "volume", (5, 36, 33, 47): "odd size"},
+    **{(4, 50, 27, 27): "odd channels", (16, 72, 57, 57): "odd size"},
 }
+KINDS: dict[Shape, str] = {
+    (c, side, side): name for name, stages in STAGES.items() for c, side in stages
+}
+KINDS[TINY[1:]] = "tiny"
 PICTURES = ((64, 56), *STAGES["ResNet-50"])  # channels and side
 
 # A CPU measures gate and add_relu, every dtype and every backend on the few, and ppcr in float32 on
@@ -91,29 +86,15 @@ CPU: tuple[Shape, ...] = (
 )
 CPU_QUICK = ((8, 512, 28, 28), (8, 2048, 7, 7), (5, 36, 33, 47))
 CUDA_QUICK = tuple((256, c, side, side) for c, side in PICTURES)
-TINY = (1, 8, 2, 2)  # shows what a call costs; the data stay in the cache
-
-
-def kind_of(shape: Shape) -> str:
-    """``ResNet-50`` and so on; ``tiny`` for :data:`TINY`."""
-    kind = "tiny" if shape == TINY else FURTHER.get(shape, "other")
-    for network, stages in STAGES.items():
-        if shape[1:] in {(channels, side, side) for channels, side in stages}:
-            kind = network
-    return kind
 
 
 def grid(
-    operators: Iterable[str],
-    shapes: Iterable[Shape],
-    dtypes: Iterable[str] = ("float32",),
-    layouts: Iterable[str] = LAYOUTS,
-    **options: Any,
+    operators: Iterable[str], shapes: Iterable[Shape], dtypes: Iterable[str], **options: Any
 ) -> list[Case]:
-    """The product of operators, dtypes, shapes and layouts."""
-    made = []
-    for operator, dtype, shape, layout in itertools.product(operators, dtypes, shapes, layouts):
-        name = f"{kind_of(shape)} {name_of(shape)}"
+    """The product of operators, shapes, dtypes and layouts."""
+    made, layouts = [], options.pop("layouts", LAYOUTS)
+    for operator, dtype, shape, layout in product(operators, dtypes, shapes, layouts):
+        name = f"{KINDS.get(shape[1:]) or FURTHER.get(shape, 'other')} {name_of(shape)}"
         made.append(Case("operators", operator, name, shape, layout, dtype, **options))
     return made
 
@@ -122,50 +103,43 @@ def operators(
     device: torch.device, *, everything: bool = False, quick: bool = False, threads: int = 1
 ) -> list[Case]:
     """Small inputs last: where time runs out, the figures that matter are there."""
-    ppcr, others, once = ("ppcr",), ("add_relu", "gate"), ("pooled once",)
+    ppcr, others, wide, flat = ("ppcr",), ("add_relu", "gate"), DTYPES[:1], {"layouts": LAYOUTS[:1]}
+    once: dict[str, Any] = {"plain": ("pooled once",)}
+    few: dict[str, Any] = {**once, "backends": FUSED}
     compiled: dict[str, Any] = {"modes": ("default",)}
     if everything:
         made = _everything(MODES_CUDA if device.type == "cuda" else ("default",))
     elif quick and device.type == "cuda":
-        made = grid(ppcr, CUDA_QUICK, ("float16", "float32"), plain=once, backends=FUSED)
+        made = grid(ppcr, CUDA_QUICK, ("float16", "float32"), **few)
         # compiling takes most of the time
-        few = {("float16", CUDA_QUICK[1]), ("float16", CUDA_QUICK[-1])}
-        made = [replace(c, **compiled) if (c.dtype, c.shape) in few else c for c in made]
+        some = {("float16", CUDA_QUICK[1]), ("float16", CUDA_QUICK[-1])}
+        made = [replace(c, **compiled) if (c.dtype, c.shape) in some else c for c in made]
     elif quick:
-        made = grid(ppcr, CPU_QUICK[:1], plain=once, backends=FUSED, **compiled)
-        made += grid(ppcr, CPU_QUICK[1:], layouts=LAYOUTS[:1], plain=once, backends=FUSED)
-        made += grid(others, CPU_QUICK[:1], layouts=LAYOUTS[:1], plain=once, backends=FUSED)
+        made = grid(ppcr, CPU_QUICK[:1], wide, **few, **compiled)
+        made += grid(ppcr, CPU_QUICK[1:], wide, **flat, **few)
+        made += grid(others, CPU_QUICK[:1], wide, **flat, **few)
     else:
-        made = grid(ppcr, CPU_FEW, other_layers=OTHER_LAYERS, **compiled)
-        made += grid(ppcr, CPU, backends=FUSED, **compiled) + grid(others, CPU_FEW, **compiled)
-        made += grid(ppcr, CPU_FEW, DTYPES[1:], plain=once)
-    made += grid(ppcr, [TINY], layouts=LAYOUTS[:1], plain=once, other_layers=("F.layer_norm",))
-    made += grid(others, [TINY], layouts=LAYOUTS[:1], plain=once)
+        made = grid(ppcr, CPU_FEW, wide, other_layers=OTHER_LAYERS, **compiled)
+        made += grid(ppcr, CPU, wide, backends=FUSED, **compiled)
+        made += grid(others, CPU_FEW, wide, **compiled) + grid(ppcr, CPU_FEW, DTYPES[1:], **once)
+    made += grid(ppcr, [TINY], wide, other_layers=("F.layer_norm",), **flat, **once)
+    made += grid(others, [TINY], wide, **flat, **once)
     return [replace(case, threads=threads, rotate=case.shape != TINY) for case in made]
 
 
 def _everything(modes: tuple[str, ...]) -> list[Case]:
-    networks = itertools.product(BATCHES, STAGES.values())
-    stages = {(n, c, side, side) for n, network in networks for c, side in network}
+    stages = [(n, *shape) for n, shape in product(BATCHES, KINDS) if shape != TINY[1:]]
     shapes = [*sorted(stages, key=lambda shape: -torch.Size(shape).numel()), *FURTHER]
-    dtypes = ("bfloat16", "float32", "float16", "float64")
-    made = []
-    for case in grid(OPERATORS, shapes, dtypes, compiled=("pooled once", "level by level")):
-        if case.dtype != "float64":
-            layers = OTHER_LAYERS if case.operator == "ppcr" and len(case.shape) == 4 else ()
-            case = replace(case, modes=modes, other_layers=layers)
-        made.append(case)
-    return made
+    options: dict[str, Any] = {"compiled": ("pooled once", "level by level")}
+    made = grid(OPERATORS, shapes, ("bfloat16", "float32", "float16"), modes=modes, **options)
+    for number, case in enumerate(made):
+        if case.operator == "ppcr" and len(case.shape) == 4:
+            made[number] = replace(case, other_layers=OTHER_LAYERS)
+    return made + grid(OPERATORS, shapes, ("float64",), **options)
 
 
-# ---- scaling -------------------------------------------------------------------------------------
-
-AXES = {
-    "pixels": "pixels per image",
-    "channels": "channels",
-    "levels": "contexts (sum of the levels)",
-    "batch": "images",
-}
+AXES = {"pixels": "pixels per image", "channels": "channels"}
+AXES |= {"levels": "contexts (sum of the levels)", "batch": "images"}
 
 
 def scaling(device: torch.device, *, quick: bool, threads: Sequence[int]) -> list[Case]:
@@ -177,11 +151,11 @@ def scaling(device: torch.device, *, quick: bool, threads: Sequence[int]) -> lis
         "levels": [((2 * base, 256, 28, 28), tuple(2**i for i in range(n))) for n in range(2, 7)],
         "batch": [((base << i, 256, 14, 14), LEVELS) for i in range(7)],
     }
-    options: dict[str, Any] = {"plain": ("pooled once",), "backends": FUSED}
-    options["directions"] = ("forward", "step")
+    options: dict[str, Any] = {"directions": ("forward", "step")}
+    options |= {"layout": LAYOUTS[0], "plain": ("pooled once",), "backends": FUSED}
     return [
-        Case("scaling", "ppcr", axis, shape, LAYOUTS[0], threads=n, levels=levels, **options)
-        for n, (axis, points) in itertools.product(threads, series.items())
+        Case("scaling", "ppcr", axis, shape, threads=n, levels=levels, **options)
+        for n, (axis, points) in product(threads, series.items())
         for shape, levels in (points[:: -2 if axis != "levels" else -1][::-1] if quick else points)
     ]
 
@@ -192,62 +166,49 @@ def size_of(case: str, shape: Sequence[int], levels: Sequence[int]) -> int:
     return sizes.get(case, sum(levels))
 
 
-# ---- retina and shapes ---------------------------------------------------------------------------
+Stages = Mapping[str, Sequence[Tensor]]
 
 
-def maps(suite: str, dtypes: Sequence[str], *, quick: bool, threads: int) -> list[Case]:
-    """The eight shapes, or what the last PPCR layer of each stage sees on a photograph.
-
-    In float32 beside plain PyTorch, in the other dtypes the backends alone.
-    """
-    from .networks import retina_inputs
-
+def maps(
+    suite: str, dtypes: Sequence[str], *, quick: bool, threads: int, stages: Stages | None = None
+) -> list[Case]:
+    """The eight shapes, or what ``stages`` of a network see; beside plain PyTorch in float32."""
     given: dict[str, Any] = {name_of(shape): None for shape in SHAPES}
-    compiled: tuple[str, ...] = ("native", "triton", "pooled once", "level by level")
-    if suite == "retina":
-        found, compiled = retina_inputs(), compiled[:3]
-        given = {f"{stage} {name_of(t[0].shape)}": t for stage, t in found.items()}
+    if stages is not None:
+        given = {f"{stage} {name_of(t[0].shape)}": t for stage, t in stages.items()}
+    compiled = ("native", "triton", "pooled once", "level by level")[: 4 if stages is None else 3]
+    options: dict[str, Any] = {"directions": ("forward", "step"), "rotate": False}
+    options |= {"threads": threads, "compiled": compiled}
     made = []
     few = list(given.items())[: 2 if quick else None]
-    for (name, tensors), layout, dtype in itertools.product(few, LAYOUTS, dtypes):
+    for (name, tensors), layout, dtype in product(few, LAYOUTS, dtypes):
         shape = tuple(map(int, name.split()[-1].split("x")))
-        case = Case(suite, "ppcr", name, shape, layout, dtype, threads, given=tensors)
-        wide = dtype == "float32"
-        plain, modes = (tuple(GATES), ("default",)) if wide else ((), ())
-        case = replace(case, plain=plain, modes=modes, compiled=compiled, rotate=False)
-        made.append(replace(case, directions=("forward", "step")))
+        plain, modes = (tuple(GATES), ("default",)) if dtype == "float32" else ((), ())
+        more = {"given": tensors, "plain": plain, "modes": modes}
+        made.append(Case(suite, "ppcr", name, shape, layout, dtype, **options, **more))
     return made
 
-
-# ---- whole networks ------------------------------------------------------------------------------
 
 VARIANTS = ("none", "PPCR fused", "PPCR unfused", "PPCR plain", "SE", "CBAM")
 OWN = VARIANTS[1:4]  # the same network three times over
 NETWORKS = {"resnet18": (16, 32), "resnet50": (4, 224)}  # images and their side, on a CPU
+COMPILED = ("resnet18", "channels_last")  # of those that a CPU measures
 CUDA_IMAGES = {"resnet18": 1024, "resnet50": 256}
 
 
 def end_to_end(
     device: torch.device, *, everything: bool, network: str | None, quick: bool, threads: int
 ) -> list[Case]:
-    """On a CPU both networks eagerly in both layouts, and ResNet-18 compiled.
-
-    On a GPU, or with ``everything``, the product of networks, layouts, precisions and compilation.
-    """
-    made = []
-    precisions = ("float32", "bfloat16 autocast")
-    product = itertools.product(NETWORKS, LAYOUTS, precisions, (False, True))
-    for name, layout, dtype, compiled in product:
-        some = compiled and (name, layout) != ("resnet18", "channels_last")
-        if (everything or not (some or dtype != "float32")) and not (
-            network and (network != name or compiled)
-        ):
+    """Both networks eagerly in float32, and ResNet-18 compiled; with ``everything`` the product."""
+    made, precisions = [], ("float32", "bfloat16 autocast")
+    for name, layout, dtype, compiled in product(NETWORKS, LAYOUTS, precisions, (False, True)):
+        chosen = dtype == "float32" and (not compiled or (name, layout) == COMPILED)
+        if (everything or chosen) and not (network and (network != name or compiled)):
             images, side = NETWORKS[name]
             shape = (CUDA_IMAGES[name] if device.type == "cuda" else images, 3, side, side)
             label = f"{name} {name_of(shape)}" + ", compiled" * compiled
-            case = Case("end_to_end", name, label, shape, layout, dtype, threads)
-            variants = VARIANTS if everything or not compiled else VARIANTS[:4]
-            modes = ("default",) * compiled
-            directions = ("step", "inference")
-            made.append(replace(case, variants=variants, modes=modes, directions=directions))
+            options: dict[str, Any] = {"modes": ("default",) * compiled}
+            options["variants"] = VARIANTS if everything or not compiled else VARIANTS[:4]
+            options["directions"] = ("step", "inference")
+            made.append(Case("end_to_end", name, label, shape, layout, dtype, threads, **options))
     return made[:1] if quick else made

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 import ppcr_ext
 from ppcr_ext import testing
+from ppcr_ext.reference import accumulation_dtype
 from ppcr_ext.testing import Errors
 
 from . import baselines, timing
@@ -22,7 +23,7 @@ from .baselines import BOUNDS, LOWER_BOUND, OPERATORS, WITH_AUTOGRAD, Implementa
 from .cases import Case
 
 Key = tuple[str, str]  # what, direction
-Tensors = tuple[Tensor, Tensor, "Tensor | None"]  # x, grad and, of add_relu, the residual
+Result = TypeVar("Result")
 
 POOL_BYTES_CUDA = 1 << 30  # inputs together at least this much: many times any L2
 # On a CPU 1.5 times the last cache, but no more than this: a core never owns a larger one.
@@ -44,7 +45,9 @@ class Prepared:
     skipped: list[dict[str, str]] = field(default_factory=list)
     calls: dict[Key, timing.Call] = field(default_factory=dict)
     about: dict[Key, dict[str, Any]] = field(default_factory=dict)
-    finish: Callable[[], object] = lambda: None
+
+    def add(self, what: str, direction: str, call: timing.Call, about: dict[str, Any]) -> None:
+        self.calls[what, direction], self.about[what, direction] = call, about
 
 
 class InputPool:
@@ -55,59 +58,48 @@ class InputPool:
     """
 
     def __init__(self, case: Case, device: torch.device) -> None:
-        self.inputs = inputs_of(case, device)
-        self.x, residual = self.inputs.x, self.inputs.residual
-        self.own = self.x, self.inputs.grad, residual if case.operator == "add_relu" else None
-        tensors = [t for t in self.own if t is not None]
-        own = sum(t.numel() * t.itemsize for t in tensors)
+        self.inputs = inputs = inputs_of(case, device)
+        self.own = [inputs.x, inputs.grad, *([inputs.residual] * inputs.has_residual)]
+        own = sum(t.nbytes for t in self.own)
         count = min(COPIES_MOST, max(2, -(-cache_bytes(device) // own))) if case.rotate else 1
-        self.copies = [tuple(t.clone() for t in tensors) for _ in range(count)]
-        self.bytes = own * count
+        self.copies, self.bytes = [[t.clone() for t in self.own] for _ in range(count)], own * count
         self.kept: list[object] = [None] * (count if device.type == "cuda" else 1)
-        self.targets = [torch.empty_like(self.x) for _ in self.kept]
+        self.targets = [torch.zeros_like(inputs.x) for _ in self.kept]
         self._turn = itertools.cycle(range(count))
 
-    def next(self, *, grad: bool = False) -> Tensors:
-        """The next tensors; with ``grad`` new leaves of x and the residual."""
+    def next(self) -> list[Tensor]:
+        """The next x, grad and, of add_relu, residual."""
         self.turn = next(self._turn)
-        x, gy, *residual = self.copies[self.turn]
-        if grad:
-            x, *residual = (t.detach().requires_grad_() for t in (x, *residual))
-        return x, gy, residual[0] if residual else None
+        return self.copies[self.turn]
 
-    def keep(self, result: object) -> None:
+    def keep(self, result: Result) -> Result:
         self.kept[self.turn % len(self.kept)] = result
+        return result
 
-    def copy(self) -> None:
+    def copy(self) -> Tensor:
         x, *_ = self.next()
-        self.targets[self.turn % len(self.kept)].copy_(x)
+        return self.targets[self.turn % len(self.kept)].copy_(x)
 
 
 def inputs_of(case: Case, device: torch.device) -> testing.Inputs:
     """The case's own tensors, or random ones drawn on the device."""
     dtype = getattr(torch, case.dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    draw = partial(torch.randn, generator=generator, device=device)
+    images, channels, *spatial = case.shape
     if case.given is not None:
         x, grad, weight, bias = (t.to(device) for t in case.given)
-        given = testing.Inputs("ppcr", x, x, weight, bias, grad, case.levels)
-        return given.to(dtype, case.layout)
-    generator = torch.Generator(device).manual_seed(0)
-
-    def draw(*shape: int, mean: float = 0, deviation: float = 1) -> Tensor:
-        values = torch.randn(shape, generator=generator, device=device) * deviation + mean
-        return testing.to_layout(values.to(dtype), case.layout)
-
-    channels = 1 if case.operator == "gate" else case.shape[1]
-    x = draw(*case.shape, mean=1.5, deviation=2)
-    grad = draw(case.shape[0], channels, *case.shape[2:])
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    sizes = sum(case.levels), 1
-    weight, bias = (torch.randn(n, generator=generator, device=device).to(wide) for n in sizes)
-    inputs = testing.Inputs("ppcr", x, x, weight, bias, grad, case.levels)
+    else:
+        like_y = (images, 1 if case.operator == "gate" else channels, *spatial)
+        x, grad = 1.5 + 2 * draw(case.shape), draw(like_y)
+        weight, bias = (draw(n).to(accumulation_dtype(dtype)) for n in (sum(case.levels), 1))
+    residual = draw(case.shape) if case.operator == "add_relu" else x
+    inputs = testing.Inputs("ppcr", x, residual, weight, bias, grad, case.levels)
+    inputs = inputs.to(dtype, case.layout)
     if case.operator == "add_relu":
-        residual = draw(*case.shape)
         # Where rounding decides which side of 0 a value is on, it decides on the whole gradient.
-        near = (testing.truth(inputs).values["y"] + residual.double()).abs() < 0.05
-        inputs.residual = residual + 0.25 * near.to(dtype)
+        near = (testing.truth(inputs).values["y"] + inputs.residual.double()).abs() < 0.05
+        inputs.residual = inputs.residual + 0.25 * near.to(dtype)
     inputs.operator = OPERATORS[case.operator].function
     return inputs
 
@@ -134,65 +126,53 @@ class Program:
         self.leaves = [p if p.requires_grad else p.clone().requires_grad_() for p in own]
 
     def forward(self) -> Tensor:
-        x, _, residual = self.pool.next()
-        y = self.infer(x, residual, self.frozen)
-        self.pool.keep(y)
-        return y
+        x, _, *residual = self.pool.next()
+        return self.pool.keep(self.infer(x, *residual, *self.frozen))
 
     def prepare_backward(self) -> tuple[Tensor, list[Tensor], Tensor]:
-        x, gy, residual = self.pool.next(grad=True)
-        y = self.train(x, residual, self.leaves)
-        return y, [x, *self.leaves, *([] if residual is None else [residual])], gy
+        x, gy, *residual = self.pool.next()
+        leaves = [*(t.detach().requires_grad_() for t in (x, *residual)), *self.leaves]
+        return self.train(*leaves), leaves, gy
 
     def backward(self, prepared: tuple[Tensor, list[Tensor], Tensor]) -> tuple[Tensor, ...]:
-        gradients = torch.autograd.grad(*prepared)
-        self.pool.keep(gradients)
-        return gradients
+        return self.pool.keep(torch.autograd.grad(*prepared))
 
     def step(self) -> tuple[Tensor, ...]:
         prepared = self.prepare_backward()
-        result = prepared[0], *self.backward(prepared)
-        self.pool.keep(result)
-        return result
+        return self.pool.keep((prepared[0], *self.backward(prepared)))
 
     def call(self, direction: str) -> timing.Call:
-        if direction == "forward":
-            return timing.Call(self.forward)
-        if direction == "step":
-            return timing.Call(self.step, grad=True)
-        return timing.Call(self.backward, grad=True, prepare=self.prepare_backward)
+        prepare = self.prepare_backward if direction == "backward" else None
+        return timing.Call(getattr(self, direction), direction != "forward", prepare)
 
     def check(self, exact: testing.Truth, dtype: str) -> tuple[float, Errors, bool]:
         """Error of y without gradients, those of a step, and whether both are within limits."""
         one, inputs = self.implementation, self.pool.inputs
         with torch.no_grad():
             inferred = self.forward()
-        y, dx, *rest = self.step()
-        results = {"y": y.detach(), "dx": dx}
+        y, dx, *others = self.step()
+        results, expected = {"y": y.detach(), "dx": dx}, exact.values["y"]
         if one.exact is None:
-            expected, limits = exact.values["y"], testing.tolerance(inputs.x.dtype, inputs.levels)
-            results |= zip(("dweight", "dbias", "dresidual"), rest, strict=False)
+            limits = testing.tolerance(inputs.x.dtype, inputs.levels)
+            names = (*["dresidual"] * inputs.has_residual, "dweight", "dbias")
+            results |= zip(names, others, strict=True)
             if one.kind == "plain" and dtype in ("float16", "bfloat16"):
                 limits = Errors(*[PLAIN_FACTOR * limits.y] * 3)  # all three are alike
         else:
-            wide = self.pool.x.double().requires_grad_()
+            limits, wide = Errors(*[OTHER_LIMITS[dtype]] * 3), inputs.x.double().requires_grad_()
             own = [p.detach().double() for p in one.parameters]
-            limits = Errors(*[OTHER_LIMITS[dtype]] * 3)
             with torch.no_grad():
-                expected = one.exact(wide, None, own)
-            trained = one.exact(wide, None, own)
-            (exact_dx,) = torch.autograd.grad(trained, wide, inputs.grad.double())
-            values = {"y": trained.detach(), "dx": exact_dx}
+                expected = one.exact(wide, *own)
+            trained = one.exact(wide, *own)
+            values = {"y": trained.detach()}
+            (values["dx"],) = torch.autograd.grad(trained, wide, inputs.grad.double())
             exact = testing.Truth(values, values)
         error, errors = testing.relative(inferred, expected), exact.errors(results)
         return error, errors, error <= limits.y and errors.within(limits)
 
 
 def peak_bytes(call: timing.Call, device: torch.device) -> int:
-    """The most that one call had allocated at a time, results included.
-
-    On a CPU as torch.profiler records allocations.
-    """
+    """The most that one call had allocated at a time, results included."""
     with torch.set_grad_enabled(call.grad):
         given = call.given()
         if device.type == "cuda":
@@ -221,10 +201,9 @@ def usable_backends(device: torch.device) -> tuple[list[str], dict[str, str]]:
     for name in names:
         try:
             ppcr_ext.ppcr(small.x, small.weight, small.bias, backend=name)
+            usable.append(name)
         except (ValueError, TypeError, RuntimeError) as error:
             reasons[name] = str(error)
-        else:
-            usable.append(name)
     return usable, reasons
 
 
@@ -233,36 +212,34 @@ def offer(
 ) -> list[Implementation]:
     """All implementations of a case, the compiled ones last."""
     names = [name for name in backends if case.backends is None or name in case.backends]
-    dtype = getattr(torch, case.dtype)
     made = [baselines.backend(case.operator, name, own, case.levels) for name in names]
     made += [baselines.plain(case.operator, name, own, case.levels) for name in case.plain]
+    dtype = getattr(torch, case.dtype)
     made += [baselines.other_layer(n, case.shape, dtype, device) for n in case.other_layers]
     return made + [one.compiled(m) for m in case.modes for one in made if one.name in case.compiled]
 
 
+Offer = Callable[..., list[Implementation]]
+
+
 def prepare(
-    case: Case,
-    backends: Sequence[str],
-    device: torch.device,
-    offered: Callable[..., list[Implementation]] = offer,
+    case: Case, backends: Sequence[str], device: torch.device, offered: Offer = offer
 ) -> Prepared:
     """Every implementation in every direction, compared with float64, and the lower bounds."""
     torch.compiler.reset()  # so that no case meets the compiled code of another
     torch.set_num_threads(case.threads)
     pool, dtype = InputPool(case, device), getattr(torch, case.dtype)
     made, exact = Prepared(timing.clock(device), LOWER_BOUND), testing.truth(pool.inputs)
-    assert pool.inputs.bias is not None
     refused: dict[object, str] = {}
     for one in offered(case, backends, [pool.inputs.weight, pool.inputs.bias], device):
         if one.mode is None:
-            x, _, residual = (None if t is None else t[:1] for t in pool.own)
+            x, _, *residual = (t[:1] for t in pool.own)
             try:
                 with torch.no_grad():
-                    one.layer(x, residual, one.parameters)  # type: ignore[arg-type]
+                    one.layer(x, *residual, *one.parameters)
             except (ValueError, TypeError) as error:
                 refused[one.layer] = str(error)
-        if one.layer in refused:
-            reason = refused[one.layer]
+        if reason := refused.get(one.layer):
             made.skipped.append({"case": str(case), "what": one.name, "reason": reason})
             continue
         program = Program(one, pool)
@@ -272,37 +249,31 @@ def prepare(
             if direction != "forward":
                 about |= {"error_y": trained.y, "error_dx": trained.dx}
                 about |= {} if one.exact else {"error_parameters": trained.parameters}
-            made.calls[one.name, direction] = program.call(direction)
-            made.about[one.name, direction] = about
+            made.add(one.name, direction, program.call(direction), about)
     del exact
     _add_bounds(made, case, pool)
-    made.calls["copy", "forward"] = timing.Call(pool.copy)
-    made.about["copy", "forward"] = {"kind": "copy", "error_y": 0.0}
+    copied = torch.equal(pool.copy(), pool.inputs.x)
+    about = {"kind": "copy", "error_y": 0.0, "within": copied}
+    made.add("copy", "forward", timing.Call(pool.copy), about)
     for (what, direction), call in made.calls.items():
         counted = OPERATORS["ppcr" if what == "copy" else case.operator]
         needed = counted.necessary_bytes(direction, case.shape, dtype)
         more = {"necessary_bytes": needed, "peak_bytes": peak_bytes(call, device)}
         made.about[what, direction] |= more
-
-    def finish() -> None:
-        made.about["copy", "forward"]["within"] = torch.equal(pool.targets[0], pool.x)
-
-    made.finish = finish
     return made
 
 
 def _add_bounds(made: Prepared, case: Case, pool: InputPool) -> None:
-    wide = [None if t is None else t.double() for t in pool.own]
-    for direction in case.directions:
-        bound = BOUNDS[case.operator].get(direction)
-        if bound is None:
-            continue
+    wide = [t.double() for t in pool.own]
+    for direction in case.directions if case.operator in BOUNDS else ():
+        bound = BOUNDS[case.operator][direction]
         pairs = zip(bound(*pool.own), bound(*wide), strict=True)
         error = max(testing.relative(got, expected) for got, expected in pairs)
-        within = error <= testing.tolerance(pool.x.dtype).y
+        within = error <= testing.tolerance(pool.inputs.x.dtype).y
         runs: dict[str, Callable[..., object]] = {LOWER_BOUND: bound}
-        if direction != "forward" and pool.x.numel() * pool.x.itemsize <= SMALL:
+        if direction != "forward" and pool.inputs.x.nbytes <= SMALL:
             runs[WITH_AUTOGRAD] = partial(baselines.with_autograd, bound)
         for what, run in runs.items():
-            made.calls[what, direction] = timing.Call(lambda run=run: pool.keep(run(*pool.next())))
-            made.about[what, direction] = {"kind": LOWER_BOUND, "error_y": error, "within": within}
+            call = timing.Call(lambda run=run: pool.keep(run(*pool.next())))
+            about = {"kind": LOWER_BOUND, "error_y": error, "within": within}
+            made.add(what, direction, call, about)

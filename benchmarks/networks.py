@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 import ppcr_ext
-from ppcr_ext.testing import LEVELS
+from ppcr_ext.testing import LEVELS, relative
 
 from . import baselines, timing
 from .cases import OWN, Case
@@ -55,12 +55,11 @@ def network(name: str, variant: str) -> nn.Module:
         model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     if variant in OWN:
         insert_drawn(model, fuse=variant == "PPCR fused")
-    blocks = [block for block in model.modules() if hasattr(block, "downsample")]
-    for block in blocks:
+    attention = {"SE": SEModule, "CBAM": CbamModule}.get(variant)
+    for block in [block for block in model.modules() if hasattr(block, "downsample")]:
         if variant == "PPCR plain":
             block.ppcr = Plain(block.ppcr)  # type: ignore[arg-type]
-        if variant in ("SE", "CBAM"):
-            attention = SEModule if variant == "SE" else CbamModule
+        if attention is not None:
             last = "bn3" if hasattr(block, "bn3") else "bn2"
             norm = getattr(block, last)
             setattr(block, last, nn.Sequential(norm, attention(norm.num_features)))
@@ -89,38 +88,33 @@ def check(models: dict[str, nn.Module], x: Tensor, target: Tensor, dtype: str) -
 
     def gradient(model: nn.Module, x: Tensor, amp: bool) -> Tensor:
         x = x.detach().requires_grad_()
-        return torch.autograd.grad(loss(model, x, target, amp), x)[0].double()
+        return torch.autograd.grad(loss(copy.deepcopy(model), x, target, amp), x)[0]
 
     expected = gradient(copy.deepcopy(reference).double(), x.double(), False)
-
-    def error(model: nn.Module) -> float:
-        got = gradient(copy.deepcopy(model), x, dtype != "float32")
-        return float((got - expected).norm() / expected.norm())
-
-    limit = min(0.5, max(TOLERANCE[dtype], 3 * error(reference)))
-    found = {name: error(models[name]) for name in OWN}
-    for name, off in found.items():
+    errors = {
+        name: relative(gradient(model, x, dtype != "float32"), expected)
+        for name, model in {"reference": reference, **models}.items()
+        if name in ("reference", *OWN)
+    }
+    limit = min(0.5, max(TOLERANCE[dtype], 3 * errors.pop("reference")))
+    for name, off in errors.items():
         if not off <= limit:  # no assert: python -O would time it
             raise AssertionError(f"{name} is off by {off:.2e}, allowed {limit}")
-    return found
+    return errors
 
 
 def saved_bytes(model: nn.Module, x: Tensor, target: Tensor, amp: bool) -> int:
     """Bytes that autograd keeps from forward to backward, without parameters and pictures."""
     known = {t.untyped_storage().data_ptr() for t in (x, *model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-    alive = []  # a freed storage's address could come back
+    kept: dict[int, torch.UntypedStorage] = {}  # alive: a freed one's address could come back
 
     def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(t)
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage()
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         loss(model, x, target, amp)
-    return sum(kept.values())
+    return sum(storage.nbytes() for at, storage in kept.items() if at not in known)
 
 
 class Program:
@@ -129,11 +123,11 @@ class Program:
     def __init__(self, model: nn.Module, case: Case, x: Tensor, target: Tensor) -> None:
         self.model, self.x, self.target, self.amp = model, x, target, case.dtype != "float32"
         self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-        self.forward = torch.compile(model, dynamic=False) if case.modes else model
+        self.forward: Any = torch.compile(model, dynamic=False) if case.modes else model
 
     def step(self) -> None:
         self.model.train()
-        loss(self.forward, self.x, self.target, self.amp).backward()  # type: ignore[arg-type]
+        loss(self.forward, self.x, self.target, self.amp).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -147,11 +141,10 @@ def prepare(case: Case, device: torch.device, first: bool, order: list[str]) -> 
     """All variants of a network, made anew; checked the first time."""
     torch.compiler.reset()
     torch.set_num_threads(case.threads)
-    generator = torch.Generator().manual_seed(1)
     images, amp = case.shape[0], case.dtype != "float32"
     form = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
-    x = torch.randn(case.shape, generator=generator).to(device, memory_format=form)
-    target = torch.arange(images, device=device) % 10
+    x = torch.randn(case.shape, generator=torch.Generator().manual_seed(1))
+    x, target = x.to(device, memory_format=form), torch.arange(images, device=device) % 10
     models = {name: network(case.operator, name).to(device) for name in order}
     for model in models.values():
         model.to(memory_format=form)
@@ -161,20 +154,16 @@ def prepare(case: Case, device: torch.device, first: bool, order: list[str]) -> 
     made = Prepared(timing.HostClock(device), "none")
     for name, model in models.items():
         program = Program(model, case, x, target)
-        made.calls[name, "step"] = timing.Call(program.step, grad=True, warm=False)
-        made.calls[name, "inference"] = timing.Call(program.inference, warm=False)
+        step = timing.Call(program.step, grad=True, warm=False)
         about: dict[str, Any] = {"kind": "network", "error_dx": errors.get(name)}
-        made.about[name, "step"], made.about[name, "inference"] = dict(about), about
+        made.add(name, "step", step, about)
+        made.add(name, "inference", timing.Call(program.inference, warm=False), dict(about))
         if first:
-            made.about[name, "step"]["saved_bytes"] = saved_bytes(model, x, target, amp)
+            about["saved_bytes"] = saved_bytes(model, x, target, amp)
         if first and device.type == "cuda":
             program.step()
-            peak = peak_bytes(made.calls[name, "step"], device)
-            made.about[name, "step"]["peak_bytes"] = peak
+            about["peak_bytes"] = peak_bytes(step, device)
     return made
-
-
-# ---- feature maps of a photograph ----------------------------------------------------------------
 
 
 def retina_batch(size: int = 224) -> Tensor:
@@ -188,36 +177,26 @@ def retina_batch(size: int = 224) -> Tensor:
     views += [photograph[..., top : top + crop, left : left + crop] for top, left in corners]
     options: dict[str, Any] = {"size": (size, size), "mode": "bilinear", "antialias": True}
     batch = torch.cat([F.interpolate(view, **options) for view in views])
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    return (batch - mean.view(3, 1, 1)) / std.view(3, 1, 1)  # ImageNet's, as usual
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+    return (batch - mean) / std  # ImageNet's, as usual
 
 
 def retina_inputs() -> dict[str, tuple[Tensor, ...]]:
-    """x, grad, weight and bias of the last PPCR layer of each stage, in a step of a ResNet-50.
-
-    x is that layer's real input and grad the real gradient of its output, scaled to a mean square
-    of one.
-    """
+    """x, grad (scaled to a mean square of 1), weight and bias of each stage's last PPCR layer."""
     torch.manual_seed(0)
     model = insert_drawn(torchvision.models.resnet50()).train()
-    seen: dict[str, tuple[Tensor, ...]] = {}
+    seen: dict[str, tuple[Any, ...]] = {}
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
 
-    def listen(stage: str, layer: ppcr_ext.PPCR) -> None:
-        def keep(_: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+        def keep(layer: Any, inputs: tuple[Tensor, ...], y: Tensor, stage: str = stage) -> None:
             y.retain_grad()  # of the layer alone: where a hook is, the block adds by itself
-            assert layer.bias is not None
             seen[stage] = (inputs[0], y, layer.weight, layer.bias)
 
-        layer.register_forward_hook(keep)
-
-    for stage in ("layer1", "layer2", "layer3", "layer4"):
-        listen(stage, getattr(model, stage)[-1].ppcr)
+        getattr(model, stage)[-1].ppcr.register_forward_hook(keep)
     batch = retina_batch()
     loss(model, batch, torch.arange(len(batch)), False).backward()
-
     found = {}
-    for stage, (x, y, *parameters) in seen.items():
-        assert y.grad is not None
+    for stage, (x, y, *own) in seen.items():
         grad = y.grad / y.grad.square().mean().sqrt()
-        found[stage] = tuple(t.detach().contiguous() for t in (x, grad, *parameters))
+        found[stage] = tuple(t.detach().contiguous() for t in (x, grad, *own))
     return found

@@ -1,8 +1,7 @@
 """``python -m benchmarks.render``: writes measured figures into README.md and a page per device.
 
 They come from benchmarks/results/. ``--take DIR`` first copies the complete files of a folder to
-benchmarks/results/<device>/. With ``--check`` nothing is written: exit status 1 if a page says
-something else than the files.
+benchmarks/results/<device>/, and draws them there.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from .results import read
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SHARES = "plans.json"  # of tools/gpu_plans.py, with a page of its own
 
 
 def measured(folder: Path) -> list[Path]:
@@ -37,37 +35,29 @@ def devices(results: Path = RESULTS) -> list[Path]:
 def section(results: Path = RESULTS) -> str:
     """The README's results as Markdown; a sentence where nothing is measured yet."""
     folders = devices(results)
-    if not folders:
-        return "No measured files yet."
     links = ", ".join(f"[{f.name}](benchmarks/results/{f.name}/README.md)" for f in folders)
     last = f"All figures, with errors and memory, and the files they come from: {links}."
-    return "\n\n".join([*map(headline, folders), last])
-
-
-def rendered(readme: str, results: Path = RESULTS) -> str:
-    """The README's text with the section between its markers made anew."""
-    before, _, rest = readme.partition(START)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"README.md must hold the markers {START} and {END}")
-    return f"{before}{START}\n{section(results)}\n{END}{after}"
+    return "\n\n".join([*map(headline, folders), last]) if folders else "No measured files yet."
 
 
 def texts(root: Path = ROOT) -> dict[Path, str]:
     """Every file that is made from measured ones, with what it should say."""
-    results = root / "benchmarks" / "results"
+    results, readme = root / "benchmarks" / "results", root / "README.md"
     made = {folder / "README.md": page(folder) for folder in devices(results)}
-    for file in sorted(results.glob(f"*/{SHARES}")):
+    for file in sorted(results.glob("*/plans.json")):  # of tools/gpu_plans.py
         own = file.with_name("README.md")
         parts = (made.get(own), shares.page(json.loads(file.read_text())))
         made[own] = "\n".join(part for part in parts if part)
-    readme = root / "README.md"
-    return {readme: rendered(readme.read_text(), results), **made}
+    before, _, rest = readme.read_text().partition(START)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"README.md must hold the markers {START} and {END}")
+    return {readme: f"{before}{START}\n{section(results)}\n{END}{after}", **made}
 
 
 def take(source: Path, results: Path = RESULTS) -> list[Path]:
     """Copies every complete JSON file, with its CSV, to its device's folder, and draws it there."""
-    taken = []
+    taken: list[Path] = []
     for path in measured(source):
         record = read(path)
         if not record.complete:
@@ -86,26 +76,19 @@ def take(source: Path, results: Path = RESULTS) -> list[Path]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.render", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing, compare")
     parser.add_argument("--take", type=Path, metavar="DIR", help="copy what was measured there")
-    parser.add_argument("--draw", action="store_true", help="draw all pictures anew")
     args = parser.parse_args(argv)
-    if args.take is not None:
-        try:
-            print("\n".join(map(str, take(args.take))))
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            return 1
-    for path in measured(RESULTS / "*") if args.draw else ():
-        print("\n".join(map(str, pictures.draw(read(path), path.parent))))
-    wrong = False
+    try:
+        if args.take is not None:
+            print(*take(args.take), sep="\n")
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
     for path, text in texts().items():
         if not path.is_file() or path.read_text() != text:
-            wrong = True
-            print(f"{path}: {'differs from the measured files' if args.check else 'written'}")
-            if not args.check:
-                path.write_text(text)
-    return int(args.check and wrong)
+            print(f"{path}: written")
+            path.write_text(text)
+    return 0
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import fmean, geometric_mean
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ START, END = "<!-- results:start -->", "<!-- results:end -->"
 FITTED = 4  # the largest points: what a call costs at least hides the slope of the small ones
 BASELINES = ("reference", "plain", "other layer", "network")
 HEADLINE = tuple(f"{o} {d}" for o in ("ppcr", "add_relu") for d in ("forward", "forward+backward"))
+SPREAD = "spread of the lower bound"
 FASTER = "Bold: faster than `{0}`."
 METHOD = (
     "Times over those of `{0}`, geometric means and ranges over all inputs; at most {1} rounds. "
@@ -30,15 +32,12 @@ METHOD = (
 NETWORKS = (
     "Time over that of the network without attention in the same round: medians, with their 95 % "
     "confidence intervals. A step is forward, loss, backward and SGD. "
-    + FASTER.format("PPCR fused")
-)
+) + FASTER.format("PPCR fused")
+COSTS = "What a call costs: microseconds on a tensor of 1x8x2x2."
+MEMORY = "Peak memory above the inputs, results included, in multiples of x's bytes; means over "
+HOST = "Microseconds of the host that launches a call / of the device."
 
 Cell = tuple[str, str, Any]  # line, column, one of the values that meet there
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    logarithms = [math.log(value) for value in values]
-    return math.exp(sum(logarithms) / len(logarithms)) if logarithms else math.nan
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -47,8 +46,7 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
     form = " | ".join(f"{{:{'>' if i else '<'}{width}}}" for i, width in enumerate(widths))
     rule = ["-" * (width - 1) + (":" if i else "-") for i, width in enumerate(widths)]
-    made = [form.format(*line) for line in (cells[0], rule, *cells[1:])]
-    return "\n".join(f"| {line} |" for line in made)
+    return "\n".join(f"| {form.format(*line)} |" for line in (cells[0], rule, *cells[1:]))
 
 
 def pivot(
@@ -64,28 +62,21 @@ def pivot(
     found: dict[str, dict[str, list[Any]]] = {line: {} for line in lines}
     header = dict.fromkeys(columns)
     for line, column, value in cells:
-        values = found.setdefault(line, {}).setdefault(column, [])
         header.setdefault(column)
+        values = found.setdefault(line, {}).setdefault(column, [])
         values += [] if value is None else [value]
-    made = ([line, *(text(line, v) if (v := at.get(c)) else "-" for c in header)]
-            for line, at in found.items())  # fmt: skip
-    return table(["", *header], made)
+    body = (
+        [text(line, v) if (v := at.get(c)) else "-" for c in header] for line, at in found.items()
+    )
+    return table(["", *header], ([line, *texts] for line, texts in zip(found, body, strict=True)))
 
 
 def words(direction: str) -> str:
     return "forward+backward" if direction == "step" else direction
 
 
-def direction_of(row: Row) -> str:
-    return words(row.direction)
-
-
-def what_of(row: Row) -> str:
-    return row.what
-
-
 def call_of(row: Row) -> str:
-    return f"{row.operator} {direction_of(row)}"
+    return f"{row.operator} {words(row.direction)}"
 
 
 def label(row: Row) -> str:
@@ -96,17 +87,21 @@ def mean_and_range(values: Sequence[float], form: str = ".2f") -> str:
     return f"{geometric_mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
+def is_faster(row: Row) -> bool:
+    """Whether it is a baseline that is faster than ours, which every table marks."""
+    return row.kind in BASELINES and (row.over_fused or 1) < 1
+
+
 def bold(text: str, row: Row) -> str:
-    """A baseline that is faster than ours is marked."""
-    return f"**{text}**" if row.kind in BASELINES and (row.over_fused or 1) < 1 else text
+    return f"**{text}**" if is_faster(row) else text
 
 
 def machine(record: Record) -> str:
     """Where, with what and when."""
-    env = record.environment
-    threads = " and ".join(map(str, sorted({row.threads for row in record.rows})))
-    where = f"{env['cpu']} ({env['capability']}), {threads} thread{'s' * (threads != '1')}"
-    where = where if env["device"] == "cpu" else env["device"]
+    env, where = record.environment, record.environment["device"]
+    if where == "cpu":
+        threads = " and ".join(map(str, sorted({row.threads for row in record.rows})))
+        where = f"{env['cpu']} ({env['capability']}), {threads} thread{'s' * (threads != '1')}"
     return f"{where}, PyTorch {env['torch']}, {env['date'][:10]}, commit {env['commit']}"
 
 
@@ -126,21 +121,17 @@ def headline_dtype(record: Record) -> str:
     return wanted if any(row.dtype == wanted for row in record.rows) else record.rows[0].dtype
 
 
-# ---- layers --------------------------------------------------------------------------------------
-
-
 def ratio_table(rows: Sequence[Row], kinds: Sequence[str], columns: Iterable[str] = ()) -> str:
     """The fused backend beside its lower bounds, then how many times as long the others take."""
-    fused, spread = fused_of(rows), "spread of the lower bound"
+    fused, cells, ratios = fused_of(rows), list[Cell](), dict[str, list[float]]()
     bound, share = f"**{fused}** over the lower bound", f"**{fused}**, share of a copy's bandwidth"
-    autograd, cells = f"{bound} with autograd", list[Cell]()
-    ratios: dict[str, list[float]] = {}
+    autograd = f"{bound} with autograd"
     for row in rows:
         at, ratio = call_of(row), row.over_fused
         if row.what == fused:
             cells += [(bound, at, row.ratio), (share, at, row.copy_fraction)]
         elif row.what == LOWER_BOUND:
-            cells += [(spread, at, row.spread)]
+            cells += [(SPREAD, at, row.spread)]
         elif row.what == WITH_AUTOGRAD:
             cells += [(autograd, at, 1 / ratio if ratio else None)]
         elif row.kind in kinds and ratio:
@@ -149,30 +140,30 @@ def ratio_table(rows: Sequence[Row], kinds: Sequence[str], columns: Iterable[str
 
     def text(line: str, values: list[float]) -> str:
         """Bold, and with the number of inputs, where a baseline is faster than ours."""
-        found, faster = mean_and_range(values, ".1%" if line == spread else ".2f"), 0
-        if line in ratios:
-            faster = sum(value < 1 for value in values)
+        found = mean_and_range(values, ".1%" if line == SPREAD else ".2f")
+        faster = sum(value < 1 for value in values) if line in ratios else 0
         return f"**{found}, {faster} of {len(values)} faster**" if faster else found
 
-    lines = [bound, spread, autograd, share]
-    lines += sorted(ratios, key=lambda line: geometric_mean(ratios[line]))
-    return pivot(cells, text, lines, columns)
+    slowest_last = sorted(ratios, key=lambda line: geometric_mean(ratios[line]))
+    return pivot(cells, text, [bound, SPREAD, autograd, share, *slowest_last], columns)
 
 
 def bound_table(rows: Sequence[Row]) -> str:
     """Ratios to the lower bound, an input a line, forward / forward+backward."""
-    spread, cells = "spread of the lower bound", list[Cell]()
+    cells: list[Cell] = []
     for row in rows:
         if row.what == LOWER_BOUND:
-            cells.append((label(row), spread, f"{row.spread:.1%}"))
+            cells.append((label(row), SPREAD, f"{row.spread:.1%}"))
         elif row.ratio is not None and row.kind != "other layer":
             cells.append((label(row), row.what, bold(f"{row.ratio:.2f}", row)))
-    return pivot(cells, lambda _, texts: " / ".join(texts), (), (spread, WITH_AUTOGRAD))
+    return pivot(cells, lambda _, texts: " / ".join(texts), (), (SPREAD, WITH_AUTOGRAD))
 
 
 def worst(rows: Sequence[Row]) -> str:
     """Where the fused backend does worst beside the fastest plain formulation."""
     found = [(r.over_fused, r) for r in rows if r.kind == "plain" and r.over_fused is not None]
+    if not found:
+        return ""
     ratio, row = min(found, key=lambda one: one[0])
     return (
         f"Where `{fused_of(rows)}` does worst it takes {1 / ratio:.2f} times as long as the "
@@ -182,14 +173,12 @@ def worst(rows: Sequence[Row]) -> str:
 
 def other_types(rows: Iterable[Row]) -> str:
     """Forward time of the fused backends over that in float32."""
-    times: dict[tuple[str, ...], dict[str, float]] = {}
-    for row in rows:
-        if call_of(row) == "ppcr forward" and row.kind == "fused":
-            times.setdefault((row.case, row.layout, row.what), {})[row.dtype] = row.median_us
+    fused = [row for row in rows if call_of(row) == "ppcr forward" and row.kind == "fused"]
+    times = {(row.case, row.layout, row.what, row.dtype): row.median_us for row in fused}
     found: dict[str, list[float]] = {}
-    for (*_, what), took in times.items():
-        for dtype in took.keys() - {"float32"} if "float32" in took else ():
-            found.setdefault(f"{what} {dtype}", []).append(took[dtype] / took["float32"])
+    for (case, layout, what, dtype), time in times.items():
+        if dtype != "float32" and (wide := times.get((case, layout, what, "float32"))):
+            found.setdefault(f"{what} {dtype}", []).append(time / wide)
     means = ", ".join(f"{name} {mean_and_range(found[name])}" for name in sorted(found))
     return f"Other types, forward time over float32's: {means}." if means else ""
 
@@ -216,47 +205,36 @@ def error_table(rows: Iterable[Row]) -> str:
 
 
 def _layers(record: Record) -> list[str]:
-    everything, rows = record.rows, timed(record.rows)
+    rows = timed(record.rows)
     parts = [METHOD.format(fused_of(rows), record.settings["rounds"])]
     for operator, dtype in dict.fromkeys((row.operator, row.dtype) for row in rows):
         same = [row for row in rows if (row.operator, row.dtype) == (operator, dtype)]
         if any(row.kind == "plain" for row in same):
             parts += [f"{operator}, {dtype}:", ratio_table(same, (*BASELINES, "fused"))]
-    parts += [worst(rows)] if any(row.kind == "plain" for row in rows) else []
-    parts += [other_types(rows)]
+    parts += [worst(rows), other_types(rows)]
     if record.command in ("shapes", "retina"):
         wide = [row for row in rows if row.dtype == "float32"]
         parts += ["Time over the lower bound, forward / forward+backward:", bound_table(wide)]
-    parts += ["Largest relative errors against float64:", error_table(everything)]
+    parts += ["Largest relative errors against float64:", error_table(record.rows)]
     costs, memory, host = list[Cell](), list[Cell](), list[Cell]()
-    for row in everything:
-        name, at = f"{row.operator}, {row.what}", direction_of(row)
+    for row in record.rows:
+        name, at = f"{row.operator}, {row.what}", words(row.direction)
         if row.case.startswith("tiny") and row.kind != "copy":
             costs.append((name, at, bold(f"{row.median_us:.1f}", row)))
         elif row.rounds and row.kind in ("fused", "reference", "plain"):
             if row.peak_bytes is not None and row.dtype == rows[0].dtype:
                 memory.append((name, at, row.peak_bytes / row.tensor_bytes))
             if row.host_us is not None and row.kind == "fused":
-                host.append(
-                    (f"{name}, {label(row)}", at, f"{row.host_us:.1f} / {row.median_us:.1f}")
-                )
-
-    def mean(_: str, values: list[float]) -> str:
-        return f"{sum(values) / len(values):.2f}"
-
+                both = f"{row.host_us:.1f} / {row.median_us:.1f}"
+                host.append((f"{name}, {label(row)}", at, both))
     bounds = [f"{o}, {WITH_AUTOGRAD}" for o in ("ppcr", "add_relu")]
-    for title, shown, made in (
-        ("What a call costs: microseconds on a tensor of 1x8x2x2.", costs,
-         pivot(costs, lines=[line for line, *_ in costs] + bounds)),
-        ("Peak memory above the inputs, results included, in multiples of x's bytes; means over "
-         "the inputs.", memory, pivot(memory, mean)),
-        ("Microseconds of the host that launches a call / of the device.", host, pivot(host)),
-    ):  # fmt: skip
-        parts += [title, made] if shown else []
-    return [part for part in parts if part]
+    if costs:
+        parts += [COSTS, pivot(costs, lines=[*(line for line, *_ in costs), *bounds])]
+    if memory:
+        mean = pivot(memory, lambda _, values: f"{fmean(values):.2f}")
+        parts += [MEMORY + "the inputs.", mean]
+    return [part for part in [*parts, *([HOST, pivot(host)] if host else [])] if part]
 
-
-# ---- scaling and whole networks ------------------------------------------------------------------
 
 Series = tuple[str, int, str, str]  # axis, threads, what, direction
 
@@ -278,7 +256,8 @@ def fit(points: Sequence[tuple[int, float]]) -> tuple[float, float, int, int] | 
         return None
     sizes, times = np.log(np.array(last, dtype=float)).T
     exponent, constant = np.polyfit(sizes, times, 1)
-    return float(exponent), float(np.exp(constant)), last[0][0], last[-1][0]
+    # without the sign of a zero
+    return round(float(exponent), 2) + 0.0, float(np.exp(constant)), last[0][0], last[-1][0]
 
 
 def series_name(what: str, threads: int) -> str:
@@ -286,32 +265,29 @@ def series_name(what: str, threads: int) -> str:
 
 
 def _scaling(record: Record) -> list[str]:
-    lines, faster = [], []
+    lines = []
     for (axis, threads, what, direction), points in series(record.rows).items():
-        found = fit(points)
-        if found and what != "copy":
+        if what != "copy" and (found := fit(points)):
             name = f"{series_name(what, threads)}, {words(direction)}"
-            lines.append(
-                [name, axis, f"{round(found[0], 2) + 0.0:.2f}", f"{found[2]} to {found[3]}"]
-            )
-    for row in record.rows:
-        if row.kind == "plain" and (row.over_fused or 1) < 1:
-            at = f"{row.case} {size_of(row.case, row.shape, row.levels)}, {direction_of(row)}"
-            faster.append(f"{series_name(row.what, row.threads)}, {at} ({row.over_fused:.2f})")
+            lines.append([name, axis, f"{found[0]:.2f}", f"{found[2]} to {found[3]}"])
+    faster = "; ".join(
+        f"{series_name(row.what, row.threads)}, {row.case} "
+        f"{size_of(row.case, row.shape, row.levels)}, {words(row.direction)} ({row.over_fused:.2f})"
+        for row in filter(is_faster, record.rows)
+    )
     text = (
         f"Time as a power of one quantity while the others stay, fitted to the largest {FITTED} "
-        f"sizes: 1 is proportional. Faster than `{fused_of(record.rows)}`: "
-        f"{'; '.join(faster) or 'none'}."
+        f"sizes: 1 is proportional. Faster than `{fused_of(record.rows)}`: {faster or 'none'}."
     )
     return [text, table(["", "of", "exponent", "range"], lines)]
 
 
 def network_table(rows: Iterable[Row]) -> str:
-    cells = [
-        (f"{label(row)}, {row.direction}", row.what,
-         bold(f"{row.ratio:.3f} ({row.ratio_low:.3f} to {row.ratio_high:.3f})", row))
-        for row in rows if row.what != "none"
-    ]  # fmt: skip
+    cells: list[Cell] = []
+    for row in rows:
+        if row.what != "none":
+            text = f"{row.ratio:.3f} ({row.ratio_low:.3f} to {row.ratio_high:.3f})"
+            cells.append((f"{label(row)}, {row.direction}", row.what, bold(text, row)))
     return pivot(cells, columns=VARIANTS[1:])
 
 
@@ -325,8 +301,6 @@ def _networks(record: Record) -> list[str]:
     memory = "MB that autograd keeps from forward to backward:"
     return [*parts, memory, pivot(saved, columns=VARIANTS)]
 
-
-# ---- pages ---------------------------------------------------------------------------------------
 
 # By the name of the file: title, section, pictures.
 SECTIONS: dict[str, tuple[str, Callable[[Record], list[str]], Sequence[str]]] = {
@@ -342,36 +316,38 @@ def console(record: Record) -> str:
     return "\n\n".join(SECTIONS[record.command][1](record))
 
 
+def records(folder: Path) -> dict[str, Record]:
+    """What was measured on the device of a folder."""
+    files = {stem: folder / f"{stem}.json" for stem in SECTIONS}
+    return {stem: read(file) for stem, file in files.items() if file.is_file()}
+
+
 def page(folder: Path) -> str:
     """Everything measured on the device of a folder."""
     parts = [f"# Measured on {folder.name}", "Written by `make results` from the files beside it."]
-    for stem, (title, section, pictures) in SECTIONS.items():
-        if (folder / f"{stem}.json").is_file():
-            record = read(folder / f"{stem}.json")
-            parts += [f"## {title}", f"{machine(record)}.", *section(record)]
-            parts += [f"![{title}]({name}.png)" for name in pictures]
+    for stem, record in records(folder).items():
+        title, _, pictures = SECTIONS[stem]
+        parts += [f"## {title}", f"{machine(record)}.", console(record)]
+        parts += [f"![{title}]({name}.png)" for name in pictures]
     return "\n\n".join(parts) + "\n"
 
 
 def headline(folder: Path) -> str:
     """The README's few lines on the device of a folder."""
-    parts: list[Any] = []
-    stem = "operators" if (folder / "operators.json").is_file() else "shapes"
-    if (folder / f"{stem}.json").is_file():
-        record = read(folder / f"{stem}.json")
+    found, parts = records(folder), list[str]()
+    if record := found.get("operators") or found.get("shapes"):
         dtype, fused = headline_dtype(record), fused_of(record.rows)
         rows = [row for row in timed(record.rows) if row.dtype == dtype]
         rows = [row for row in rows if call_of(row) in HEADLINE]
         columns = [call for call in HEADLINE if call in map(call_of, rows)]
-        count, picture = len({row.case for row in rows}), SECTIONS[stem][2][-1]
+        count, picture = len({row.case for row in rows}), SECTIONS[record.command][2][-1]
         parts += [
             f"Time over that of `{fused}`: geometric means over up to {count} shapes in both "
             f"layouts, with the range; {dtype}, {machine(record)}. {FASTER.format(fused)}",
             ratio_table(rows, ("plain",), columns),
             f"![Time, input by input](benchmarks/results/{folder.name}/{picture}.png)",
         ]
-    if (folder / "end_to_end.json").is_file():
-        record = read(folder / "end_to_end.json")
+    if record := found.get("end_to_end"):
         large = [row for row in record.rows if row.operator == "resnet50"] or record.rows
         parts += [f"Whole networks ({machine(record)}). {NETWORKS}", network_table(large)]
     return "\n\n".join(parts) or "No measured files yet."

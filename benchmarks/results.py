@@ -8,8 +8,9 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from importlib import metadata
@@ -37,17 +38,17 @@ class Row:
     suite: str
     operator: str
     case: str
-    shape: list[int]
+    shape: Sequence[int]
     layout: str
     dtype: str
     threads: int
-    levels: list[int]
+    levels: Sequence[int]
     direction: str
     what: str
     kind: str  # fused, reference, plain, other layer, lower bound, copy, network
-    median_us: float
-    low_us: float  # quartiles
-    high_us: float
+    median_us: float = math.nan
+    low_us: float = math.nan  # quartiles
+    high_us: float = math.nan
     lowest_us: float | None = None  # deciles
     highest_us: float | None = None
     rounds: int = 0  # 0: only its errors are known
@@ -69,19 +70,19 @@ class Row:
     within: bool = True  # the errors, their limits
     other_load: float | None = None  # see timing.other_load
 
+    def __post_init__(self) -> None:
+        self.shape, self.levels = tuple(self.shape), tuple(self.levels)
+
     @property
     def place(self) -> Place:
-        values = (getattr(self, name) for name in PLACE)
-        return tuple(tuple(v) if isinstance(v, list) else v for v in values)
+        return tuple(getattr(self, name) for name in PLACE)
 
     @property
     def tensor_bytes(self) -> int:
-        """The bytes of x."""
         return torch.Size(self.shape).numel() * getattr(torch, self.dtype).itemsize
 
     @property
     def spread(self) -> float:
-        """The quartiles' distance as share of the median."""
         return (self.high_us - self.low_us) / self.median_us
 
 
@@ -117,8 +118,8 @@ class Record:
     def write(self, where: Path) -> list[Path]:
         """``where``.json and ``where``.csv; returns them."""
         where.parent.mkdir(parents=True, exist_ok=True)
-        table, everything = where.with_suffix(".csv"), where.with_suffix(".json")
-        new = where.with_suffix(".json.new")  # an interruption leaves the old file or the new one
+        table, everything, new = map(where.with_suffix, (".csv", ".json", ".json.new"))
+        # an interruption leaves the old file or the new one
         new.write_text(json.dumps(rounded(asdict(self)), indent=1) + "\n")
         new.replace(everything)
         with table.open("w", newline="") as file:
@@ -132,111 +133,33 @@ class Record:
 
 def rounded(value: Any) -> Any:
     """Five significant digits: more would be noise."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return value
+    return json.loads(json.dumps(value), parse_float=lambda text: float(f"{float(text):.5g}"))
 
 
 def read(path: Path) -> Record:
-    """What :meth:`Record.write` wrote, now or in an older form; ValueError for something else."""
+    """What :meth:`Record.write` wrote; ValueError for something else."""
     try:
-        content = json.loads(path.read_text())
-        environment, settings = content["environment"], content.get("settings", {})
-        environment.setdefault("device", "cpu")
-        settings = settings | {k: content[k] for k in ("rounds",) if k in content}
-        rows = derived([Row(**row) for row in _translated(content, path.stem)])
-        complete, skipped = content.get("complete", True), content.get("skipped", [])
-        command = content["command"].replace("-", "_")
-        return Record(command, environment, settings, complete, rows, skipped)
-    except (OSError, AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        record = Record(**json.loads(path.read_text()))
+        record.rows = derived([Row(**row) for row in record.rows])  # type: ignore[arg-type]
+    except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a file of these benchmarks: {error!r}") from error
-
-
-# ---- older forms ---------------------------------------------------------------------------------
-
-KINDS = {"floor": LOWER_BOUND, "neighbour": "other layer", "reference": "reference"}
-
-
-def _translated(content: dict[str, Any], suite: str) -> Iterable[dict[str, Any]]:
-    """Rows of today's columns. Before, layers, operators and networks had columns of their own."""
-    common: dict[str, Any] = {"suite": suite, "operator": "ppcr", "levels": [1, 2, 4], "rounds": 1}
-    common["threads"] = content["environment"]["threads"]
-    known = {f.name for f in fields(Row)}
-    for old in content["rows"]:
-        row = {name: value for name, value in old.items() if name in known}
-        row |= {"other_load": old.get("others", old.get("other_load"))}
-        row["kind"] = KINDS.get(old.get("kind"), old.get("kind", "network"))
-        if "variant" in old:
-            yield common | row | _network(old)
-        elif "column" in old:
-            yield from (common | row | timed for timed in _layer(old))
-        else:
-            yield row | {"what": KINDS.get(old["what"], old["what"])}
-    for old in content.get("errors", ()):  # those of half types stood apart from the times
-        if old["dtype"] != "float32":
-            yield common | {
-                **{name: old[name] for name in ("case", "layout", "dtype")},
-                **{f"error_{name}": value for name, value in old["errors"].items()},
-                **dict.fromkeys(("median_us", "low_us", "high_us"), math.nan),
-                **{"direction": "step", "shape": [1, 1], "rounds": 0, "within": old["ok"]},
-                **{"what": old["backend"], "kind": KINDS.get(old["backend"], "fused")},
-            }
-
-
-def _network(old: dict[str, Any]) -> dict[str, Any]:
-    shape = [old["images"], 3, old["side"], old["side"]]
-    times = {"median_us": "ms", "low_us": "ms_low", "high_us": "ms_high"}
-    return {key: old[name] * 1e3 for key, name in times.items()} | {
-        "operator": old["network"],
-        "case": f"{old['network']} {name_of(shape)}" + ", compiled" * old["compiled"],
-        "shape": shape,
-        "dtype": "bfloat16 autocast" if old["amp"] else "float32",
-        "direction": old["mode"],
-        "what": old["variant"],
-        "error_dx": old["error"],
-    }
-
-
-def _layer(old: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    name = old["column"].removesuffix(f" {old['dtype']}")
-    kind = "reference" if name == "reference" else KINDS.get(old["kind"], old["kind"])
-    for direction in ("forward", "step"):
-        if old[f"{direction}_ms"] is not None:
-            times = {"median_us": "ms", "low_us": "low_ms", "high_us": "high_ms"}
-            times = {key: old[f"{direction}_{mark}"] * 1e3 for key, mark in times.items()}
-            what = {"what": KINDS.get(name, name), "kind": kind, "direction": direction}
-            ratio = old[f"{direction}_ratio"] if old["dtype"] == "float32" else None
-            yield times | what | {"ratio": ratio}
-
-
-# ---- where a run was made ------------------------------------------------------------------------
+    return record
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Where and with what a run is made."""
-    cuda = device.type == "cuda"
+    cuda, found = device.type == "cuda", dict[str, Any]()
     affinity = getattr(os, "sched_getaffinity", None)
-    found = {}
     for package in ("timm", "torchvision", "numpy", "triton", "ppcr_ext"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-    return found | {
-        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
-        "cuda": torch.version.cuda if cuda else None,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "cpu": _cpu_model(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(terse=True),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    found |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": _commit()}
+    found |= {"device": torch.cuda.get_device_name(device) if cuda else "cpu"}
+    found |= {"cpu": _cpu_model(), "cores": len(affinity(0)) if affinity else os.cpu_count()}
+    found |= {"capability": torch.backends.cpu.get_cpu_capability()}
+    found |= {"cuda": torch.version.cuda if cuda else None, "threads": torch.get_num_threads()}
+    found |= {"system": platform.platform(terse=True), "python": platform.python_version()}
+    return found | {"torch": torch.__version__}
 
 
 def _commit() -> str:
@@ -250,20 +173,15 @@ def _commit() -> str:
 
 
 def _git(*args: str) -> str:
-    command, root = ["git", *args], Path(__file__).parent
-    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    return found.stdout.strip()
+    options: dict[str, Any] = {"cwd": Path(__file__).parent, "text": True, "check": True}
+    return subprocess.run(["git", *args], capture_output=True, **options).stdout.strip()
 
 
 def _cpu_model() -> str:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        if found := re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()):
+            return found[1]
     return platform.processor() or platform.machine()
-
-
-# ---- comparison ----------------------------------------------------------------------------------
 
 
 def timings(record: Record) -> dict[Place, tuple[Row, float]]:
@@ -275,11 +193,9 @@ def timings(record: Record) -> dict[Place, tuple[Row, float]]:
     bases: dict[Place, float] = {}
     for base in (LOWER_BOUND, "none", "copy"):  # the last that there is
         bases |= {row.place: row.median_us for row in record.rows if row.what == base}
-    return {
-        (*row.place, row.what, row.direction): (row, bases[row.place])
-        for row in record.rows
-        if row.rounds and row.place in bases and row.kind not in ("copy", LOWER_BOUND)
-    }
+    judged = [row for row in record.rows if row.rounds and row.kind not in ("copy", LOWER_BOUND)]
+    found = {(*row.place, row.what, row.direction): (row, bases.get(row.place)) for row in judged}
+    return {key: (row, base) for key, (row, base) in found.items() if base is not None}
 
 
 def slower(old: tuple[Row, float], new: tuple[Row, float]) -> bool:
@@ -293,23 +209,21 @@ def slower(old: tuple[Row, float], new: tuple[Row, float]) -> bool:
 
 def compare(old: Record, new: Record) -> tuple[str, list[Place]]:
     """(a report, the keys of what got slower)."""
-    lines = []
-    for name in ("device", "cpu", "capability", "cores", "torch"):
-        then, now = old.environment.get(name), new.environment.get(name)
-        if then != now:
-            lines.append(f"another {name}: {then} then, {now} now")
+    names = ("device", "cpu", "capability", "cores", "torch")
+    then, now = ({name: one.environment.get(name) for name in names} for one in (old, new))
+    others = [name for name in names if then[name] != now[name]]
+    lines = [f"another {name}: {then[name]} then, {now[name]} now" for name in others]
     before, after = timings(old), timings(new)
     both = [key for key in after if key in before]
-    growth = {key: after[key][0].median_us / before[key][0].median_us for key in both}
     found = [key for key in both if slower(before[key], after[key])]
-    faster = [key for key in both if slower(after[key], before[key])]
-    for key in sorted(found, key=lambda key: -growth[key]):
+    faster = sum(slower(after[key], before[key]) for key in both)
+    times = {key: (before[key][0].median_us, after[key][0].median_us) for key in found}
+    for key, (a, b) in sorted(times.items(), key=lambda one: -one[1][1] / one[1][0]):
         words = ", ".join(name_of(p) if isinstance(p, tuple) else str(p) for p in key)
-        then, now = (of[key][0].median_us for of in (before, after))
-        lines.append(f"slower: {words}: {then:.1f} us then, {now:.1f} us now ({growth[key]:.2f}x)")
+        lines.append(f"slower: {words}: {a:.1f} us then, {b:.1f} us now ({b / a:.2f}x)")
     lines.append(
-        f"compared {len(both)} timings with commit {old.environment.get('commit')}: "
-        f"{len(found)} slower, {len(faster)} faster; {len(after) - len(both)} only now, "
-        f"{len(before) - len(both)} only then ({RULE})"
+        f"compared {len(both)} timings with commit {old.environment.get('commit')}: {len(found)} "
+        f"slower, {faster} faster; {len(after) - len(both)} only now, {len(before) - len(both)} "
+        f"only then ({RULE})"
     )
     return "\n".join(lines), found

@@ -18,22 +18,21 @@ from scipy.stats import binom  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from . import layers, pictures, report, timing
-from .cases import Case
+from .cases import PLACE, Case
 from .layers import Key, Prepared
 from .results import SAME, Record, Row, compare, derived, environment, read, rounded
 
 INTERRUPTED = 130  # exit status, as a shell has it
 ROUNDS_PER_NETWORK = 5  # see batches()
-# Seconds, about, that only the progress bar asks for: of the two programs of one compiled
-# implementation, and of inputs, float64 and memory.
-COMPILING, CHECKING = 9.0, 1.5
+Measured = tuple[
+    list[Row], list[dict[str, str]]
+]  # the rows of a case, and what could not take part
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Median, and the bounds of its 95 % confidence interval, for any distribution of the values.
 
-    They are order statistics. With fewer than six values the bounds are the whole range, whose
-    confidence is smaller.
+    With fewer than six values the bounds are the whole range, whose confidence is smaller.
     """
     ordered, n = sorted(values), len(values)
     rank = max(1, int(binom.ppf(0.025, n, 0.5)))
@@ -69,61 +68,45 @@ def measure(
     device: torch.device,
     rounds: int,
     limit: float | None = None,
-    tick: Callable[[], object] = lambda: None,
+    tick: Callable[[], object] | None = None,
     preparing: Callable[..., Prepared] = prepare,
-) -> tuple[list[Row], list[dict[str, str]]]:
-    """The rows of one case, and what could not take part.
-
-    No timing lasts longer than ``limit`` seconds once timing.FEWEST rounds are done.
-    """
+) -> Measured:
+    """No timing lasts longer than ``limit`` seconds once timing.FEWEST rounds are done."""
     samples: dict[Key, list[timing.Sample]] = {}
     first, loads, shuffle = None, list[float](), random.Random(0)
     for count in batches(case, rounds):
         made = preparing(case, backends, device, first is None, shuffle)
-        most = math.inf if limit is None else limit
-        found, load = timing.interleave(made.calls, count, by=made.by, tick=tick, limit=most)
-        made.finish()
-        for key, values in found.items():
+        options: dict[str, Any] = {"by": made.by, "tick": tick, "limit": limit or math.inf}
+        timed, load = timing.interleave(made.calls, count, **options)
+        for key, values in timed.items():
             samples.setdefault(key, []).extend(values)
         loads += [] if load is None else [load]
         made.calls.clear()
         first = first or made
         gc.collect()
     assert first is not None
-    share = statistics.fmean(loads) if loads else None
-    bounds = {key: samples.get((first.base, key[1])) for key in samples}
-    rows = [_row(case, key, samples[key], bounds[key], share, first.about[key]) for key in samples]
-    copied = [row.gb_per_s for row in rows if row.kind == "copy"]
+    share, rows = statistics.fmean(loads) if loads else None, list[Row]()
+    place: dict[str, Any] = {name: getattr(case, name) for name in PLACE}
+    for (what, direction), found in samples.items():
+        times = [sample.seconds * 1e6 for sample in found]
+        host = [sample.host * 1e6 for sample in found if sample.host is not None]
+        about = place | first.about[what, direction] | {"other_load": share, "rounds": len(times)}
+        row = Row(direction=direction, what=what, **about)
+        quantiles = map(float, np.quantile(times, (0.1, 0.25, 0.5, 0.75, 0.9)))
+        row.lowest_us, row.low_us, row.median_us, row.high_us, row.highest_us = quantiles
+        row.host_us = statistics.median(host) if host else None
+        bound = samples.get((first.base, direction))
+        if bound is not None and what != "copy":
+            ratios = [one.seconds / other.seconds for one, other in zip(found, bound, strict=True)]
+            row.ratio, row.ratio_low, row.ratio_high = median_interval(ratios)
+        if row.necessary_bytes is not None:
+            row.gb_per_s = row.necessary_bytes / row.median_us / 1e3
+        rows.append(row)
+    copied = next((row.gb_per_s for row in rows if row.kind == "copy"), None)
     for row in rows:
-        if copied and copied[0] and row.gb_per_s is not None:
-            row.copy_fraction = row.gb_per_s / copied[0]
+        if copied and row.gb_per_s is not None:
+            row.copy_fraction = row.gb_per_s / copied
     return derived(rows), first.skipped
-
-
-def _row(
-    case: Case,
-    key: Key,
-    samples: list[timing.Sample],
-    bound: list[timing.Sample] | None,
-    load: float | None,
-    about: dict[str, Any],
-) -> Row:
-    what, direction = key
-    times = [sample.seconds * 1e6 for sample in samples]
-    host = [sample.host * 1e6 for sample in samples if sample.host is not None]
-    lowest, low, median, high, highest = map(float, np.quantile(times, (0.1, 0.25, 0.5, 0.75, 0.9)))
-    row = Row(
-        case.suite, case.operator, case.case, list(case.shape), case.layout, case.dtype,
-        case.threads, list(case.levels), direction, what, median_us=median, low_us=low,
-        high_us=high, lowest_us=lowest, highest_us=highest, rounds=len(times),
-        host_us=statistics.median(host) if host else None, other_load=load, **about,
-    )  # fmt: skip
-    if bound is not None and what != "copy":
-        ratios = [one.seconds / other.seconds for one, other in zip(samples, bound, strict=True)]
-        row.ratio, row.ratio_low, row.ratio_high = median_interval(ratios)
-    if row.necessary_bytes is not None:
-        row.gb_per_s = row.necessary_bytes / row.median_us / 1e3
-    return row
 
 
 def resume(record: Record, path: Path) -> str:
@@ -142,12 +125,6 @@ def resume(record: Record, path: Path) -> str:
     return f"resumed {len(old.rows)} rows of {path}"
 
 
-def seconds_of(case: Case, limit: float | None) -> float:
-    """About what a case takes, for the progress bar."""
-    programs = (len(case.variants) or len(case.compiled)) * len(case.modes)
-    return (limit or 30.0) * 1.5 + CHECKING + COMPILING * programs
-
-
 def run(
     suite: str,
     cases: Sequence[Case],
@@ -157,12 +134,9 @@ def run(
     *,
     resuming: bool = False,
     against: Path | None = None,
-    measuring: Callable[..., tuple[list[Row], list[dict[str, str]]]] = measure,
+    measuring: Callable[..., Measured] = measure,
 ) -> int:
-    """Measures all cases into ``out``/``suite``.*.
-
-    Returns 0, 1 (an error too large, or slower than ``against``) or 130 (interrupted).
-    """
+    """Measures all cases into ``out``/``suite``.*; returns the exit status of the command."""
     begin, where = time.perf_counter(), out / suite
     older = read(against) if against is not None else None  # before anything is overwritten
     rounds, limit = settings["rounds"], settings.get("seconds_per_case")
@@ -171,28 +145,21 @@ def run(
     record = Record(suite, environment(device), settings)
     env = record.environment
     print(f"{env['device']}, {env['cpu']} ({env['capability']}), torch {env['torch']}")
-    print(f"backends: {', '.join(backends)}")
-    print("".join(f"  {name}: {reason}\n" for name, reason in reasons.items()), end="")
+    print("\n  ".join([f"backends: {', '.join(backends)}", *map(": ".join, reasons.items())]))
     if resuming:
         print(resume(record, where.with_suffix(".json")))
     done = {row.place for row in record.rows}
     left = [case for case in cases if case.place not in done]
-    total = math.ceil(sum(seconds_of(case, limit) for case in left))
-    form = "{l_bar}{bar}| {elapsed}, {remaining} left{postfix}"
+    form = "{l_bar}{bar}| round {n_fmt} of {total_fmt}, {elapsed}, {remaining} left"
     try:
-        with tqdm(total=total, bar_format=form, smoothing=0, file=sys.stderr) as bar:
-            for case in left:
+        with tqdm(total=rounds * len(left), bar_format=form, smoothing=0, file=sys.stderr) as bar:
+            for number, case in enumerate(left, 1):
                 bar.set_description(str(case))
-                count = iter(range(1, rounds + 1))
-
-                def tick(count: Any = count, bar: Any = bar) -> None:
-                    bar.set_postfix_str(f"round {next(count)} of {rounds}")
-
-                rows, skipped = measuring(case, backends, device, rounds, limit, tick)
+                rows, skipped = measuring(case, backends, device, rounds, limit, bar.update)
                 record.rows += rows
                 record.skipped += skipped
-                bar.update(seconds_of(case, limit))
                 record.write(where)
+                bar.update(number * rounds - bar.n)  # a limit may have ended it before
         record.complete = True
     except KeyboardInterrupt:
         print("INTERRUPTED, incomplete: what was measured is kept")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
+from itertools import product
 from typing import Any
 
+from ppcr_ext.testing import LAYOUTS
+
+from .baselines import DIRECTIONS, OPERATORS
+from .cases import PICTURES
 from .report import table
 
-# channels, side, images
-STAGES = (
-    (64, 112, 128), (64, 56, 256), (256, 56, 256), (512, 28, 256), (1024, 14, 256), (2048, 7, 256)
-)  # fmt: skip
-UNITS = {
-    ("ppcr", "forward"): 2,
-    ("ppcr", "backward"): 3,
-    ("add_relu", "forward"): 3,
-    ("add_relu", "backward"): 5,
+STAGES = ((64, 112, 128), *((channels, side, 256) for channels, side in PICTURES))  # and images
+CALLS = tuple(product(("ppcr", "add_relu"), DIRECTIONS[:2]))
+UNITS: dict[tuple[str, str], int] = {
+    call: getattr(OPERATORS[call[0]], call[1])[0] for call in CALLS
 }
 HEAD = """\
 # CUDA kernels on an {device}
@@ -29,26 +28,19 @@ Above 1: more reading than in a copy, which is faster than writing.
 
 def page(results: dict[str, Any]) -> str:
     """A Markdown page of committed results: for every layout a table, shares before and after."""
-    named = ("dtype", "layout", "operation", "direction")
-    shares = [
-        {
-            (*(row[name] for name in named), *row["stage"]): f"{row['share']:.2f}"
-            + "°" * (row.get("build") == "earlier")
-            for row in run["rows"]
-        }
-        for run in results["runs"]
-    ]
-    lines = [
-        HEAD.format(**results),
-        *(f"- {run['name']}: {run['about']}" for run in results["runs"]),
-    ]
-    header = ["images x channels x side", "dtype", *map(" ".join, UNITS)]
-    for layout in ("contiguous", "channels_last"):
+    named, shares = ("dtype", "layout", "operation", "direction"), dict[Any, str]()
+    for number, run in enumerate(results["runs"]):
+        for row in run["rows"]:
+            at = (number, *(row[name] for name in named), *row["stage"])
+            shares[at] = f"{row['share']:.2f}" + "°" * (row.get("build") == "earlier")
+    abouts = (f"- {run['name']}: {run['about']}" for run in results["runs"])
+    lines, runs = [HEAD.format(**results), *abouts], range(len(results["runs"]))
+    for layout in LAYOUTS:
         rows = []
-        for stage, dtype in itertools.product(STAGES, ("float16", "float32")):
-            channels, side, images = stage
-            places = [(dtype, layout, *what, *stage) for what in UNITS]
-            cells = [" → ".join(one.get(place, "-") for one in shares) for place in places]
-            rows.append([f"{images}x{channels}x{side}x{side}", dtype, *cells])
+        for (c, side, n), dtype in product(STAGES, ("float16", "float32")):
+            places = [(dtype, layout, *call, c, side, n) for call in CALLS]
+            cells = [" → ".join(shares.get((run, *at), "-") for run in runs) for at in places]
+            rows.append([f"{n}x{c}x{side}x{side}", dtype, *cells])
+        header = ["images x channels x side", "dtype", *map(" ".join, CALLS)]
         lines += [f"\n## {layout}, before → after\n", table(header, rows)]
     return "\n".join(lines) + "\n"

@@ -9,16 +9,17 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 FEWEST = 5  # rounds before a limit in seconds can end the timing
 DISTURBED = 0.05  # share of the processor time, taken by others, that spoils a round
+SHORTEST = 1e-3  # seconds that a timing lasts at least: shorter calls are repeated in it
 TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds; the kernel counts processor time in these
 
 Key = TypeVar("Key")
@@ -27,19 +28,16 @@ Found = TypeVar("Found")
 
 @dataclass
 class Call:
-    """Something to time; ``grad`` says whether autograd records.
-
-    ``prepare`` runs before every repetition, outside the time, and ``run`` is given what it
-    returns. ``warm`` asks for a first run, outside the time, that brings the call's own code and
-    data back into the caches. ``fill`` belongs to :class:`CudaClock`.
-    """
+    """Something to time."""
 
     run: Callable[..., object]
-    grad: bool = False
+    grad: bool = False  # whether autograd records
+    # runs before every repetition, outside the time; run() is given what it returns
     prepare: Callable[[], object] | None = None
+    # whether run() first runs outside the time, to bring its code and data back into the caches
     warm: bool = True
     repeats: int = 1
-    fill: float = 1e-4
+    fill: float = 1e-4  # see CudaClock
 
     def given(self) -> tuple[object, ...]:
         return () if self.prepare is None else (self.prepare(),)
@@ -55,23 +53,19 @@ class Sample(NamedTuple):
 class HostClock:
     """Times what the host waits for; on a CUDA device until the device has finished, too."""
 
-    shortest = 1e-3  # seconds that a timing lasts at least: shorter calls are repeated in it
     burst = 1 << 30  # calls between two marks
 
     def __init__(self, device: torch.device | None = None) -> None:
-        self.cuda = device is not None and device.type == "cuda"
+        cuda = device is not None and device.type == "cuda"
+        self.wait: Callable[[], object] = torch.cuda.synchronize if cuda else lambda: None
 
     def measure(self, call: Call, run: Callable[[], object], times: int) -> Sample | None:
-        self._wait()
+        self.wait()
         begin = time.perf_counter()
         for _ in range(times):
             run()
-        self._wait()
+        self.wait()
         return Sample(time.perf_counter() - begin)
-
-    def _wait(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize()
 
 
 class CudaClock:
@@ -82,7 +76,6 @@ class CudaClock:
     everything. Where it woke up before that, nothing is returned and the next sleep is longer.
     """
 
-    shortest = 1e-3
     burst = 8  # so that what is launched during a sleep fits into the driver's queue
     longest_fill = 0.02  # a call that itself waits for the device is never launched in time
 
@@ -119,31 +112,28 @@ def clock(device: torch.device) -> Clock:
 
 
 def keep_memory() -> None:
-    """Asks glibc not to return freed memory to the system.
+    """Asks glibc not to return freed memory to the system; does nothing without ``mallopt``.
 
     Otherwise a call that follows one with other sizes pays for fresh pages, which costs as much as
-    ``x * 0.5`` itself and hits columns at random. Does nothing without ``mallopt``.
+    ``x * 0.5`` itself and hits columns at random.
     """
-    try:
+    with suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    trim_threshold, mmap_threshold = -1, -3  # the names M_* of malloc.h
-    mallopt(mmap_threshold, 1 << 30)
-    mallopt(trim_threshold, 2**31 - 1)
+        trim_threshold, mmap_threshold = -1, -3  # the names M_* of malloc.h
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """No garbage collection, and an error instead of a compilation."""
-    torch.compiler.set_stance("fail_on_recompile")
     gc.collect()
     gc.disable()
     try:
-        yield
+        with torch.compiler.set_stance("fail_on_recompile"):
+            yield
     finally:
         gc.enable()
-        torch.compiler.set_stance("default")
 
 
 def other_load() -> tuple[float, float]:
@@ -163,26 +153,21 @@ def other_load() -> tuple[float, float]:
 
 def sample(call: Call, by: Clock) -> Sample:
     """One timing of a call."""
+    seconds, host, left = 0.0, 0.0, call.repeats
     with torch.set_grad_enabled(call.grad):
         if call.warm:
             call.run(*call.given())
-        seconds, host, left = 0.0, 0.0, call.repeats
         while left:
             times = 1 if call.prepare is not None else min(left, by.burst)
             # What is given must not outlive its run, or the next preparation would run beside it.
-            found = by.measure(call, partial(call.run, *call.given()), times)
-            if found is not None:
+            if found := by.measure(call, partial(call.run, *call.given()), times):
                 seconds, left = seconds + found.seconds, left - times
                 host = math.nan if found.host is None else host + found.host
     return Sample(seconds / call.repeats, None if math.isnan(host) else host / call.repeats)
 
 
 def rounds_of(
-    calls: Mapping[Key, Callable[[], Found]],
-    rounds: int,
-    *,
-    tick: Callable[[], object] = lambda: None,
-    limit: float = math.inf,
+    calls: Mapping[Key, Callable[[], Found]], rounds: int, tick: Any = None, limit: float = math.inf
 ) -> tuple[dict[Key, list[Found]], float | None]:
     """What every call returns in every round, and the share of the processor that others took.
 
@@ -206,19 +191,15 @@ def rounds_of(
         done, passed, taken = done + 1, passed + seconds, taken + took
         for key, value in found.items():
             kept[key].append(value)
-        tick()
+        if tick is not None:
+            tick()
     return kept, max(0.0, taken) / passed if passed else None
 
 
 def interleave(
-    calls: Mapping[Key, Call],
-    rounds: int,
-    *,
-    by: Clock | None = None,
-    tick: Callable[[], object] = lambda: None,
-    limit: float = math.inf,
+    calls: Mapping[Key, Call], rounds: int, *, by: Clock | None = None, **options: Any
 ) -> tuple[dict[Key, list[Sample]], float | None]:
-    """The samples of all calls, interleaved by :func:`rounds_of`.
+    """The samples of all calls, interleaved by :func:`rounds_of`, which takes the options.
 
     Every call has run (and compiled) before the first round; :func:`quiet` makes sure of it.
     """
@@ -227,10 +208,9 @@ def interleave(
         call.repeats = 1
         sample(call, by)
         once = sample(call, by).seconds
-        for _ in range(2):
-            if once < by.shortest:
-                once = min(once, sample(call, by).seconds)
-        call.repeats = max(1, math.ceil(by.shortest / max(once, 1e-7)))
+        if once < SHORTEST:
+            once = min(once, *(sample(call, by).seconds for _ in range(2)))
+        call.repeats = max(1, math.ceil(SHORTEST / max(once, 1e-7)))
     with quiet():
         timed = {key: partial(sample, call, by) for key, call in calls.items()}
-        return rounds_of(timed, rounds, tick=tick, limit=limit)
+        return rounds_of(timed, rounds, **options)

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 def formulation(name: str, operator: str = "ppcr", levels: tuple[int, ...] = testing.LEVELS):
     layer = baselines.plain(operator, name, [], levels).layer
-    return lambda x, weight, bias, **options: layer(x, None, [weight, bias])
+    return lambda x, weight, bias, **options: layer(x, weight, bias)
 
 
 @pytest.mark.parametrize("layout", testing.LAYOUTS)
@@ -85,12 +85,12 @@ def test_the_lower_bound_with_autograd_runs_the_engine_and_computes_the_bound():
     x, gy = torch.randn(3), torch.randn(3)
     calls = []
 
-    def bound(x, gy, residual):
+    def bound(x, gy):
         calls.append((x.requires_grad, torch.is_grad_enabled()))
         return (x * 0.5, x + gy)
 
     with torch.no_grad():
-        (half, both), (identity,) = baselines.with_autograd(bound, x, gy, None)
+        (half, both), (identity,) = baselines.with_autograd(bound, x, gy)
     assert calls == [(False, False)]  # autograd records the identity alone
     torch.testing.assert_close((half, both, identity), (x * 0.5, x + gy, gy))
 
@@ -261,12 +261,6 @@ def test_a_call_that_waits_for_the_device_is_timed_all_the_same(monkeypatch):
 
 
 # ---- tables and pictures -------------------------------------------------------------------------
-
-
-def test_geometric_mean():
-    assert report.geometric_mean([1, 4]) == pytest.approx(2)
-    assert report.geometric_mean([3]) == pytest.approx(3)
-    assert math.isnan(report.geometric_mean([]))
 
 
 def two_inputs() -> list:

@@ -168,7 +168,7 @@ def test_a_wrong_other_layer_and_a_wrong_copy_are_marked(monkeypatch):
         "layer_norm",
         lambda x, *args: norm(x, *args) * (1 if x.dtype == torch.float64 else 1.001),
     )
-    monkeypatch.setattr(layers.InputPool, "copy", lambda pool: pool.next())
+    monkeypatch.setattr(layers.InputPool, "copy", lambda pool: pool.next()[1])
     rows = measure(small(other_layers=("F.layer_norm",)))
     assert not rows["F.layer_norm", "forward"].within
     assert not rows["copy", "forward"].within
@@ -191,10 +191,8 @@ def test_a_slow_backend_shows_as_slow_and_its_backward_alone_does_not():
 
 def test_nothing_is_compiled_inside_a_timed_region(monkeypatch):
     state = {"factor": 1.0}
-    plain = torch.compile(
-        lambda x, residual, own: x * state["factor"], backend="eager", fullgraph=True
-    )
-    exact: Callable[..., Any] = lambda x, residual, own: x * 1.0  # noqa: E731
+    plain = torch.compile(lambda x, *own: x * state["factor"], backend="eager", fullgraph=True)
+    exact: Callable[..., Any] = lambda x, *own: x * 1.0  # noqa: E731
     one = {"pooled once": Implementation("pooled once", "other layer", plain, exact=exact)}
     assert ("pooled once", "forward") in measure(small(directions=("forward",)), **one)
     quiet = timing.quiet
@@ -230,22 +228,21 @@ def test_inputs_rotate_past_the_cache(monkeypatch):
     assert pool.bytes >= 1 << 20
     count = len(pool.copies)
     seen = [pool.next() for _ in range(count + 1)]
-    assert len({x.data_ptr() for x, _, _ in seen}) == count
+    assert len({x.data_ptr() for x, *_ in seen}) == count
     assert seen[0][0].data_ptr() == seen[-1][0].data_ptr()
-    x, grad, residual = pool.own
+    assert len(pool.own) == 3
     for copies in seen:
-        assert all(torch.equal(a, b) for a, b in zip(copies, (x, grad, residual), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(copies, pool.own, strict=True))
     assert len(layers.InputPool(small(rotate=False), CPU).copies) == 1
 
 
 def test_given_tensors_are_measured_in_the_layout_and_dtype_of_the_case():
     given = [torch.randn(size) for size in (SHAPE, SHAPE, (7,), (1,))]
     pool = layers.InputPool(small(given=given, dtype="float16", layout="channels_last"), CPU)
-    for got, expected in zip((pool.x, pool.own[1]), given[:2], strict=True):
+    for got, expected in zip(pool.own, given[:2], strict=True):
         assert got.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(got, expected.half())
     assert pool.inputs.weight is given[2]
-    assert pool.own[2] is None
 
 
 @pytest.mark.parametrize(("count", "rank"), [(3, 1), (6, 1), (9, 2), (11, 2), (15, 4), (30, 10)])
@@ -303,10 +300,10 @@ def test_a_cpu_measures_a_named_part_and_all_is_everything():
     assert sum(bool(one.modes) for one in on_cuda) == 4
 
 
-def test_retina_and_shapes_are_measured_in_every_layout_and_dtype(monkeypatch):
+def test_retina_and_shapes_are_measured_in_every_layout_and_dtype():
     tensors = tuple(torch.zeros(size) for size in ((2, 8, 4, 4), (2, 8, 4, 4), (7,), (1,)))
-    monkeypatch.setattr("benchmarks.networks.retina_inputs", lambda: {"layer1": tensors})
-    (*_, last) = made = cases.maps("retina", ["float32", "bfloat16"], quick=False, threads=3)
+    options = {"quick": False, "threads": 3, "stages": {"layer1": tensors}}
+    (*_, last) = made = cases.maps("retina", ["float32", "bfloat16"], **options)
     assert [one.plain for one in made] == 2 * [tuple(baselines.GATES), ()]
     assert (last.case, last.shape, last.dtype) == ("layer1 2x8x4x4", (2, 8, 4, 4), "bfloat16")
     assert all(one.given is tensors and one.threads == 3 and not one.rotate for one in made)

@@ -55,7 +55,7 @@ def traced(
         x = torch.empty(shape, dtype=dtype).to(memory_format=LAYOUTS[layout]).requires_grad_()
         own = [torch.empty(n, dtype=dtype, requires_grad=True) for n in (sum(LEVELS), 1)]
         function = aot_function(
-            lambda x, weight, bias: layer(x, None, [weight, bias]),
+            layer,
             fw_compiler=keep("forward"),
             bw_compiler=keep("backward"),
             partition_fn=min_cut_rematerialization_partition,
