@@ -2,8 +2,8 @@
 
 ``python tools/cuda_estimates.py [--output results/cuda_estimates.json]`` asks the planner
 (csrc/cuda/plan.h) for its plan of every device, dtype, stage, layout, operation and direction. The
-estimate is the planner's score times a correction for what the score leaves out. Both were fitted to
-an H200 (benchmarks/results/h200); tests/test_cuda_plan.py compares them with what was measured
+estimate is the planner's score times a correction for what the score leaves out. Both were fitted
+to an H200 (benchmarks/results/h200); tests/test_cuda_plan.py compares them with what was measured
 there. Nothing else was measured: H100 and A100, float64, bfloat16 and the gate alone are estimates
 by the same rule.
 """

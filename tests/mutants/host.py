@@ -69,7 +69,8 @@ MUTANTS = (
         "hidden synchronize",
         ENTRY,
         "static_cast<cudaStream_t>(stream));",
-        "static_cast<cudaStream_t>(stream));\n    cudaStreamSynchronize(static_cast<cudaStream_t>(stream));",
+        "static_cast<cudaStream_t>(stream));\n"
+        "    cudaStreamSynchronize(static_cast<cudaStream_t>(stream));",
         tests=CALLS,
     ),
     # memory
@@ -106,7 +107,8 @@ MUTANTS = (
         "error of another library blamed on a launch",
         LAUNCH,
         START,
-        "(void)cudaLaunchKernelEx(&with.configuration, kernel, arguments);\n    check_launch(cudaGetLastError(), launch);",
+        "(void)cudaLaunchKernelEx(&with.configuration, kernel, arguments);\n"
+        "    check_launch(cudaGetLastError(), launch);",
         tests=CALLS,
     ),
     Mutant(
@@ -140,7 +142,8 @@ MUTANTS = (
     Mutant(
         "swallowed error of a question",
         LAUNCH,
-        "check_launch(cudaOccupancyMaxActiveClusters(&found, kernel, &with.configuration), launch);",
+        "check_launch(cudaOccupancyMaxActiveClusters(&found, kernel, &with.configuration), "
+        "launch);",
         "(void)cudaOccupancyMaxActiveClusters(&found, kernel, &with.configuration);",
         tests=CALLS,
     ),
@@ -150,7 +153,8 @@ MUTANTS = (
         OPERATORS,
         "to_layout_of(grad, call.x)",
         "grad",
-        after='Pass::kBackward, x, weight, bias, levels, eps);\n    check_like_x("grad", grad, x);\n    return',
+        after="Pass::kBackward, x, weight, bias, levels, eps);\n"
+        '    check_like_x("grad", grad, x);\n    return',
         tests=CALLS,
     ),
     Mutant(
