@@ -1,7 +1,7 @@
 """``python -m benchmarks.render``: writes measured figures into README.md and a page per device.
 
 They come from benchmarks/results/. ``--take DIR`` first copies the complete files of a folder to
-benchmarks/results/<device>/, and draws them there.
+benchmarks/results/<device>/, or to the folder there that ``--name`` says, and draws them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from . import pictures, shares
-from .report import END, SECTIONS, START, headline, page
+from .report import END, SECTIONS, START, headline, page, processors
 from .results import read
 
 ROOT = Path(__file__).parent.parent
@@ -29,15 +29,21 @@ def measured(folder: Path) -> list[Path]:
 def devices(results: Path = RESULTS) -> list[Path]:
     """The folders of measured devices, GPUs first."""
     folders = {path.parent for path in measured(results / "*")}
-    return sorted(folders, key=lambda path: (path.name == "cpu", path.name))
+    return sorted(folders, key=lambda path: (path.name.startswith("cpu"), path.name))
 
 
 def section(results: Path = RESULTS) -> str:
     """The README's results as Markdown; a sentence where nothing is measured yet."""
     folders = devices(results)
+    if not folders:
+        return "No measured files yet."
     links = ", ".join(f"[{f.name}](benchmarks/results/{f.name}/README.md)" for f in folders)
-    last = f"All figures, with errors and memory, and the files they come from: {links}."
-    return "\n\n".join([*map(headline, folders), last]) if folders else "No measured files yet."
+    # Of further processors a line each.
+    parts = [headline(f) for f in folders if not f.name.startswith("cpu-")]
+    if len(folders) > len(parts):
+        parts.append(f"Eight shapes on every processor:\n\n{processors(folders)}")
+    parts.append(f"All figures, with errors and memory, and the files they come from: {links}.")
+    return "\n\n".join(parts)
 
 
 def texts(root: Path = ROOT) -> dict[Path, str]:
@@ -55,8 +61,11 @@ def texts(root: Path = ROOT) -> dict[Path, str]:
     return {readme: f"{before}{START}\n{section(results)}\n{END}{after}", **made}
 
 
-def take(source: Path, results: Path = RESULTS) -> list[Path]:
-    """Copies every complete JSON file, with its CSV, to its device's folder, and draws it there."""
+def take(source: Path, results: Path = RESULTS, name: str = "") -> list[Path]:
+    """Copies every complete JSON file, with its CSV, to its device's folder, and draws it there.
+
+    ``name`` is that folder's where the device's own will not do, such as ``cpu-zen4``.
+    """
     taken: list[Path] = []
     for path in measured(source):
         record = read(path)
@@ -65,7 +74,7 @@ def take(source: Path, results: Path = RESULTS) -> list[Path]:
         if record.settings.get("quick"):
             raise ValueError(f"{path} was measured with --quick, a first impression and no result")
         device = record.environment["device"].lower().removeprefix("nvidia ")
-        target = results / re.sub(r"[^a-z0-9]+", "-", device).strip("-")
+        target = results / (name or re.sub(r"[^a-z0-9]+", "-", device).strip("-"))
         target.mkdir(parents=True, exist_ok=True)
         taken += [Path(shutil.copy(path.with_suffix(end), target)) for end in (".json", ".csv")]
         taken += pictures.draw(record, target)
@@ -77,10 +86,11 @@ def take(source: Path, results: Path = RESULTS) -> list[Path]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.render", description=__doc__)
     parser.add_argument("--take", type=Path, metavar="DIR", help="copy what was measured there")
+    parser.add_argument("--name", default="", help="folder for them, such as cpu-zen4")
     args = parser.parse_args(argv)
     try:
         if args.take is not None:
-            print(*take(args.take), sep="\n")
+            print(*take(args.take, name=args.name), sep="\n")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

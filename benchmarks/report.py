@@ -22,6 +22,7 @@ FITTED = 4  # the largest points: what a call costs at least hides the slope of 
 BASELINES = ("reference", "plain", "other layer", "network")
 HEADLINE = tuple(f"{o} {d}" for o in ("ppcr", "add_relu") for d in ("forward", "forward+backward"))
 SPREAD = "spread of the lower bound"
+BEST_COMPILED = "pooled once compiled"
 FASTER = "Bold: faster than `{0}`."
 METHOD = (
     "Times over those of `{0}`, geometric means and ranges over all inputs; at most {1} rounds. "
@@ -330,6 +331,31 @@ def page(folder: Path) -> str:
         parts += [f"## {title}", f"{machine(record)}.", console(record)]
         parts += [f"![{title}]({name}.png)" for name in pictures]
     return "\n\n".join(parts) + "\n"
+
+
+def processors(folders: Iterable[Path]) -> str:
+    """A line for each CPU on which the shapes were measured."""
+    cells = list[Cell]()
+    for folder in folders:
+        record = records(folder).get("shapes")
+        if record is None or record.environment["device"] != "cpu":
+            continue
+        line = f"{folder.name}: {machine(record)}"
+        rows = [row for row in timed(record.rows) if row.dtype == "float32"]
+        fused = fused_of(rows)
+        for row in rows:
+            if row.what == fused:
+                cells.append((line, f"{words(row.direction)} over the lower bound", row.ratio))
+            elif row.what == BEST_COMPILED and row.over_fused:
+                at = f"{row.what} over {fused}, {words(row.direction)}"
+                cells.append((line, at, row.over_fused))
+        lost = {(row.case, row.layout, row.direction) for row in rows if is_faster(row)}
+        cells.append((line, "cells where a baseline is faster", float(len(lost))))
+
+    def text(_: str, values: list[Any]) -> str:
+        return mean_and_range(values) if len(values) > 1 else f"{values[0]:.0f}"
+
+    return pivot(cells, text)
 
 
 def headline(folder: Path) -> str:

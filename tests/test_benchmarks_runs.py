@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -346,3 +347,21 @@ def test_the_command_hands_its_options_to_the_suites(monkeypatch):
     assert given[-1][0][4]["seconds_per_case"] == 2.0
     assert command.main(["scaling", "--threads", "3", "--device", "cpu"]) == 3
     assert {one.threads for one in given[-1][0][1]} == {3}
+
+
+def test_every_processor_has_a_line(tmp_path):
+    """Of the shapes, from its own file; the first one has the README's large table as well."""
+    for name in ("cpu", "cpu-other"):
+        shutil.copytree(render.RESULTS / "cpu", tmp_path / name)
+    other = tmp_path / "cpu-other" / "shapes.json"
+    record = json.loads(other.read_text())
+    for measured in record["rows"]:
+        measured["ratio"] = 3.0
+    other.write_text(json.dumps(record))
+    lines = render.section(tmp_path).splitlines()
+    (first,) = (line.split("|") for line in lines if line.startswith("| cpu: "))
+    (second,) = (line.split("|") for line in lines if line.startswith("| cpu-other: "))
+    assert [cell.strip() for cell in second[2:4]] == ["3.00 (3.00 to 3.00)"] * 2
+    assert first[2:4] != second[2:4]
+    assert first[4:] == second[4:]
+    assert sum(line.startswith("| **native** over the lower bound  ") for line in lines) == 1
