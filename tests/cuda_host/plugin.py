@@ -80,9 +80,12 @@ def replacement(name: str, op: torch._ops.OpOverload) -> Callable[..., object]:
                 on_host(device).copy_(value)
             return device
 
-        # Numbers that PyTorch wraps into tensors arrive here as numbers.
+        # Numbers that PyTorch wraps into tensors, in double precision, arrive here as numbers.
+        wide = any(isinstance(t, torch.Tensor) and t.dtype == torch.float64 for t in args)
         wrapped = [
-            torch.tensor(value) if is_tensor and isinstance(value, (int, float)) else value
+            torch.tensor(value, dtype=torch.float64 if wide else None)
+            if is_tensor and isinstance(value, (int, float))
+            else value
             for value, is_tensor in zip(args, tensors, strict=False)
         ]
         host_args, host_kwargs = tree_map(lower, wrapped), tree_map(lower, kwargs)
@@ -137,11 +140,11 @@ def install() -> None:
             if known and op is not None and base not in OWN and name != "copy_":
                 _library.impl(name, replacement(name, op), "CUDA", allow_override=True)
         _library.impl("copy_", replacement_of_copy(), "CUDA", allow_override=True)
+    torch.cuda.init()  # there is no NVML that could tell of the devices before
 
 
 def pytest_configure() -> None:
     install()
-    torch.cuda.init()  # there is no NVML that could tell of the devices before
 
 
 def pytest_terminal_summary(terminalreporter: object) -> None:
