@@ -202,7 +202,7 @@ def usable_backends(device: torch.device) -> tuple[list[str], dict[str, str]]:
         try:
             ppcr_ext.ppcr(small.x, small.weight, small.bias, backend=name)
             usable.append(name)
-        except (ValueError, TypeError, RuntimeError) as error:
+        except Exception as error:  # Triton asserts that it finds its driver
             reasons[name] = str(error)
     return usable, reasons
 
