@@ -114,7 +114,9 @@ def build(
 
 def load(path: Path | None = None) -> ModuleType:
     """The compiled module, built if need be."""
-    spec = importlib.util.spec_from_file_location("ppcr_cuda_on_cpu", path or build())
+    path = path or build()
+    # A name for every build: pybind11 returns the first module that it loaded under a name.
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}.ppcr_cuda_on_cpu", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
