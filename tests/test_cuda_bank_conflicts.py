@@ -6,6 +6,7 @@ tests/cuda_on_cpu/bank_conflicts.cpp says what the model counts and what it does
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import subprocess
 from collections.abc import Iterator
@@ -52,7 +53,7 @@ def places(case: cases.Case, forced: tuple[str, str]) -> Iterator[list[Place]]:
     """The accesses of block 0 forward, then backward."""
     library, y = counted()[1], None
     for backward in (False, True):
-        case = cases.dataclasses.replace(case, forced=forced[backward])
+        case = dataclasses.replace(case, forced=forced[backward])
         tensors = cases.Tensors(case)
         library.bank_conflicts_begin()
         outputs, _ = tensors.run(backward, y=y)
@@ -80,7 +81,7 @@ def test_conflicts(layout, stage, dtype, monkeypatch):
             dtype, 256, channels, side * side, layout == "channels_last", operator=operator
         )
         forced = cases.forced_plan(case.fields(False)), cases.forced_plan(case.fields(True))
-        one = cases.dataclasses.replace(case, images=2)
+        one = dataclasses.replace(case, images=2)
         for direction, found in zip(("forward", "backward"), places(one, forced), strict=True):
             cycles, bound = (sum(place[i] for place in found) for i in (2, 3))
             worst = max(found, key=lambda place: place.cycles - place.lower_bound)

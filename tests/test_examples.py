@@ -126,16 +126,15 @@ class TestData:
 
         return data.load(str(source), options.get("augment", False), options.get("size", 16))
 
+    @staticmethod
+    def sizes(data):
+        parts = (data.train, data.validation, data.test)
+        return data.channels, data.classes, *map(len, parts)
+
     def test_medmnist(self, tmp_path):
         medmnist(tmp_path / "a.npz")
         data = self.load(tmp_path / "a.npz", augment=True)
-        assert (
-            data.channels,
-            data.classes,
-            len(data.train),
-            len(data.validation),
-            len(data.test),
-        ) == (3, 3, 20, 20, 20)
+        assert self.sizes(data) == (3, 3, 20, 20, 20)
         image, label = data.train[4]
         assert (image.shape, image.dtype, int(label)) == ((3, 28, 28), torch.float32, 1)
         medmnist(
@@ -147,13 +146,7 @@ class TestData:
     def test_cifar10(self, tmp_path):
         cifar(tmp_path / "c")
         data = self.load(tmp_path / "c")
-        assert (
-            data.channels,
-            data.classes,
-            len(data.train),
-            len(data.validation),
-            len(data.test),
-        ) == (3, 10, 90, 10, 20)
+        assert self.sizes(data) == (3, 10, 90, 10, 20)
         raw = pickle.loads((tmp_path / "c" / "test_batch").read_bytes())["data"][0].reshape(
             3, 32, 32
         )
