@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,29 +25,22 @@ Layer = Callable[..., Tensor]  # of x, the residual of add_relu, and parameters
 Gate = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
 
 
-@dataclass(frozen=True)
-class Operator:
-    """One function of ppcr_ext and the bytes that it needs, in (tensors of x's size, gates)."""
-
-    function: str
-    forward: tuple[int, int]
-    backward: tuple[int, int]
-
-    def necessary_bytes(self, direction: str, shape: Sequence[int], dtype: torch.dtype) -> int:
-        """What has to be read and written at least once, without the parameters."""
-        passes = DIRECTIONS[:2] if direction == "step" else [direction]
-        tensors, gates = map(sum, zip(*(getattr(self, name) for name in passes), strict=True))
-        elements = torch.Size(shape).numel()
-        return dtype.itemsize * (tensors * elements + gates * elements // shape[1])
-
-
+# The operators with their functions in ppcr_ext; and what each pass has to read and write at least
+# once, in tensors of x's size and in gates, without the parameters.
 # ppcr: read x, write y; read x and gy, write dx. gate: read x, write g; read x and gy, write dx.
 # add_relu: read x and the residual, write y; read x, y and gy, write dx and d_residual.
-OPERATORS = {
-    "ppcr": Operator("ppcr", (2, 0), (3, 0)),
-    "gate": Operator("ppcr_gate", (1, 1), (2, 1)),
-    "add_relu": Operator("ppcr_add_relu", (3, 0), (5, 0)),
+OPERATORS = {"ppcr": "ppcr", "gate": "ppcr_gate", "add_relu": "ppcr_add_relu"}
+TRAFFIC = {
+    **{("ppcr", "forward"): (2, 0), ("ppcr", "backward"): (3, 0)},
+    **{("gate", "forward"): (1, 1), ("gate", "backward"): (2, 1)},
+    **{("add_relu", "forward"): (3, 0), ("add_relu", "backward"): (5, 0)},
 }
+
+
+def necessary_bytes(operator: str, direction: str, x: Tensor) -> int:
+    passes = DIRECTIONS[:2] if direction == "step" else (direction,)
+    counts = [TRAFFIC[operator, one] for one in passes]
+    return sum(tensors * x.nbytes + gates * x[:, 0].nbytes for tensors, gates in counts)
 
 
 @dataclass
@@ -72,7 +66,7 @@ class Implementation:
 
 
 def backend(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) -> Implementation:
-    function = getattr(ppcr_ext, OPERATORS[operator].function)
+    function = getattr(ppcr_ext, OPERATORS[operator])
 
     def layer(*tensors: Tensor) -> Tensor:
         return function(*tensors, levels=levels, eps=EPS, backend=name)
@@ -148,10 +142,8 @@ def as_matmul(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int]) ->
 @functools.cache
 def centred_pooling(channels: int, levels: tuple[int, ...], *where: Any) -> Tensor:
     """``[L, C]``: 1/|bin| where context l holds channel c, less the mean over l."""
-    matrix = torch.zeros(sum(levels), channels, dtype=torch.float64)
-    edges = [edge for level in levels for edge in bins(channels, level)]
-    for row, (begin, end) in zip(matrix, edges, strict=True):
-        row[begin:end] = 1 / (end - begin)
+    one, edges = torch.eye(channels, dtype=torch.float64), [bins(channels, k) for k in levels]
+    matrix = torch.stack([one[begin:end].mean(0) for begin, end in itertools.chain(*edges)])
     return (matrix - matrix.mean(0)).to(*where)
 
 
@@ -162,26 +154,24 @@ GATES: dict[str, Gate] = {
 }
 
 
-def other_layer(
-    name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> Implementation:
+def other_layer(name: str, x: Tensor) -> Implementation:
     """timm's squeeze-and-excitation, efficient channel attention or the spatial gate of CBAM.
 
     Training mode where autograd records, else evaluation mode. ``F.layer_norm`` is PyTorch's own.
     """
     if name == "F.layer_norm":
-        own = [torch.full(shape[1:], fill, dtype=dtype, device=device) for fill in (1.0, 0.0)]
+        own = [torch.full_like(x[0], fill) for fill in (1.0, 0.0)]
         norm: Layer = lambda x, *own: F.layer_norm(x, x.shape[1:], *own)  # noqa: E731
         return Implementation(name, "other layer", norm, own, exact=norm)
     from timm.layers import cbam, eca, squeeze_excite
 
     torch.manual_seed(0)
     made: dict[str, Callable[[], nn.Module]] = {
-        "SE": lambda: squeeze_excite.SEModule(shape[1]),
-        "ECA": lambda: eca.EcaModule(shape[1]),
+        "SE": lambda: squeeze_excite.SEModule(x.shape[1]),
+        "ECA": lambda: eca.EcaModule(x.shape[1]),
         "CBAM spatial gate": cbam.SpatialAttn,
     }
-    module = made[name]().to(device, dtype)
+    module = made[name]().to(x)
 
     def either(module: nn.Module) -> Layer:
         training, frozen = module.train(), copy.deepcopy(module).eval()
@@ -195,17 +185,13 @@ Bound = Callable[..., tuple[Tensor, ...]]  # of x, gy and the residual of add_re
 
 # One elementwise call for each pass, with the operator's own number of tensors read and written.
 # The gate has none: no elementwise call reads a tensor and writes a gate.
-BOUNDS: dict[str, dict[str, Bound]] = {
-    "ppcr": {
-        "forward": lambda x, gy: (x * 0.5,),
-        "backward": lambda x, gy: (x + gy,),
-        "step": lambda x, gy: (x * 0.5, x + gy),
-    },
-    "add_relu": {
-        "forward": lambda x, gy, residual: (x + residual,),
-        "backward": lambda x, gy, residual: (x + gy, residual * 0.5),
-        "step": lambda x, gy, residual: (x + residual, x + gy, residual * 0.5),
-    },
+BOUNDS: dict[tuple[str, str], Bound] = {
+    ("ppcr", "forward"): lambda x, gy: (x * 0.5,),
+    ("ppcr", "backward"): lambda x, gy: (x + gy,),
+    ("ppcr", "step"): lambda x, gy: (x * 0.5, x + gy),
+    ("add_relu", "forward"): lambda x, gy, residual: (x + residual,),
+    ("add_relu", "backward"): lambda x, gy, residual: (x + gy, residual * 0.5),
+    ("add_relu", "step"): lambda x, gy, residual: (x + residual, x + gy, residual * 0.5),
 }
 
 

@@ -7,11 +7,13 @@ ReLU, *unfused*, and in *plain* PyTorch, the best formulation of :mod:`benchmark
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchvision
+from timm.layers import cbam, squeeze_excite
 from torch import Tensor, nn
 
 import ppcr_ext
@@ -21,6 +23,7 @@ from . import baselines, timing
 from .cases import OWN, Case
 from .layers import Prepared, peak_bytes
 
+ATTENTION = {"SE": squeeze_excite.SEModule, "CBAM": cbam.CbamModule}
 # Relative L2 error of a whole network's loss gradient; see check().
 TOLERANCE = {"float32": 0.02, "bfloat16 autocast": 0.2}
 
@@ -46,23 +49,19 @@ class Plain(nn.Module):
 
 def network(name: str, variant: str) -> nn.Module:
     """A network with random weights, the same for all variants."""
-    from timm.layers.cbam import CbamModule
-    from timm.layers.squeeze_excite import SEModule
-
     torch.manual_seed(0)
     model: nn.Module = getattr(torchvision.models, name)(num_classes=10)
     if name == "resnet18":  # for small pictures, as usual: no early reduction
         model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     if variant in OWN:
         insert_drawn(model, fuse=variant == "PPCR fused")
-    attention = {"SE": SEModule, "CBAM": CbamModule}.get(variant)
     for block in [block for block in model.modules() if hasattr(block, "downsample")]:
+        last = "bn3" if hasattr(block, "bn3") else "bn2"
         if variant == "PPCR plain":
             block.ppcr = Plain(block.ppcr)  # type: ignore[arg-type]
-        if attention is not None:
-            last = "bn3" if hasattr(block, "bn3") else "bn2"
+        elif variant in ATTENTION:
             norm = getattr(block, last)
-            setattr(block, last, nn.Sequential(norm, attention(norm.num_features)))
+            setattr(block, last, nn.Sequential(norm, ATTENTION[variant](norm.num_features)))
     return model
 
 
@@ -91,11 +90,9 @@ def check(models: dict[str, nn.Module], x: Tensor, target: Tensor, dtype: str) -
         return torch.autograd.grad(loss(copy.deepcopy(model), x, target, amp), x)[0]
 
     expected = gradient(copy.deepcopy(reference).double(), x.double(), False)
-    errors = {
-        name: relative(gradient(model, x, dtype != "float32"), expected)
-        for name, model in {"reference": reference, **models}.items()
-        if name in ("reference", *OWN)
-    }
+    checked = {"reference": reference, **{name: models[name] for name in OWN}}
+    amp = dtype != "float32"
+    errors = {name: relative(gradient(m, x, amp), expected) for name, m in checked.items()}
     limit = min(0.5, max(TOLERANCE[dtype], 3 * errors.pop("reference")))
     for name, off in errors.items():
         if not off <= limit:  # no assert: python -O would time it
@@ -151,18 +148,18 @@ def prepare(case: Case, device: torch.device, first: bool, order: list[str]) -> 
     few, errors = slice(0, min(images, 16)), dict[str, float]()
     if first and set(OWN) <= set(models):
         errors = check(models, x[few], target[few], case.dtype)
-    made = Prepared(timing.HostClock(device), "none")
+    made = Prepared(case, timing.HostClock(device), "none")
     for name, model in models.items():
-        program = Program(model, case, x, target)
+        program, error = Program(model, case, x, target), errors.get(name)
         step = timing.Call(program.step, grad=True, warm=False)
-        about: dict[str, Any] = {"kind": "network", "error_dx": errors.get(name)}
-        made.add(name, "step", step, about)
-        made.add(name, "inference", timing.Call(program.inference, warm=False), dict(about))
+        inference = timing.Call(program.inference, warm=False)
+        made.add(name, "step", "network", step, error_dx=error)
+        made.add(name, "inference", "network", inference, error_dx=error)
         if first:
-            about["saved_bytes"] = saved_bytes(model, x, target, amp)
+            made.rows[name, "step"].saved_bytes = saved_bytes(model, x, target, amp)
         if first and device.type == "cuda":
             program.step()
-            about["peak_bytes"] = peak_bytes(step, device)
+            made.rows[name, "step"].peak_bytes = peak_bytes(step, device)
     return made
 
 
@@ -171,10 +168,10 @@ def retina_batch(size: int = 224) -> Tensor:
     import skimage.data
 
     photograph = torch.from_numpy(skimage.data.retina()).permute(2, 0, 1)[None].float() / 255
-    side, crop = photograph.shape[-1], photograph.shape[-1] * 2 // 3
-    corners = [(top, left) for top in (0, side - crop) for left in (0, side - crop)]
+    crop = photograph.shape[-1] * 2 // 3
     views = [photograph.flip(dims) for dims in ((), (2,), (3,), (2, 3))]
-    views += [photograph[..., top : top + crop, left : left + crop] for top, left in corners]
+    for rows, columns in itertools.product((slice(crop), slice(-crop, None)), repeat=2):
+        views.append(photograph[..., rows, columns])
     options: dict[str, Any] = {"size": (size, size), "mode": "bilinear", "antialias": True}
     batch = torch.cat([F.interpolate(view, **options) for view in views])
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
@@ -185,18 +182,17 @@ def retina_inputs() -> dict[str, tuple[Tensor, ...]]:
     """x, grad (scaled to a mean square of 1), weight and bias of each stage's last PPCR layer."""
     torch.manual_seed(0)
     model = insert_drawn(torchvision.models.resnet50()).train()
-    seen: dict[str, tuple[Any, ...]] = {}
-    for stage in ("layer1", "layer2", "layer3", "layer4"):
+    seen: list[tuple[Any, ...]] = []
 
-        def keep(layer: Any, inputs: tuple[Tensor, ...], y: Tensor, stage: str = stage) -> None:
-            y.retain_grad()  # of the layer alone: where a hook is, the block adds by itself
-            seen[stage] = (inputs[0], y, layer.weight, layer.bias)
+    def keep(layer: Any, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+        y.retain_grad()  # of the layer alone: where a hook is, the block adds by itself
+        seen.append((inputs[0], y, layer.weight, layer.bias))
 
+    stages = ("layer1", "layer2", "layer3", "layer4")
+    for stage in stages:
         getattr(model, stage)[-1].ppcr.register_forward_hook(keep)
     batch = retina_batch()
     loss(model, batch, torch.arange(len(batch)), False).backward()
-    found = {}
-    for stage, (x, y, *own) in seen.items():
-        grad = y.grad / y.grad.square().mean().sqrt()
-        found[stage] = tuple(t.detach().contiguous() for t in (x, grad, *own))
-    return found
+    scaled = [(x, y.grad / y.grad.square().mean().sqrt(), *own) for x, y, *own in seen]
+    inputs = [tuple(t.detach().contiguous() for t in tensors) for tensors in scaled]
+    return dict(zip(stages, inputs, strict=True))

@@ -44,10 +44,10 @@ class Call:
 
 
 class Sample(NamedTuple):
-    """Seconds per call, and the host's share of them where the clock tells it apart."""
+    """Seconds per call, and those in which the host launched it where a clock tells them apart."""
 
     seconds: float
-    host: float | None = None
+    host: float = math.nan
 
 
 class HostClock:
@@ -117,9 +117,9 @@ def keep_memory() -> None:
     Otherwise a call that follows one with other sizes pays for fresh pages, which costs as much as
     ``x * 0.5`` itself and hits columns at random.
     """
-    with suppress(OSError, AttributeError, TypeError):
+    trim_threshold, mmap_threshold = -1, -3  # the names M_* of malloc.h
+    with suppress(AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        trim_threshold, mmap_threshold = -1, -3  # the names M_* of malloc.h
         mallopt(mmap_threshold, 1 << 30)
         mallopt(trim_threshold, 2**31 - 1)
 
@@ -140,20 +140,18 @@ def other_load() -> tuple[float, float]:
     """Seconds over all cores, within some ticks: passed, and taken by others.
 
     A single busy process, or the host of a virtual machine, makes every call wait for its time
-    slices, the lower bound included, and all ratios come out near 1. Zeros without /proc/stat.
+    slices, the lower bound included, and all ratios come out near 1.
     """
-    try:
-        line = Path("/proc/stat").read_text().splitlines()[0]
-        user, nice, system, idle, iowait, irq, softirq, steal = map(int, line.split()[1:9])
-    except (OSError, ValueError):
-        return 0.0, 0.0
+    line = Path("/proc/stat").read_text().splitlines()[0]
+    user, nice, system, idle, iowait, irq, softirq, steal = map(int, line.split()[1:9])
     busy, ours = user + nice + system + irq + softirq + steal, os.times()
     return (busy + idle + iowait) * TICK, busy * TICK - ours.user - ours.system
 
 
 def sample(call: Call, by: Clock) -> Sample:
     """One timing of a call."""
-    seconds, host, left = 0.0, 0.0, call.repeats
+    seconds = host = 0.0
+    left = call.repeats
     with torch.set_grad_enabled(call.grad):
         if call.warm:
             call.run(*call.given())
@@ -161,14 +159,13 @@ def sample(call: Call, by: Clock) -> Sample:
             times = 1 if call.prepare is not None else min(left, by.burst)
             # What is given must not outlive its run, or the next preparation would run beside it.
             if found := by.measure(call, partial(call.run, *call.given()), times):
-                seconds, left = seconds + found.seconds, left - times
-                host = math.nan if found.host is None else host + found.host
-    return Sample(seconds / call.repeats, None if math.isnan(host) else host / call.repeats)
+                seconds, host, left = seconds + found.seconds, host + found.host, left - times
+    return Sample(seconds / call.repeats, host / call.repeats)
 
 
 def rounds_of(
     calls: Mapping[Key, Callable[[], Found]], rounds: int, tick: Any = None, limit: float = math.inf
-) -> tuple[dict[Key, list[Found]], float | None]:
+) -> tuple[dict[Key, list[Found]], float]:
     """What every call returns in every round, and the share of the processor that others took.
 
     Each round has a new random order. ``tick`` is called after every round. No further round begins
@@ -193,12 +190,12 @@ def rounds_of(
             kept[key].append(value)
         if tick is not None:
             tick()
-    return kept, max(0.0, taken) / passed if passed else None
+    return kept, max(0.0, taken) / max(passed, TICK)
 
 
 def interleave(
     calls: Mapping[Key, Call], rounds: int, *, by: Clock | None = None, **options: Any
-) -> tuple[dict[Key, list[Sample]], float | None]:
+) -> tuple[dict[Key, list[Sample]], float]:
     """The samples of all calls, interleaved by :func:`rounds_of`, which takes the options.
 
     Every call has run (and compiled) before the first round; :func:`quiet` makes sure of it.

@@ -47,9 +47,10 @@ def commit(monkeypatch):
     return set_to
 
 
-def run(out, calls, *, native=200, stop=None, settings=SETTINGS, **options) -> int:
-    options = {"measuring": fake(calls, native, stop)} | options
-    return runner.run("operators", CASES, CPU, out, settings, **options)
+def run(out, calls, *, native=200, stop=None, settings=SETTINGS, measuring=None, **options) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "measure", measuring or fake(calls, native, stop))
+        return runner.run("operators", CASES, CPU, out, settings, **options)
 
 
 # ---- files, interruption, resumption -------------------------------------------------------------
@@ -208,26 +209,36 @@ def test_compare_refuses_another_file_before_it_measures(commit, tmp_path):
 # ---- pages ---------------------------------------------------------------------------------------
 
 
-def test_pages_say_what_the_files_say(commit, tmp_path):
+def test_pages_say_what_the_files_say(commit, tmp_path, monkeypatch):
     measured, kept = tmp_path / "measured", tmp_path / "results"
     assert run(measured, []) == 0
     found = cases.scaling(CPU, quick=True, threads=[1, 2])
-    options = {"settings": SETTINGS, "measuring": fake([])}
-    assert runner.run("scaling", found, CPU, measured, **options) == 0
+    monkeypatch.setattr(runner, "measure", fake([]))
+    assert runner.run("scaling", found, CPU, measured, SETTINGS) == 0
     assert (measured / "scaling.png").stat().st_size > 10_000
     render.take(measured, kept)
-    text = report.headline(kept / "cpu")
-    assert "| **native**, share of a copy's bandwidth       | 0.50 (0.50 to 0.50) |" in text
-    assert "| pooled once over native                       | 2.00 (2.00 to 2.00) |" in text
-    assert f"commit {COMMIT}" in text
     page = report.page(kept / "cpu")
+    assert "| **native**, share of a copy's bandwidth       | 0.50 (0.50 to 0.50) |" in page
     assert "| level by level over native                    | 4.00 (4.00 to 4.00) |" in page
-    assert (
-        "| native, 2 threads, forward                  |    batch |     0.00 |      1 to 64 |"
-        in page
-    )
+    assert f"commit {COMMIT}" in page
+    lines = page.partition("## Scaling")[2].splitlines()
+    (header,) = (cells(line) for line in lines if "pixels" in line)
+    (native,) = (cells(line) for line in lines if line.startswith("| native, 2 threads, forward "))
+    assert dict(zip(header, native, strict=True)) == {
+        "": "native, 2 threads, forward",
+        "pixels": "0.00 (256 to 65536)",
+        "channels": "0.00 (32 to 2048)",
+        "levels": "0.00 (7 to 63)",
+        "batch": "0.00 (1 to 64)",
+    }
     assert "Faster than `native`: none." in page
-    assert "(benchmarks/results/cpu/README.md)" in render.section(kept)
+    text = report.section([kept / "cpu"])
+    assert "(benchmarks/results/cpu/README.md)" in text
+    assert "(benchmarks/results/cpu/operators_speedup.png)" in text
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_every_page_in_the_repository_says_what_the_measured_files_say():
@@ -350,18 +361,37 @@ def test_the_command_hands_its_options_to_the_suites(monkeypatch):
 
 
 def test_every_processor_has_a_line(tmp_path):
-    """Of the shapes, from its own file; the first one has the README's large table as well."""
+    """Of the shapes, from its own file; the first one has the README's picture as well."""
     for name in ("cpu", "cpu-other"):
         shutil.copytree(render.RESULTS / "cpu", tmp_path / name)
     other = tmp_path / "cpu-other" / "shapes.json"
     record = json.loads(other.read_text())
+    record["environment"]["date"] = "2026-01-02T03:04:05"
     for measured in record["rows"]:
-        measured["ratio"] = 3.0
+        if measured["what"] == "native":
+            measured["ratio"] = 3.0
+        if measured["what"] == "matmul" and measured["case"] == "32x64x8x8":
+            measured["median_us"] = 1e-3
     other.write_text(json.dumps(record))
-    lines = render.section(tmp_path).splitlines()
-    (first,) = (line.split("|") for line in lines if line.startswith("| cpu: "))
-    (second,) = (line.split("|") for line in lines if line.startswith("| cpu-other: "))
-    assert [cell.strip() for cell in second[2:4]] == ["3.00 (3.00 to 3.00)"] * 2
-    assert first[2:4] != second[2:4]
-    assert first[4:] == second[4:]
-    assert sum(line.startswith("| **native** over the lower bound  ") for line in lines) == 1
+    lines = report.section(render.devices(tmp_path)).splitlines()
+    assert sum("![" in line for line in lines) == 1
+    at = next(i for i, line in enumerate(lines) if line.startswith("| ---"))
+    header, first, second = (cells(lines[i]) for i in (at - 1, at + 1, at + 2))
+    first, second = (dict(zip(header, line, strict=True)) for line in (first, second))
+    assert header[1:5] == [
+        "forward over the lower bound",
+        "spread of the lower bound, forward",
+        "pooled once compiled, forward",
+        "pooled once, forward",
+    ]
+    assert second[""].startswith("cpu-other: ")
+    assert "2026-01-02, commit" in second[""]
+    changed = {name for name in header if first[name] != second[name]}
+    bounds = {"forward over the lower bound", "forward+backward over the lower bound"}
+    assert changed == {"", *bounds, "faster than `native`"}
+    assert {second[name] for name in bounds} == {"3.00 (3.00 to 3.00)"}
+    named = "pooled once compiled, ppcr forward, 8x256x56x56, channels_last (0.97)"
+    assert named in first["faster than `native`"]
+    assert "matmul, ppcr forward+backward, 32x64x8x8, contiguous (0.00)" in (
+        second["faster than `native`"]
+    )

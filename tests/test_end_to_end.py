@@ -149,12 +149,12 @@ def test_networks_are_made_anew_unless_they_are_compiled():
 
 def test_checked_networks_report_their_errors():
     made = networks.prepare(dataclasses.replace(TINY, dtype="bfloat16 autocast"), CPU, True, [*OWN])
-    errors = {name: made.about[name, "inference"]["error_dx"] for name in OWN}
+    errors = {name: made.rows[name, "inference"].error_dx for name in OWN}
     assert all(0 < error <= 0.5 for error in errors.values())
     assert isinstance(made.by, timing.HostClock)
     assert not any(call.warm for call in made.calls.values())
     again = networks.prepare(TINY, CPU, False, [*OWN])
-    assert again.about["PPCR fused", "step"]["error_dx"] is None
+    assert again.rows["PPCR fused", "step"].error_dx is None
 
 
 def test_the_table_marks_what_is_faster_than_the_fused_network(tmp_path):
@@ -171,8 +171,7 @@ def test_the_table_marks_what_is_faster_than_the_fused_network(tmp_path):
 
 
 def test_cases():
-    options: dict[str, Any] = {"network": None, "quick": False, "threads": 2}
-    chosen = cases.end_to_end(CPU, everything=False, **options)
+    chosen = cases.end_to_end(CPU, quick=False, threads=2)
     assert [(one.case, one.layout, len(one.variants)) for one in chosen] == [
         ("resnet18 16x3x32x32", "contiguous", 6),
         ("resnet18 16x3x32x32", "channels_last", 6),
@@ -180,12 +179,10 @@ def test_cases():
         ("resnet50 4x3x224x224", "contiguous", 6),
         ("resnet50 4x3x224x224", "channels_last", 6),
     ]
-    everything = cases.end_to_end(torch.device("cuda"), everything=True, **options)
+    everything = cases.end_to_end(torch.device("cuda"), quick=False, threads=2)
     assert len({one.place for one in everything}) == 16
     assert {one.shape[0] for one in everything} == {1024, 256}
-    only = cases.end_to_end(CPU, everything=False, **options | {"network": "resnet18"})
-    assert only == chosen[:2]
-    assert cases.end_to_end(CPU, everything=False, **options | {"quick": True}) == chosen[:1]
+    assert cases.end_to_end(CPU, quick=True, threads=2) == chosen[:1]
 
 
 def test_interrupting_keeps_what_was_measured_and_resuming_goes_on(monkeypatch, tmp_path, capsys):
@@ -200,8 +197,7 @@ def test_interrupting_keeps_what_was_measured_and_resuming_goes_on(monkeypatch, 
         pairs = itertools.product(case.variants, case.directions)
         return [figures(variant, mode, 1.0, case) for variant, mode in pairs], []
 
-    run = runner.run
-    monkeypatch.setattr(runner, "run", lambda *a, **kw: run(*a, **kw, measuring=measure))
+    monkeypatch.setattr(runner, "measure", measure)
     arguments = [
         "end-to-end",
         "--rounds",
@@ -218,8 +214,7 @@ def test_interrupting_keeps_what_was_measured_and_resuming_goes_on(monkeypatch, 
     assert (found.complete, len(found.rows)) == (False, 2 * len(VARIANTS))
     assert command.main([*arguments, "--resume"]) == 0
     found = results.read(tmp_path / "end_to_end.json")
-    options: dict[str, Any] = {"everything": False, "network": None, "quick": False, "threads": 2}
-    planned = cases.end_to_end(CPU, **options)
+    planned = cases.end_to_end(CPU, quick=False, threads=2)
     everything = list(map(str, planned))
     assert calls == [everything[0], everything[1], *everything[1:]]  # the first one once
     assert found.complete
