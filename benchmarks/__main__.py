@@ -22,10 +22,8 @@ Errors and times of every usable backend of ppcr_ext, beside plain PyTorch. SUIT
   scaling     time against pixels, channels, levels and batch
   end-to-end  training and inference of whole networks, with attention layers and without
 
-Every result is compared with a float64 evaluation before it is timed; docs/benchmarks.md says how.
-Writes SUITE.csv, SUITE.json and pictures to the folder of --out. Ctrl-C keeps what was measured.
-Exit status: 0; 1 if an error exceeds its tolerance, or --compare found something slower; 130 if
-interrupted."""
+docs/benchmarks.md says how. Exit status: 0; 1 if an error exceeds its tolerance, or --compare found
+something slower; 130 if interrupted, with the files of what was measured."""
 
 # Rounds, and seconds after which a case ends, with --quick the second of them.
 ROUNDS = {"end-to-end": (15, 7)}
@@ -40,9 +38,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("suite", nargs="?", default="retina", choices=cases.SUITES, metavar="SUITE",
         help="what to measure (retina)")
-    add("--rounds", type=positive, metavar="N",
+    add("--rounds", type=int, metavar="N",
         help="timing rounds per input, at most (30; 15 in end-to-end)")
-    add("--threads", type=positive, metavar="N",
+    add("--threads", type=int, metavar="N",
         help="threads (2; torch's default in retina; 1 and 2 in scaling)")
     add("--out", type=Path, default=Path("results"), metavar="DIR",
         help="where files go (%(default)s)")
@@ -52,35 +50,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--resume", action="store_true",
         help="keep the rows of an interrupted run of the same commit and device")
     add("--compare", type=Path, metavar="OLD.json", help="say what got slower than in that file")
-    add("--dtypes", nargs="+", choices=cases.DTYPES[:3], default=cases.DTYPES[:3],
-        help="retina and shapes: beside float32, which is always measured")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if any(number is not None and number < 1 for number in (args.rounds, args.threads)):
+        parser.error("--rounds and --threads must be above 0")
+    return args
 # fmt: on
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
-    return int(text)
 
 
 def cases_of(args: argparse.Namespace, device: torch.device) -> list[cases.Case]:
     threads = args.threads or min(2, torch.get_num_threads())
     options: dict[str, Any] = {"quick": args.quick, "threads": threads}
-    if args.suite == "operators":
-        return cases.operators(device, **options)
-    if args.suite == "end-to-end":
-        return cases.end_to_end(device, **options)
     if args.suite == "scaling":
         options["threads"] = [1] if device.type == "cuda" else sorted({args.threads or 1, threads})
-        return cases.scaling(device, **options)
     if args.suite == "retina":
         from .networks import retina_inputs  # with torchvision, which layers do not need
 
         print("feature maps: photograph, ResNet-50 with PPCR, 8 views of 224x224 ...", flush=True)
         options["threads"] = args.threads or torch.get_num_threads()
-        options["stages"] = retina_inputs()
-    return cases.maps(args.suite, list(dict.fromkeys(["float32", *args.dtypes])), **options)
+        options["stages"] = retina_inputs(device)
+    return cases.SUITES[args.suite](device, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads or torch.get_num_threads())
     found = cases_of(args, device)
     if args.no_compile:  # a compiled network is a case of its own
-        found = [replace(case, modes=()) for case in found if not (case.variants and case.modes)]
-    settings = {name: getattr(args, name) for name in ("quick", "dtypes", "no_compile")}
+        found = [replace(c, compiled=()) for c in found if not (c.variants and c.compiled)]
+    settings = {name: getattr(args, name) for name in ("quick", "no_compile")}
     settings["rounds"] = args.rounds or ROUNDS.get(args.suite, (30, 30))[args.quick]
     settings["seconds_per_case"] = SECONDS.get(args.suite, (None, None))[args.quick]
     name, files = args.suite.replace("-", "_"), {"resuming": args.resume, "against": args.compare}

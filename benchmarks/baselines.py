@@ -51,18 +51,17 @@ class Implementation:
     kind: str  # fused, reference, plain (the operator in plain PyTorch) or other layer
     layer: Layer
     parameters: list[Tensor] = field(default_factory=list)
-    mode: str | None = None  # of torch.compile; None: eager
-    exact: Layer | None = None  # another layer in float64
+    is_compiled: bool = False
 
-    def compiled(self, mode: str) -> Implementation:
-        short = "compiled" if mode == "default" else f"compiled ({mode})"
-        return replace(self, name=f"{self.name} {short}", mode=mode)
+    def compiled(self) -> Implementation:
+        return replace(self, name=f"{self.name} compiled", is_compiled=True)
 
-    def program(self) -> Layer:
+    def program(self, device: torch.device) -> Layer:
         """The layer, compiled if wanted: one program per direction, so that none evicts another."""
-        if self.mode is None:
+        if not self.is_compiled:
             return self.layer
-        return torch.compile(self.layer, mode=self.mode, dynamic=False, fullgraph=True)
+        mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
+        return torch.compile(self.layer, mode=mode, dynamic=False, fullgraph=True)
 
 
 def backend(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) -> Implementation:
@@ -121,12 +120,10 @@ def level_by_level(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int
 
 def pooled_once(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int]) -> Tensor:
     """The best formulation: x is read once for the finest bins, which give the coarser ones."""
+    # Where the levels do not divide the finest one, or that one the channels, it is level by level.
     finest = max(levels)
     if x.shape[1] % finest or any(finest % level for level in levels):
-        raise ValueError(
-            f"pooled_once needs levels that divide the finest one, and channels that this one "
-            f"divides: got levels {tuple(levels)} and {x.shape[1]} channels"
-        )
+        return level_by_level(x, weight, bias, levels)
     means = x.unflatten(1, (finest, -1)).mean(2, dtype=accumulation_dtype(x.dtype))
     coarser = [means if k == finest else means.unflatten(1, (k, -1)).mean(2) for k in levels]
     return _gate(x, _centre(coarser), weight, bias)
@@ -155,30 +152,26 @@ GATES: dict[str, Gate] = {
 
 
 def other_layer(name: str, x: Tensor) -> Implementation:
-    """timm's squeeze-and-excitation, efficient channel attention or the spatial gate of CBAM.
-
-    Training mode where autograd records, else evaluation mode. ``F.layer_norm`` is PyTorch's own.
-    """
+    """timm's squeeze-and-excitation, efficient channel attention or the spatial gate of CBAM."""
+    # Training mode where autograd records, else evaluation mode. ``F.layer_norm`` is PyTorch's own.
     if name == "F.layer_norm":
         own = [torch.full_like(x[0], fill) for fill in (1.0, 0.0)]
         norm: Layer = lambda x, *own: F.layer_norm(x, x.shape[1:], *own)  # noqa: E731
-        return Implementation(name, "other layer", norm, own, exact=norm)
+        return Implementation(name, "other layer", norm, own)
     from timm.layers import cbam, eca, squeeze_excite
 
-    torch.manual_seed(0)
     made: dict[str, Callable[[], nn.Module]] = {
         "SE": lambda: squeeze_excite.SEModule(x.shape[1]),
         "ECA": lambda: eca.EcaModule(x.shape[1]),
         "CBAM spatial gate": cbam.SpatialAttn,
     }
-    module = made[name]().to(x)
+    training = made[name]().to(x).train()
+    frozen = copy.deepcopy(training).eval()
 
-    def either(module: nn.Module) -> Layer:
-        training, frozen = module.train(), copy.deepcopy(module).eval()
-        return lambda x, *own: (training if torch.is_grad_enabled() else frozen)(x)
+    def layer(x: Tensor, *own: Tensor) -> Tensor:
+        return (training if torch.is_grad_enabled() else frozen)(x)
 
-    layer, exact = either(module), either(copy.deepcopy(module).double())
-    return Implementation(name, "other layer", layer, list(module.parameters()), exact=exact)
+    return Implementation(name, "other layer", layer, list(training.parameters()))
 
 
 Bound = Callable[..., tuple[Tensor, ...]]  # of x, gy and the residual of add_relu

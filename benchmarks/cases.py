@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ppcr_ext.testing import LAYOUTS, LEVELS, SHAPES, STAGES
+from ppcr_ext.testing import LAYOUTS, LEVELS, SHAPES, STAGES, Inputs
 
 from .baselines import DIRECTIONS, GATES, OPERATORS
 
 Shape = tuple[int, ...]
 Key = tuple[Any, ...]
 
-SUITES = ("retina", "shapes", "operators", "scaling", "end-to-end")
 OTHER_LAYERS = ("SE", "ECA", "CBAM spatial gate")
 FUSED = ("native", "triton")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -69,30 +67,21 @@ class Case(Place):
     backends: tuple[str, ...] | None = None  # None: all that are usable
     plain: tuple[str, ...] = ("pooled once", "level by level")
     other_layers: tuple[str, ...] = ()
-    modes: tuple[str, ...] = ()  # of torch.compile
-    compiled: tuple[str, ...] = ("pooled once",)  # what is measured under them
+    compiled: tuple[str, ...] = ()  # what is measured under torch.compile, too
     rotate: bool = True  # through more memory than a cache holds
     variants: tuple[str, ...] = ()  # of a whole network
-    # x, grad, weight and bias, float32; None: random ones
-    given: Sequence[Tensor] | None = field(default=None, compare=False, repr=False)
+    given: Inputs | None = field(default=None, compare=False, repr=False)  # None: random ones
 
 
 def name_of(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-MODES_CUDA = ("default", "max-autotune-no-cudagraphs")
 TINY = (1, 8, 2, 2)  # shows what a call costs; the data stay in the cache
-FURTHER: dict[Shape, str] = {
-    **dict.fromkeys(((128, 64, 32, 32), (128, 256, 8, 8)), "CIFAR"),
-    **dict.fromkeys(((1, 64, 256, 256), (1, 32, 512, 512), (8, 32, 512, 512)), "512x512 picture"),
-    **{(1, 32, 64, 64, 64): "volume", (5, 36, 33, 47): "odd size"},
-    **{(4, 50, 27, 27): "odd channels", (16, 72, 57, 57): "odd size"},
-}
-KINDS: dict[Shape, str] = {
-    (c, side, side): name for name, stages in STAGES.items() for c, side in stages
-}
-KINDS[TINY[1:]] = "tiny"
+FURTHER = (
+    *((128, 64, 32, 32), (128, 256, 8, 8), (1, 64, 256, 256), (1, 32, 512, 512), (8, 32, 512, 512)),
+    *((1, 32, 64, 64, 64), (5, 36, 33, 47), (4, 50, 27, 27), (16, 72, 57, 57)),
+)
 PICTURES = ((64, 56), *STAGES["ResNet-50"])  # channels and side
 
 # A CPU measures gate and add_relu, every dtype and every backend on the few, and ppcr in float32 on
@@ -104,9 +93,8 @@ CPU = (
 )
 CPU_QUICK = ((8, 512, 28, 28), (8, 2048, 7, 7), (5, 36, 33, 47))
 CUDA_QUICK = tuple((256, c, side, side) for c, side in PICTURES)
-# Of tools/gpu_plans.py: channels, side and images, and the calls.
+# Of tools/gpu_plans.py: channels, side and images.
 GPU_STAGES = ((64, 112, 128), *((channels, side, 256) for channels, side in PICTURES))
-GPU_CALLS = tuple(product(("ppcr", "add_relu"), DIRECTIONS[:2]))
 
 
 def grid(
@@ -115,7 +103,7 @@ def grid(
     """The product of operators, shapes, dtypes and layouts."""
     made, layouts = [], options.pop("layouts", LAYOUTS)
     for operator, dtype, shape, layout in product(operators, dtypes, shapes, layouts):
-        name = f"{KINDS.get(shape[1:]) or FURTHER.get(shape, 'other')} {name_of(shape)}"
+        name = "tiny " * (shape == TINY) + name_of(shape)
         made.append(Case("operators", operator, name, shape, layout, dtype, **options))
     return made
 
@@ -126,7 +114,7 @@ def operators(device: torch.device, *, quick: bool = False, threads: int = 1) ->
     flat: dict[str, Any] = {"layouts": LAYOUTS[:1]}
     once: dict[str, Any] = {"plain": ("pooled once",)}
     few: dict[str, Any] = {**once, "backends": FUSED}
-    compiled: dict[str, Any] = {"modes": ("default",)}
+    compiled: dict[str, Any] = {"compiled": ("pooled once",)}
     if quick and cuda:
         made = grid(ppcr, CUDA_QUICK, ("float16",), **few, **compiled)
         made += grid(ppcr, CUDA_QUICK, wide, **few)
@@ -135,8 +123,8 @@ def operators(device: torch.device, *, quick: bool = False, threads: int = 1) ->
         made += grid(ppcr, CPU_QUICK[1:], wide, **flat, **few)
         made += grid(others, CPU_QUICK[:1], wide, **flat, **few)
     elif cuda:
-        shapes, both = (*CUDA_QUICK, *FURTHER), ("pooled once", "level by level")
-        options: dict[str, Any] = {"modes": MODES_CUDA, "compiled": both}
+        options: dict[str, Any] = {"compiled": ("pooled once", "level by level")}
+        shapes = (*CUDA_QUICK, *FURTHER)
         made = grid(OPERATORS, shapes, DTYPES, other_layers=OTHER_LAYERS, **options)
     else:
         made = grid(ppcr, CPU_FEW, wide, other_layers=OTHER_LAYERS, **compiled)
@@ -169,47 +157,48 @@ def scaling(device: torch.device, *, quick: bool, threads: Sequence[int]) -> lis
     ]
 
 
-Stages = Mapping[str, Sequence[Tensor]]
-
-
-def maps(
-    suite: str, dtypes: Sequence[str], *, quick: bool, threads: int, stages: Stages | None = None
+def feature_maps(
+    device: torch.device, *, quick: bool, threads: int, stages: Mapping[str, Inputs] | None = None
 ) -> list[Case]:
     """The eight shapes, or what ``stages`` of a network see; beside plain PyTorch in float32."""
     compiled = ("native", "triton", "pooled once", "level by level")[: 4 if stages is None else 3]
-    options: dict[str, Any] = {"directions": ("forward", "step"), "rotate": False}
-    options |= {"threads": threads, "compiled": compiled}
-    inputs: list[tuple[str, Shape, Any]] = [(name_of(shape), shape, None) for shape in SHAPES]
+    inputs: list[tuple[str, Shape, Inputs | None]] = [("", shape, None) for shape in SHAPES]
     if stages is not None:
-        shaped = [(stage, tuple(given[0].shape), given) for stage, given in stages.items()]
-        inputs = [(f"{stage} {name_of(shape)}", shape, given) for stage, shape, given in shaped]
-    made = []
-    for (name, shape, given), layout, dtype in product(
-        inputs[: 2 if quick else None], LAYOUTS, dtypes
-    ):
+        inputs = [(f"{name} ", tuple(given.x.shape), given) for name, given in stages.items()]
+    options: dict[str, Any] = {"directions": ("forward", "step"), "rotate": False}
+    options |= {"suite": "shapes" if stages is None else "retina", "threads": threads}
+    made, few = [], inputs[: 2 if quick else None]
+    for (stage, shape, given), layout, dtype in product(few, LAYOUTS, DTYPES[:3]):
+        options |= {"case": stage + name_of(shape), "shape": shape, "given": given}
         wide = dtype == "float32"
-        more = {"given": given, "plain": tuple(GATES) * wide, "modes": ("default",) * wide}
-        made.append(Case(suite, "ppcr", name, shape, layout, dtype, **options, **more))
+        options |= {"plain": tuple(GATES) * wide, "compiled": compiled * wide}
+        made.append(Case(operator="ppcr", layout=layout, dtype=dtype, **options))
     return made
 
 
 VARIANTS = ("none", "PPCR fused", "PPCR unfused", "PPCR plain", "SE", "CBAM")
 OWN = VARIANTS[1:4]  # the same network three times over
-NETWORKS = {"resnet18": (16, 32), "resnet50": (4, 224)}  # images and their side, on a CPU
-COMPILED = ("resnet18", "channels_last")  # of those that a CPU measures
-CUDA_IMAGES = {"resnet18": 1024, "resnet50": 256}
+# Pictures on a CPU and on CUDA, and their side.
+NETWORKS = {"resnet18": (16, 1024, 32), "resnet50": (4, 256, 224)}
 
 
 def end_to_end(device: torch.device, *, quick: bool, threads: int) -> list[Case]:
     """On a CPU both networks eagerly in float32, and ResNet-18 compiled; else the product."""
     made, cuda, precisions = [], device.type == "cuda", ("float32", "bfloat16 autocast")
     for name, layout, dtype, compiled in product(NETWORKS, LAYOUTS, precisions, (False, True)):
-        if cuda or (dtype == "float32" and (not compiled or (name, layout) == COMPILED)):
-            images, side = NETWORKS[name]
-            shape = (CUDA_IMAGES[name] if cuda else images, 3, side, side)
+        some = not compiled or (name, layout) == ("resnet18", "channels_last")
+        if cuda or (dtype == "float32" and some):
+            few, many, side = NETWORKS[name]
+            shape = (many if cuda else few, 3, side, side)
             label = f"{name} {name_of(shape)}" + ", compiled" * compiled
-            options: dict[str, Any] = {"modes": ("default",) * compiled}
+            options: dict[str, Any] = {"compiled": (name,) * compiled}
             options["variants"] = VARIANTS if cuda or not compiled else VARIANTS[:4]
             options["directions"] = ("step", "inference")
             made.append(Case("end_to_end", name, label, shape, layout, dtype, threads, **options))
     return made[:1] if quick else made
+
+
+SUITES: dict[str, Callable[..., list[Case]]] = {
+    **{"retina": feature_maps, "shapes": feature_maps, "operators": operators},
+    **{"scaling": scaling, "end-to-end": end_to_end},
+}

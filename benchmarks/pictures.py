@@ -42,10 +42,8 @@ def draw(record: Record, out: Path) -> list[Path]:
     if name == "operators":
         plain = [row for row in both if row.kind == "plain"]
         times = f"times as long as {record.fused} (log scale)"
-        wanted = [
-            (rows, "copy_fraction", "_roofline", "share of a copy's bandwidth"),
-            (plain, "over_fused", "_speedup", times),
-        ]
+        wanted = [(rows, "copy_fraction", "_roofline", "share of a copy's bandwidth")]
+        wanted += [(plain, "over_fused", "_speedup", times)]
     return [
         _dots(some, value, out / f"{name}{end}.png", label, f"ppcr, {some[0].dtype}, {title}")
         for some, value, end, label in wanted

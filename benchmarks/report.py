@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from statistics import fmean, geometric_mean, linear_regression
+from statistics import geometric_mean, linear_regression, median
 from typing import Any
 
 import torch
@@ -33,9 +33,9 @@ NETWORKS = (
     "confidence intervals. A step is forward, loss, backward and SGD. "
 ) + FASTER.format("PPCR fused")
 DEVICES = (
-    "The layer's time over its lower bound, the plainest operation that moves the same bytes; the "
-    "time of the best plain formulation, compiled and eager, over the layer's; and all inputs on "
-    "which a baseline is faster. Geometric means and ranges over all shapes in both layouts."
+    "The layer's time over its lower bound, the plainest operation that moves the same bytes; that "
+    "of the best plain formulation over the layer's; and every input on which something is faster. "
+    "Geometric means and ranges over all shapes in both layouts."
 )
 PLANS = """\
 ## CUDA kernels
@@ -45,22 +45,33 @@ PLANS = """\
 Share of a copy's bandwidth: bytes that the call must move over its time, over those of \
 `y.copy_(x)`. Above 1: more reading than in a copy, which is faster than writing."""
 COSTS = "What a call costs: microseconds on a tensor of 1x8x2x2."
-MEMORY = "Peak memory above the inputs, results included, in multiples of x's bytes; means:"
+MEMORY = "Peak memory above the inputs, results included, in multiples of x's bytes."
 HOST = "Microseconds of the host that launches a call / of the device."
 
 Cell = tuple[str, str, Any]  # line, column, one of the values that meet there
 
 
+def mean_and_range(values: Sequence[float]) -> str:
+    return f"{geometric_mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def summary(line: str, column: str, values: list[Any]) -> str:
+    """What a cell says: all of its texts, or the mean of its numbers."""
+    if isinstance(values[0], str):
+        return " / ".join(values)
+    if SPREAD in line + column:  # may be 0
+        return f"{median(values):.1%} ({min(values):.1%} to {max(values):.1%})"
+    return mean_and_range(values)
+
+
 def pivot(
     cells: Iterable[Cell],
-    text: Callable[[str, str, list[Any]], str] = lambda line, column, values: values[0],
+    text: Callable[[str, str, list[Any]], str] = summary,
     lines: Iterable[str] = (),
     columns: Iterable[str] = (),
 ) -> str:
-    """A Markdown table: what ``text`` makes of the values of each cell, ``-`` where there are none.
-
-    Lines and columns, after those that are given, are in the order of the cells.
-    """
+    """A Markdown table: what ``text`` makes of the values of each cell, ``-`` where there are none."""
+    # Lines and columns, after those that are given, are in the order of the cells.
     found: dict[str, dict[str, list[Any]]] = {line: {} for line in lines}
     header = dict.fromkeys(columns)
     for line, column, value in cells:
@@ -76,10 +87,6 @@ def pivot(
     return "\n".join(f"| {form.format(*line)} |" for line in texts)
 
 
-def mean_and_range(values: Sequence[float], form: str = ".2f") -> str:
-    return f"{geometric_mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
 def bold(text: str, row: Row) -> str:
     return f"**{text}**" if row.is_faster else text
 
@@ -91,8 +98,9 @@ def faster(rows: Iterable[Row]) -> str:
     return "; ".join(texts) or "none"
 
 
-def ratio_table(rows: Sequence[Row], fused: str) -> str:
+def ratio_table(rows: Sequence[Row], fused: str, in_float32: dict[Any, float]) -> str:
     """The fused backend beside its lower bounds, then how many times as long the others take."""
+    # ``in_float32`` has its times in that dtype, by case, layout and call.
     cells, ratios = list[Cell](), dict[str, list[float]]()
     bound, share = f"**{fused}** over the lower bound", f"**{fused}**, share of a copy's bandwidth"
     autograd = f"{bound} with autograd"
@@ -100,6 +108,8 @@ def ratio_table(rows: Sequence[Row], fused: str) -> str:
         at, ratio = f"{row.operator} {row.passes}", row.over_fused
         if row.what == fused:
             cells += [(bound, at, row.ratio), (share, at, row.copy_fraction)]
+            if row.dtype != "float32" and (time := in_float32.get((row.case, row.layout, at))):
+                cells += [(f"**{fused}** over its time in float32", at, row.median_us / time)]
         elif row.what == LOWER_BOUND:
             cells += [(SPREAD, at, row.spread)]
         elif row.what == WITH_AUTOGRAD:
@@ -108,9 +118,9 @@ def ratio_table(rows: Sequence[Row], fused: str) -> str:
             cells += [(f"{row.what} over {fused}", at, ratio)]
             ratios.setdefault(cells[-1][0], []).append(ratio)
 
-    def text(line: str, _: str, values: list[float]) -> str:
-        """Bold, and with the number of inputs, where a baseline is faster than ours."""
-        found = mean_and_range(values, ".1%" if line == SPREAD else ".2f")
+    def text(line: str, column: str, values: list[float]) -> str:
+        """Bold, and with the number of inputs, where something is faster than ours."""
+        found = summary(line, column, values)
         count = sum(value < 1 for value in values) if line in ratios else 0
         return f"**{found}, {count} of {len(values)} faster**" if count else found
 
@@ -126,20 +136,7 @@ def bound_table(rows: Sequence[Row]) -> str:
             cells.append((row.label, SPREAD, f"{row.spread:.1%}"))
         elif row.ratio is not None and row.kind != "other layer":
             cells.append((row.label, row.what, bold(f"{row.ratio:.2f}", row)))
-    return pivot(cells, lambda line, column, texts: " / ".join(texts), (), (SPREAD, WITH_AUTOGRAD))
-
-
-def other_types(rows: Iterable[Row]) -> str:
-    """Forward time of the fused backends over that in float32."""
-    times, found = dict[Any, float](), dict[str, list[float]]()
-    for row in rows:
-        if (row.operator, row.direction, row.kind) == ("ppcr", "forward", "fused"):
-            times[row.what, row.dtype, row.case, row.layout] = row.median_us
-    for (what, dtype, *at), time in times.items():
-        if dtype != "float32" and (wide := times.get((what, "float32", *at))):
-            found.setdefault(f"{what} {dtype}", []).append(time / wide)
-    means = ", ".join(f"{name} {mean_and_range(found[name])}" for name in sorted(found))
-    return f"Other types, forward time over float32's: {means}." if means else ""
+    return pivot(cells, columns=(SPREAD, WITH_AUTOGRAD))
 
 
 def error_table(rows: Iterable[Row]) -> str:
@@ -166,11 +163,15 @@ def error_table(rows: Iterable[Row]) -> str:
 def _layers(record: Record) -> list[str]:
     rows, fused = record.timed, record.fused
     parts = [METHOD.format(fused, record.settings["rounds"])]
+    in_float32 = {
+        (row.case, row.layout, f"{row.operator} {row.passes}"): row.median_us
+        for row in rows
+        if (row.what, row.dtype) == (fused, "float32")
+    }
     for operator, dtype in dict.fromkeys((row.operator, row.dtype) for row in rows):
         same = [row for row in rows if (row.operator, row.dtype) == (operator, dtype)]
-        if any(row.kind == "plain" for row in same):
-            parts += [f"{operator}, {dtype}:", ratio_table(same, fused)]
-    parts += [f"Faster than `{fused}`: {faster(rows)}.", other_types(rows)]
+        parts += [f"{operator}, {dtype}:", ratio_table(same, fused, in_float32)]
+    parts.append(f"Faster than `{fused}`: {faster(rows)}.")
     if record.command in ("shapes", "retina"):
         wide = [row for row in rows if row.dtype == "float32"]
         parts += ["Time over the lower bound, forward / forward+backward:", bound_table(wide)]
@@ -186,14 +187,9 @@ def _layers(record: Record) -> list[str]:
             if row.host_us is not None and row.kind == "fused":
                 both = f"{row.host_us:.1f} / {row.median_us:.1f}"
                 host.append((f"{name}, {row.label}", at, both))
-    parts += [COSTS, pivot(costs)] if costs else []
-    parts += (
-        [MEMORY, pivot(memory, lambda line, column, values: f"{fmean(values):.2f}")]
-        if memory
-        else []
-    )
-    parts += [HOST, pivot(host)] if host else []
-    return [part for part in parts if part]
+    for title, cells in ((COSTS, costs), (MEMORY, memory), (HOST, host)):
+        parts += [title, pivot(cells)] if cells else []
+    return parts
 
 
 Points = list[tuple[int, float]]  # sizes and microseconds
@@ -317,26 +313,15 @@ def device_table(folders: Iterable[Path]) -> str:
         if record := found.get("shapes") or found.get("operators"):
             line = f"{folder.name}: {record.machine}"
             rows = [row for row in record.headline if row.direction != "backward"]
-            for row in rows:
-                if row.what == record.fused:
-                    cells.append((line, f"{row.passes} over the lower bound", row.ratio))
-                elif row.what == LOWER_BOUND:
+            for row in sorted(rows, key=lambda row: (row.direction, row.what != LOWER_BOUND)):
+                if row.what == LOWER_BOUND:
                     cells.append((line, f"{SPREAD}, {row.passes}", row.spread))
+                elif row.what == record.fused:
+                    cells.append((line, f"{row.passes} over the lower bound", row.ratio))
                 elif row.what in PLAIN:
                     cells.append((line, f"{row.what}, {row.passes}", row.over_fused))
             cells.append((line, f"faster than `{record.fused}`", faster(rows)))
-
-    def text(_: str, column: str, values: list[Any]) -> str:
-        if isinstance(values[0], str):
-            return values[0]
-        return mean_and_range(values, ".1%" if SPREAD in column else ".2f")
-
-    columns = [
-        form.format(passes)
-        for passes in ("forward", "forward+backward")
-        for form in ("{} over the lower bound", SPREAD + ", {}", *(f"{w}, {{}}" for w in PLAIN))
-    ]
-    return pivot(cells, text, columns=columns)
+    return pivot(cells)
 
 
 def section(folders: Sequence[Path]) -> str:

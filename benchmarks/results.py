@@ -28,7 +28,6 @@ RULE = (
 )
 # Of two environments whose rows may stand in one file.
 SAME = ("commit", "device", "cpu", "cores", "capability", "torch", "ppcr_ext")
-BASELINES = ("reference", "plain", "other layer", "network")
 PACKAGES = ("timm", "torchvision", "numpy", "triton", "ppcr_ext")
 
 
@@ -76,8 +75,8 @@ class Row(Place):
 
     @property
     def is_faster(self) -> bool:
-        """Whether it is a baseline that is faster than ours, which every table marks."""
-        return self.kind in BASELINES and (self.over_fused or 1) < 1
+        """Whether it is faster than our fused backend, which every table marks."""
+        return self.kind not in (LOWER_BOUND, "copy") and (self.over_fused or 1) < 1
 
     @property
     def passes(self) -> str:
@@ -112,7 +111,7 @@ class Record:
     settings: dict[str, Any]
     complete: bool = False
     rows: list[Row] = field(default_factory=list)
-    skipped: list[dict[str, str]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)  # in older files
 
     @property
     def machine(self) -> str:
@@ -203,10 +202,8 @@ def _commit() -> str:
 
 
 def _git(*args: str) -> str:
-    command, folder = ["git", *args], Path(__file__).parent
-    return subprocess.check_output(
-        command, cwd=folder, text=True, stderr=subprocess.DEVNULL
-    ).strip()
+    options: dict[str, Any] = {"cwd": Path(__file__).parent, "text": True, "check": True}
+    return subprocess.run(["git", *args], capture_output=True, **options).stdout.strip()
 
 
 def timings(record: Record) -> dict[Key, Any]:
@@ -218,14 +215,14 @@ def timings(record: Record) -> dict[Key, Any]:
     bases: dict[Key, float] = {}
     for base in (LOWER_BOUND, "none", "copy"):  # the last that there is
         bases |= {row.place: row.median_us for row in record.rows if row.what == base}
-    rows = [row for row in record.rows if row.rounds and row.kind not in ("copy", LOWER_BOUND)]
-    return {
-        (*row.place, row.what, row.direction): np.outer(
-            (1, 1 / bases[row.place]), (row.low_us, row.median_us, row.high_us)
-        )
-        for row in rows
-        if row.place in bases
-    }
+    found: dict[Key, Any] = {}
+    for row in record.rows:
+        if row.rounds and row.kind not in ("copy", LOWER_BOUND) and row.place in bases:
+            times = (row.low_us, row.median_us, row.high_us)
+            found[(*row.place, row.what, row.direction)] = np.outer(
+                (1, 1 / bases[row.place]), times
+            )
+    return found
 
 
 def slower(old: Any, new: Any) -> bool:

@@ -8,7 +8,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +24,22 @@ from .results import SAME, Record, Row, compare, derived, environment, read, rou
 
 INTERRUPTED = 130  # exit status, as a shell has it
 ROUNDS_PER_NETWORK = 5  # see batches()
-Skipped = list[dict[str, str]]  # case, what could not take part, and the reason
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median, and the bounds of its 95 % confidence interval, for any distribution of the values.
-
-    With fewer than six values the bounds are the whole range, whose confidence is smaller.
-    """
+    """Median, and the bounds of its 95 % confidence interval, for any distribution of the values."""
+    # With fewer than six values the bounds are the whole range, whose confidence is smaller.
     ordered, n = sorted(values), len(values)
     rank = max(1, int(binom.ppf(0.025, n, 0.5)))
     return statistics.median(ordered), ordered[rank - 1], ordered[n - rank]
 
 
 def batches(case: Case, rounds: int) -> list[int]:
-    """The rounds of each set of calls.
-
-    Where its memory happens to be makes a network some percent faster or slower than its twin, for
-    as long as it lives; so networks are made anew every few rounds, unless that would compile them
-    again. The inputs of a layer rotate instead.
-    """
-    anew = case.variants and not case.modes
+    """The rounds of each set of calls."""
+    # Where its memory happens to be makes a network some percent faster or slower than its twin, for
+    # as long as it lives; so networks are made anew every few rounds, unless that would compile them
+    # again. The inputs of a layer rotate instead.
+    anew = case.variants and not case.compiled
     count = math.ceil(rounds / ROUNDS_PER_NETWORK) if anew else 1
     return [(rounds + i) // count for i in range(count)]
 
@@ -55,8 +50,7 @@ def measure(
     device: torch.device,
     rounds: int,
     limit: float | None = None,
-    tick: Callable[[], object] | None = None,
-) -> tuple[list[Row], Skipped]:
+) -> list[Row]:
     """No timing lasts longer than ``limit`` seconds once timing.FEWEST rounds are done."""
     samples: dict[Key, list[timing.Sample]] = {}
     first, loads, shuffle = None, list[float](), random.Random(0)
@@ -68,8 +62,7 @@ def measure(
             made = networks.prepare(case, device, first is None, order)
         else:
             made = layers.prepare(case, backends, device)
-        options: dict[str, Any] = {"by": made.by, "tick": tick, "limit": limit or math.inf}
-        timed, load = timing.interleave(made.calls, count, **options)
+        timed, load = timing.interleave(made.calls, count, made.by, limit or math.inf)
         for key, values in timed.items():
             samples.setdefault(key, []).extend(values)
         loads.append(load)
@@ -84,7 +77,7 @@ def measure(
     copied = first.rows["copy", "forward"].gb_per_s if ("copy", "forward") in first.rows else None
     for row in first.rows.values():
         row.copy_fraction = row.gb_per_s / copied if row.gb_per_s and copied else None
-    return derived(list(first.rows.values())), first.skipped
+    return derived(list(first.rows.values()))
 
 
 def fill(row: Row, found: Sequence[timing.Sample], bound: Sequence[timing.Sample] | None) -> None:
@@ -111,7 +104,7 @@ def resume(record: Record, path: Path) -> str:
     differing = [name for name in SAME if old.environment.get(name) != record.environment.get(name)]
     if differing or old.settings != rounded(record.settings):
         return f"not resumed: other {', '.join(differing) or 'settings'} than those of {path}"
-    record.rows, record.skipped = old.rows, old.skipped
+    record.rows = old.rows
     return f"resumed {len(old.rows)} rows of {path}"
 
 
@@ -139,16 +132,12 @@ def run(
         print(resume(record, where.with_suffix(".json")))
     done = {row.place for row in record.rows}
     left = [case for case in cases if case.place not in done]
-    form = "{l_bar}{bar}| round {n_fmt} of {total_fmt}, {elapsed}, {remaining} left"
     try:
-        with tqdm(total=rounds * len(left), bar_format=form, smoothing=0, file=sys.stderr) as bar:
-            for number, case in enumerate(left, 1):
+        with tqdm(left, file=sys.stderr, unit="input") as bar:
+            for case in bar:
                 bar.set_description(f"{case.operator}, {case.label}")
-                rows, skipped = measure(case, backends, device, rounds, limit, bar.update)
-                record.rows += rows
-                record.skipped += skipped
+                record.rows += measure(case, backends, device, rounds, limit)
                 record.write(where)
-                bar.update(number * rounds - bar.n)  # a limit may have ended it before
         record.complete = True
     except KeyboardInterrupt:
         print("INTERRUPTED, incomplete: what was measured is kept")
@@ -162,9 +151,7 @@ def run(
 
 
 def _judge(record: Record, older: Record | None) -> int:
-    """Prints what was skipped, what is wrong and what got slower."""
-    for one in {(s["what"], s["reason"]): s for s in record.skipped}.values():
-        print(f"skipped {one['what']} ({one['case']} and the like): {one['reason']}")
+    """Prints what was disturbed, what is wrong and what got slower."""
     disturbed = [row for row in record.rows if (row.other_load or 0) > timing.DISTURBED]
     for row in {row.place: row for row in disturbed}.values():
         where = f"{row.operator} {row.label}: {row.other_load:.0%}"
