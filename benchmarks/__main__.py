@@ -1,7 +1,5 @@
 """``python -m benchmarks``: errors and times of every usable backend beside plain PyTorch."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,12 +1,10 @@
 """What is measured: the backends, plain PyTorch, other layers, and the lower bounds of the time."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -53,9 +51,6 @@ class Implementation:
     parameters: list[Tensor] = field(default_factory=list)
     is_compiled: bool = False
 
-    def compiled(self) -> Implementation:
-        return replace(self, name=f"{self.name} compiled", is_compiled=True)
-
     def program(self, device: torch.device) -> Layer:
         """The layer, compiled if wanted: one program per direction, so that none evicts another."""
         if not self.is_compiled:
@@ -91,11 +86,9 @@ def plain(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) ->
 
 
 def _gate(x: Tensor, centred: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The gate, in x's dtype, from the contexts less their mean, ``[N, L, *spatial]``.
-
-    Written for speed: ``torch.var_mean`` would take five times as long on a CPU, and dividing by
-    the deviation after the sum over the contexts saves a pass over them.
-    """
+    """The gate, in x's dtype, from the contexts less their mean, ``[N, L, *spatial]``."""
+    # Written for speed: ``torch.var_mean`` would take five times as long on a CPU, and dividing by
+    # the deviation after the sum over the contexts saves a pass over them.
     variance = (centred * centred).mean(1, keepdim=True)
     integrated = (centred * weight.view(-1, *[1] * (x.dim() - 2))).sum(1, keepdim=True)
     return torch.sigmoid(integrated * torch.rsqrt(variance + EPS) + bias).to(x.dtype)
@@ -144,11 +137,8 @@ def centred_pooling(channels: int, levels: tuple[int, ...], *where: Any) -> Tens
     return (matrix - matrix.mean(0)).to(*where)
 
 
-GATES: dict[str, Gate] = {
-    "pooled once": pooled_once,
-    "level by level": level_by_level,
-    "matmul": as_matmul,
-}
+GATES: dict[str, Gate] = {"pooled once": pooled_once, "level by level": level_by_level}
+GATES |= {"matmul": as_matmul}
 
 
 def other_layer(name: str, x: Tensor) -> Implementation:

@@ -1,7 +1,5 @@
 """What is measured on what: the cases of every suite. A whole network is a case, too."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
@@ -198,7 +196,6 @@ def end_to_end(device: torch.device, *, quick: bool, threads: int) -> list[Case]
     return made[:1] if quick else made
 
 
-SUITES: dict[str, Callable[..., list[Case]]] = {
-    **{"retina": feature_maps, "shapes": feature_maps, "operators": operators},
-    **{"scaling": scaling, "end-to-end": end_to_end},
-}
+SUITES: dict[str, Callable[..., list[Case]]]
+SUITES = {"retina": feature_maps, "shapes": feature_maps, "operators": operators}
+SUITES |= {"scaling": scaling, "end-to-end": end_to_end}

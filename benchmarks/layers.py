@@ -1,12 +1,10 @@
 """Makes a layer's case ready to be timed: inputs, calls, and errors against float64."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -50,11 +48,10 @@ class Prepared:
 
 
 class InputPool:
-    """Copies of the inputs in such a number that a call does not find its own in a cache.
+    """Copies of the inputs in such a number that a call does not find its own in a cache."""
 
-    The calls share them in turn. On a CUDA device results are kept for a turn, so that the
-    allocator does not hand out warm memory either.
-    """
+    # The calls share them in turn. On a CUDA device results are kept for a turn, so that the
+    # allocator does not hand out warm memory either.
 
     def __init__(self, case: Case, device: torch.device) -> None:
         self.inputs = inputs = inputs_of(case, device)
@@ -185,7 +182,8 @@ def offer(case: Case, backends: Sequence[str], pool: InputPool) -> list[Implemen
     made += [baselines.plain(case.operator, name, own, case.levels) for name in case.plain]
     if case.operator == "ppcr" and len(case.shape) == 4:  # what the other layers take
         made += [baselines.other_layer(name, pool.inputs.x) for name in case.other_layers]
-    return made + [one.compiled() for one in made if one.name in case.compiled]
+    some = [one for one in made if one.name in case.compiled]
+    return made + [replace(one, name=f"{one.name} compiled", is_compiled=True) for one in some]
 
 
 def prepare(case: Case, backends: Sequence[str], device: torch.device) -> Prepared:

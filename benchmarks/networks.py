@@ -3,8 +3,6 @@
 It is *fused* with the addition and the ReLU, *unfused*, or in *plain* PyTorch, pooled once.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -70,13 +68,11 @@ def loss(model: nn.Module, x: Tensor, target: Tensor, amp: bool) -> Tensor:
 
 
 def check(models: dict[str, nn.Module], x: Tensor, target: Tensor, dtype: str) -> dict[str, float]:
-    """Relative L2 errors, against float64, of the loss's gradient with respect to the pictures.
-
-    Raises AssertionError where one is off: a wrong program is not timed. Rounding takes values
-    across zero, where a ReLU lets their gradient pass or not, whatever computes it: with few
-    pictures one of them is 1e-3 of the whole. So the limit is TOLERANCE, or three times the error
-    of the reference in the same precision. A wrong gate, sign or bin is off by more than a half.
-    """
+    """Relative L2 errors, against float64, of the loss's gradient with respect to the pictures."""
+    # Raises AssertionError where one is off: a wrong program is not timed. Rounding takes values
+    # across zero, where a ReLU lets their gradient pass or not, whatever computes it: with few
+    # pictures one of them is 1e-3 of the whole. So the limit is TOLERANCE, or three times the error
+    # of the reference in the same precision. A wrong gate, sign or bin is off by more than a half.
     reference = copy.deepcopy(models["PPCR unfused"])
     for layer in reference.modules():
         if isinstance(layer, ppcr_ext.PPCR):
@@ -142,9 +138,9 @@ def prepare(case: Case, device: torch.device, first: bool, order: list[str]) -> 
     models = {name: network(case.operator, name).to(device) for name in order}
     for model in models.values():
         model.to(memory_format=form)
-    few, errors = slice(0, min(images, 16)), dict[str, float]()
+    errors: dict[str, float] = {}
     if first and set(OWN) <= set(models):
-        errors = check(models, x[few], target[few], case.dtype)
+        errors = check(models, x[:16], target[:16], case.dtype)
     made = Prepared(case, timing.HostClock(device), "none")
     for name, model in models.items():
         program = Program(model, case, x, target)
@@ -174,7 +170,7 @@ def retina_inputs(device: torch.device) -> dict[str, Inputs]:
     """What the last PPCR layer of each stage sees; grad has a mean square of 1."""
     torch.manual_seed(0)
     model = insert_drawn(torchvision.models.resnet50()).train()
-    seen: list[tuple[Any, Tensor, Tensor]] = []
+    seen: list[tuple[Any, ...]] = []
 
     def keep(layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
         y.retain_grad()  # of the layer alone: where a hook is, the block adds by itself
@@ -183,11 +179,9 @@ def retina_inputs(device: torch.device) -> dict[str, Inputs]:
     stages = ("layer1", "layer2", "layer3", "layer4")
     for stage in stages:
         getattr(model, stage)[-1].ppcr.register_forward_hook(keep)
-    batch = retina_batch()
-    loss(model, batch, torch.arange(len(batch)), False).backward()
+    loss(model, retina_batch(), torch.arange(8), False).backward()
     found = {}
     for stage, (layer, x, y) in zip(stages, seen, strict=True):
-        assert y.grad is not None
         grad, own = y.grad / y.grad.square().mean().sqrt(), (layer.weight, layer.bias)
         x, weight, bias, grad = (t.detach().to(device) for t in (x, *own, grad))
         found[stage] = Inputs("ppcr", x, x, weight, bias, grad)

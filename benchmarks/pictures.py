@@ -1,7 +1,5 @@
 """The pictures of a record, in colours that the colour-blind tell apart."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path

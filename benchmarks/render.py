@@ -4,8 +4,6 @@ They come from benchmarks/results/. ``--take DIR`` first copies the complete fil
 benchmarks/results/<device>/, or to the folder there that ``--name`` says, and draws them.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import shutil

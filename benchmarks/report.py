@@ -1,7 +1,5 @@
 """Tables of what was measured: for the terminal, for the README, and for a page of each device."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -33,26 +31,20 @@ NETWORKS = (
     "confidence intervals. A step is forward, loss, backward and SGD. "
 ) + FASTER.format("PPCR fused")
 DEVICES = (
-    "The layer's time over its lower bound, the plainest operation that moves the same bytes; that "
-    "of the best plain formulation over the layer's; and every input on which something is faster. "
-    "Geometric means and ranges over all shapes in both layouts."
+    "The layer's time over its lower bound, the plainest operation that moves the same bytes, and "
+    "that of the best plain formulation over the layer's: geometric means and ranges over all "
+    "shapes, in both layouts. The last column names every input on which something is faster."
 )
-PLANS = """\
-## CUDA kernels
-
-{device}, PyTorch {torch}, driver {driver}, {date}; `tools/gpu_plans.py`, device time.
-
-Share of a copy's bandwidth: bytes that the call must move over its time, over those of \
-`y.copy_(x)`. Above 1: more reading than in a copy, which is faster than writing."""
+PLANS = (
+    "CUDA kernels: the bandwidth at which they move what they must, over that of `y.copy_(x)`. "
+    "Above 1: more is read than in a copy, which is faster than writing. "
+    "{device}, PyTorch {torch}, driver {driver}, {date}; `tools/gpu_plans.py`, device time."
+)
 COSTS = "What a call costs: microseconds on a tensor of 1x8x2x2."
 MEMORY = "Peak memory above the inputs, results included, in multiples of x's bytes."
 HOST = "Microseconds of the host that launches a call / of the device."
 
 Cell = tuple[str, str, Any]  # line, column, one of the values that meet there
-
-
-def mean_and_range(values: Sequence[float]) -> str:
-    return f"{geometric_mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def summary(line: str, column: str, values: list[Any]) -> str:
@@ -61,7 +53,7 @@ def summary(line: str, column: str, values: list[Any]) -> str:
         return " / ".join(values)
     if SPREAD in line + column:  # may be 0
         return f"{median(values):.1%} ({min(values):.1%} to {max(values):.1%})"
-    return mean_and_range(values)
+    return f"{geometric_mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def pivot(
@@ -70,7 +62,7 @@ def pivot(
     lines: Iterable[str] = (),
     columns: Iterable[str] = (),
 ) -> str:
-    """A Markdown table: what ``text`` makes of the values of each cell, ``-`` where there are none."""
+    """A Markdown table: what ``text`` makes of a cell's values, ``-`` where there are none."""
     # Lines and columns, after those that are given, are in the order of the cells.
     found: dict[str, dict[str, list[Any]]] = {line: {} for line in lines}
     header = dict.fromkeys(columns)
@@ -183,7 +175,8 @@ def _layers(record: Record) -> list[str]:
             costs.append((name, at, bold(f"{row.median_us:.1f}", row)))
         elif row.rounds and row.kind in ("fused", "reference", "plain"):
             if row.peak_bytes is not None and row.dtype == rows[0].dtype:
-                memory.append((name, at, row.peak_bytes / row.tensor_bytes))
+                size = math.prod(row.shape) * getattr(torch, row.dtype).itemsize
+                memory.append((name, at, row.peak_bytes / size))
             if row.host_us is not None and row.kind == "fused":
                 both = f"{row.host_us:.1f} / {row.median_us:.1f}"
                 host.append((f"{name}, {row.label}", at, both))
@@ -192,12 +185,9 @@ def _layers(record: Record) -> list[str]:
     return parts
 
 
-Points = list[tuple[int, float]]  # sizes and microseconds
-
-
-def series(rows: Iterable[Row]) -> dict[tuple[str, str, str], Points]:
-    """By axis, direction, and what is timed with its threads; without the lower bounds."""
-    found: dict[tuple[str, str, str], Points] = {}
+def series(rows: Iterable[Row]) -> dict[Any, list[tuple[int, float]]]:
+    """Sizes and microseconds by axis, direction, and what is timed; without the lower bounds."""
+    found: dict[Any, list[tuple[int, float]]] = {}
     for row in rows:
         if row.kind != LOWER_BOUND:
             name = f"{row.what}, {row.on_threads}"
@@ -205,7 +195,7 @@ def series(rows: Iterable[Row]) -> dict[tuple[str, str, str], Points]:
     return {key: sorted(points) for key, points in found.items()}
 
 
-def fit(points: Points) -> tuple[float, str]:
+def fit(points: Sequence[tuple[int, float]]) -> tuple[float, str]:
     """The exponent of a power law through the largest points, and their range."""
     last = points[-FITTED:]
     if len(last) < 2:
@@ -326,10 +316,8 @@ def device_table(folders: Iterable[Path]) -> str:
 
 def section(folders: Sequence[Path]) -> str:
     """The README's results. Of further processors it has a line in the table, and no more."""
-    if not folders:
-        return "No measured files yet."
     parts = [DEVICES, device_table(folders)]
-    for folder in [folder for folder in folders if not folder.name.startswith("cpu-")]:
+    for folder in (folder for folder in folders if not folder.name.startswith("cpu-")):
         found, where = records(folder), f"benchmarks/results/{folder.name}"
         if record := found.get("operators") or found.get("shapes"):
             picture = SECTIONS[record.command][2][-1]

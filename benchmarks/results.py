@@ -1,7 +1,5 @@
 """What a run leaves behind: rows, their files, where they were measured, and comparisons."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -66,10 +64,6 @@ class Row(Place):
         self.shape, self.levels = tuple(self.shape), tuple(self.levels)
 
     @property
-    def tensor_bytes(self) -> int:
-        return torch.Size(self.shape).numel() * getattr(torch, self.dtype).itemsize
-
-    @property
     def spread(self) -> float:
         return (self.high_us - self.low_us) / self.median_us
 
@@ -118,8 +112,8 @@ class Record:
         """Where, with what and when."""
         env, where = self.environment, self.environment["device"]
         if where == "cpu":
-            threads = " and ".join(map(str, sorted({row.threads for row in self.rows})))
-            where = f"{env['cpu']} ({env['capability']}), {threads} thread{'s' * (threads != '1')}"
+            threads = " and ".join(sorted({row.on_threads for row in self.rows}))
+            where = f"{env['cpu']} ({env['capability']}), {threads}"
         return f"{where}, PyTorch {env['torch']}, {env['date'][:10]}, commit {env['commit']}"
 
     @property
@@ -207,11 +201,9 @@ def _git(*args: str) -> str:
 
 
 def timings(record: Record) -> dict[Key, Any]:
-    """Every timing's quartiles and median: in microseconds, and over what its machine is judged by.
-
-    That is the time of the copy; of whole networks the one without attention; in older files of
-    layers the lower bound. Copies and lower bounds themselves are left out.
-    """
+    """Every timing's quartiles and median: in microseconds, and over those of a base."""
+    # That is the copy, which tells how fast the machine was; of whole networks the one without
+    # attention, in older files the lower bound. Copies and lower bounds have no entry.
     bases: dict[Key, float] = {}
     for base in (LOWER_BOUND, "none", "copy"):  # the last that there is
         bases |= {row.place: row.median_us for row in record.rows if row.what == base}

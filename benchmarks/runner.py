@@ -1,7 +1,5 @@
 """Runs a suite: progress, files after every case, interruption, resumption, and comparison."""
 
-from __future__ import annotations
-
 import gc
 import math
 import random
@@ -27,7 +25,7 @@ ROUNDS_PER_NETWORK = 5  # see batches()
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median, and the bounds of its 95 % confidence interval, for any distribution of the values."""
+    """Median, and the bounds of its 95 % confidence interval, whatever the distribution is."""
     # With fewer than six values the bounds are the whole range, whose confidence is smaller.
     ordered, n = sorted(values), len(values)
     rank = max(1, int(binom.ppf(0.025, n, 0.5)))
@@ -36,20 +34,16 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def batches(case: Case, rounds: int) -> list[int]:
     """The rounds of each set of calls."""
-    # Where its memory happens to be makes a network some percent faster or slower than its twin, for
-    # as long as it lives; so networks are made anew every few rounds, unless that would compile them
-    # again. The inputs of a layer rotate instead.
+    # Where its memory happens to be makes a network some percent faster or slower than its twin,
+    # for as long as it lives; so networks are made anew every few rounds, unless that would compile
+    # them again. The inputs of a layer rotate instead.
     anew = case.variants and not case.compiled
     count = math.ceil(rounds / ROUNDS_PER_NETWORK) if anew else 1
     return [(rounds + i) // count for i in range(count)]
 
 
 def measure(
-    case: Case,
-    backends: Sequence[str],
-    device: torch.device,
-    rounds: int,
-    limit: float | None = None,
+    case: Case, backends: Sequence[str], device: torch.device, rounds: int, limit: float | None
 ) -> list[Row]:
     """No timing lasts longer than ``limit`` seconds once timing.FEWEST rounds are done."""
     samples: dict[Key, list[timing.Sample]] = {}
@@ -145,8 +139,7 @@ def run(
     if record.rows:
         written += pictures.draw(record, out)
         print(report.console(record))
-    seconds = time.perf_counter() - begin
-    print(f"wrote {', '.join(map(str, written))} in {seconds:.0f} s")
+    print(f"wrote {', '.join(map(str, written))} in {time.perf_counter() - begin:.0f} s")
     return _judge(record, older) or (0 if record.complete else INTERRUPTED)
 
 
@@ -158,7 +151,7 @@ def _judge(record: Record, older: Record | None) -> int:
         print(f"WARNING: other processes used the processor; do not trust the times of {where}")
     wrong = [row for row in record.rows if not row.within]
     for row in wrong:
-        where = f"{row.what}, {row.operator} {row.direction}, {row.case}, {row.layout}, {row.dtype}"
+        where = f"{row.what}, {row.operator} {row.direction}, {row.label}"
         errors = f"y {row.error_y}, dx {row.error_dx}, dweight and dbias {row.error_parameters}"
         print(f"error above tolerance: {where}: {errors}")
     text, slower = compare(older, record) if older is not None else ("", [])

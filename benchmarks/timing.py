@@ -1,7 +1,5 @@
 """Times calls fairly: all of them in every round, in a new random order, without the compiler."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import math
@@ -68,13 +66,11 @@ class HostClock:
 
 
 class CudaClock:
-    """Times what a CUDA device does, by events in its current stream, and apart from it the host.
+    """Times what a CUDA device does, by events in its stream, and the host apart from it."""
 
-    An event that meets an idle device fires at once, and the time would be that of the host. So the
-    device first sleeps, ``fill`` seconds, until the host has launched everything. Where it woke up
-    before that, nothing is returned and the next sleep is longer.
-    """
-
+    # An event that meets an idle device fires at once, and the time would be that of the host. So
+    # the device first sleeps, ``fill`` seconds, until the host has launched everything. Where it
+    # woke up before that, nothing is returned and the next sleep is longer.
     burst = 8  # so that what is launched during a sleep fits into the driver's queue
     longest_fill = 0.02  # a call that itself waits for the device is never launched in time
     cycles_per_second = 2e9  # about
@@ -105,8 +101,8 @@ def clock(device: torch.device) -> Clock:
 
 def keep_memory() -> None:
     """Asks glibc not to return freed memory to the system; does nothing without ``mallopt``."""
-    # Otherwise a call that follows one with other sizes pays for fresh pages, which costs as much as
-    # ``x * 0.5`` itself and hits columns at random.
+    # Otherwise a call that follows one with other sizes pays for fresh pages, which costs as much
+    # as ``x * 0.5`` itself and hits columns at random.
     trim_threshold, mmap_threshold = -1, -3  # the names M_* of malloc.h
     with suppress(AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -152,10 +148,7 @@ def sample(call: Call, by: Clock) -> Sample:
 
 
 def interleave(
-    calls: Mapping[Key, Call],
-    rounds: int,
-    by: Clock | None = None,
-    limit: float = math.inf,
+    calls: Mapping[Key, Call], rounds: int, by: Clock | None = None, limit: float = math.inf
 ) -> tuple[dict[Key, list[Sample]], float]:
     """A sample of every call in every round, and the share of the processor that others took."""
     # Each round has a new random order. No further round begins once ``limit`` seconds have passed,

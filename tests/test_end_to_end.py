@@ -125,10 +125,8 @@ def test_a_slow_network_shows_as_slow(monkeypatch):
     monkeypatch.setattr(runner, "ROUNDS_PER_NETWORK", 2)
     made, prepare = [], networks.prepare
     monkeypatch.setattr(networks, "prepare", lambda *args: made.append(args[2:]) or prepare(*args))
-    ticks: list[int] = []
     case = dataclasses.replace(TINY, variants=("none", "PPCR fused"))
-    rows, _ = runner.measure(case, [], CPU, 3, tick=lambda: ticks.append(1))
-    assert len(ticks) == 3
+    rows = runner.measure(case, [], CPU, 3, None)
     assert [first for first, _ in made] == [True, False]  # the networks are made anew
     found = {(r.what, r.direction): r for r in rows}
     for mode in TINY.directions:
@@ -143,7 +141,7 @@ def test_a_slow_network_shows_as_slow(monkeypatch):
 
 def test_networks_are_made_anew_unless_they_are_compiled():
     assert runner.batches(TINY, 13) == [4, 4, 5]
-    assert runner.batches(dataclasses.replace(TINY, modes=("default",)), 13) == [13]
+    assert runner.batches(dataclasses.replace(TINY, compiled=("resnet18",)), 13) == [13]
     assert runner.batches(dataclasses.replace(TINY, variants=()), 13) == [13]
 
 
@@ -191,11 +189,11 @@ def test_interrupting_keeps_what_was_measured_and_resuming_goes_on(monkeypatch, 
     monkeypatch.setattr(results, "_commit", lambda: commit["name"])
 
     def measure(case, *_):
-        calls.append(str(case))
+        calls.append(case.label)
         if len(calls) == 2:
             raise KeyboardInterrupt
         pairs = itertools.product(case.variants, case.directions)
-        return [figures(variant, mode, 1.0, case) for variant, mode in pairs], []
+        return [figures(variant, mode, 1.0, case) for variant, mode in pairs]
 
     monkeypatch.setattr(runner, "measure", measure)
     arguments = [
@@ -215,7 +213,7 @@ def test_interrupting_keeps_what_was_measured_and_resuming_goes_on(monkeypatch, 
     assert command.main([*arguments, "--resume"]) == 0
     found = results.read(tmp_path / "end_to_end.json")
     planned = cases.end_to_end(CPU, quick=False, threads=2)
-    everything = list(map(str, planned))
+    everything = [one.label for one in planned]
     assert calls == [everything[0], everything[1], *everything[1:]]  # the first one once
     assert found.complete
     assert {one.place for one in found.rows} == {one.place for one in planned}
