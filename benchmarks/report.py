@@ -303,11 +303,12 @@ def device_table(folders: Iterable[Path]) -> str:
         if record := found.get("shapes") or found.get("operators"):
             line = f"{folder.name}: {record.machine}"
             rows = [row for row in record.headline if row.direction != "backward"]
-            for row in sorted(rows, key=lambda row: (row.direction, row.what != LOWER_BOUND)):
-                if row.what == LOWER_BOUND:
-                    cells.append((line, f"{SPREAD}, {row.passes}", row.spread))
-                elif row.what == record.fused:
+            first = (record.fused, LOWER_BOUND)  # so that their columns stand side by side
+            for row in sorted(rows, key=lambda row: (row.direction, row.what not in first)):
+                if row.what == record.fused:
                     cells.append((line, f"{row.passes} over the lower bound", row.ratio))
+                elif row.what == LOWER_BOUND:
+                    cells.append((line, f"{SPREAD}, {row.passes}", row.spread))
                 elif row.what in PLAIN:
                     cells.append((line, f"{row.what}, {row.passes}", row.over_fused))
             cells.append((line, f"faster than `{record.fused}`", faster(rows)))
