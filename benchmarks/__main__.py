@@ -37,7 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("suite", nargs="?", default="retina", choices=cases.SUITES, metavar="SUITE",
         help="what to measure (retina)")
     add("--rounds", type=int, metavar="N",
-        help="timing rounds per input, at most (30; 15 in end-to-end)")
+        help="timing rounds per input, at most (30; 15 in end-to-end; with --quick 10 and 7)")
     add("--threads", type=int, metavar="N",
         help="threads (2; torch's default in retina; 1 and 2 in scaling)")
     add("--out", type=Path, default=Path("results"), metavar="DIR",
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.no_compile:  # a compiled network is a case of its own
         found = [replace(c, compiled=()) for c in found if not (c.variants and c.compiled)]
     settings = {name: getattr(args, name) for name in ("quick", "no_compile")}
-    settings["rounds"] = args.rounds or ROUNDS.get(args.suite, (30, 30))[args.quick]
+    settings["rounds"] = args.rounds or ROUNDS.get(args.suite, (30, 10))[args.quick]
     settings["seconds_per_case"] = SECONDS.get(args.suite, (None, None))[args.quick]
     name, files = args.suite.replace("-", "_"), {"resuming": args.resume, "against": args.compare}
     return runner.run(name, found, device, args.out, settings, **files)

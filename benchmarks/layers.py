@@ -24,7 +24,7 @@ from .results import Row
 Key = tuple[str, str]  # what, direction
 Result = TypeVar("Result")
 
-# Inputs together take at least this much. No core of a CPU owns a larger cache, and no GPU a tenth.
+# Inputs together take at least this much. A core owns no larger cache, nor a GPU a fourth of it.
 POOL_BYTES = {"cpu": 400 << 20, "cuda": 1 << 30}
 COPIES_MOST = 1024
 SMALL = 4 << 20  # bytes of x below which autograd itself is a large part of a step
