@@ -125,7 +125,7 @@ PAGE = f"""\
 Written by `python tools/baseline_traffic.py` with PyTorch {torch.__version__}: the Triton kernels \
 that its
 compiler would launch for {IMAGES} images, read from the compiler's own accounts. Nothing was run or
-timed. A GPU splits the last sum over the pixels: a kernel more, and less than 2 % of the bytes.
+timed. A GPU splits the sums over many pixels: a kernel more, and less than 2 % of the bytes.
 
 - A unit is the size of x. Passes are reads and writes of tensors as large as x. Units are all
   bytes, with the contexts and gates that are written and read between the kernels; each kernel
