@@ -33,7 +33,7 @@ NETWORKS = (
 DEVICES = (
     "The layer's time over its lower bound, the plainest operation that moves the same bytes, and "
     "that of the best plain formulation over the layer's: geometric means and ranges over all "
-    "shapes, in both layouts. The last column names every input on which something is faster."
+    "shapes, in both layouts."
 )
 PLANS = (
     "CUDA kernels: the bandwidth at which they move what they must, over that of `y.copy_(x)`. "
@@ -296,23 +296,25 @@ def page(folder: Path) -> str:
 
 
 def device_table(folders: Iterable[Path]) -> str:
-    """A line for each device on which the shapes, or else the operators, were measured."""
-    cells: list[Cell] = []
+    """A column for each device on which the shapes, or else the operators, were measured, and
+    below it every input on which something else is faster."""
+    cells, losses = list[Cell](), list[str]()
     for folder in folders:
         found = records(folder)
         if record := found.get("shapes") or found.get("operators"):
-            line = f"{folder.name}: {record.machine}"
+            device = f"{folder.name}: {record.machine}"
             rows = [row for row in record.headline if row.direction != "backward"]
-            first = (record.fused, LOWER_BOUND)  # so that their columns stand side by side
+            first = (record.fused, LOWER_BOUND)  # so that their lines stand side by side
             for row in sorted(rows, key=lambda row: (row.direction, row.what not in first)):
                 if row.what == record.fused:
-                    cells.append((line, f"{row.passes} over the lower bound", row.ratio))
+                    cells.append((f"{row.passes} over the lower bound", device, row.ratio))
                 elif row.what == LOWER_BOUND:
-                    cells.append((line, f"{SPREAD}, {row.passes}", row.spread))
+                    cells.append((f"{SPREAD}, {row.passes}", device, row.spread))
                 elif row.what in PLAIN:
-                    cells.append((line, f"{row.what}, {row.passes}", row.over_fused))
-            cells.append((line, f"faster than `{record.fused}`", faster(rows)))
-    return pivot(cells)
+                    line = f"{row.what} over {record.fused}, {row.passes}"
+                    cells.append((line, device, row.over_fused))
+            losses.append(f"Faster than `{record.fused}` on {folder.name}: {faster(rows)}.")
+    return "\n\n".join([pivot(cells), *losses])
 
 
 def section(folders: Sequence[Path]) -> str:
