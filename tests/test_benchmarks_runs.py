@@ -376,7 +376,7 @@ def test_every_processor_has_a_column(tmp_path):
     assert first.startswith("cpu: ")
     assert second.startswith("cpu-other: ")
     assert "2026-01-02, commit" in second
-    table = dict((line[0], line[1:]) for line in map(cells, lines[at + 1 : at + 9]))
+    table = {line[0]: line[1:] for line in map(cells, lines[at + 1 : at + 9])}
     assert list(table)[:4] == [
         "forward over the lower bound",
         "spread of the lower bound, forward",
