@@ -1,6 +1,6 @@
-"""``python -m ppcr_ext``: versions, backends with reasons, and compiled CUDA architectures.
+"""Prints the versions, the backends with reasons, and the compiled CUDA architectures.
 
-With ``--check`` every usable backend is run against float64; the exit status is 1 where one is off.
+With --check it runs every usable backend against float64; the exit status is 1 where one is off.
 """
 
 from __future__ import annotations

@@ -75,9 +75,16 @@ def _on_cuda(name: str) -> str:
 
 
 def backends() -> dict[str, str]:
-    """Every backend, best first, with what it can run on here and the reason where it cannot.
+    """Every backend, best first, with what it can run on here, and the reason where it cannot.
 
     The question does not start CUDA, so that the process may still fork.
+
+    Returns:
+        A dict of the names ``"native"``, ``"triton"`` and ``"reference"`` to a sentence on each.
+
+    Example:
+        >>> ppcr_ext.backends()["reference"]
+        'usable on every device: plain PyTorch, slow'
     """
     reason = _native.why_not(torch.device("cpu"))
     cpu = f"cpu: {reason}" if reason else f"cpu ({_native.cpu_capability()}): usable"
@@ -92,6 +99,13 @@ def available_backends() -> tuple[str, ...]:
     """The names of the backends that can run on some device of this machine, best first.
 
     The question does not start CUDA, so that the process may still fork.
+
+    Returns:
+        Some of ``"native"``, ``"triton"`` and ``"reference"``; the last is always there.
+
+    Example:
+        >>> ppcr_ext.available_backends()[-1]
+        'reference'
     """
     found = _devices()
     return tuple(name for name in BACKENDS if any(why_not(name, d, 2) is None for d in found))

@@ -21,22 +21,30 @@ def load() -> None:
 
 
 def build(verbose: bool = True) -> Path:
-    """JIT-compiles the extension now, with ninja, into PyTorch's extension cache, and loads it.
+    """Compiles the extension now, with ninja, into PyTorch's extension cache, and loads it.
 
-    The cache is keyed by the sources, the flags and the version of PyTorch: a second call, in this
-    process or a later one, compiles nothing, and later imports of ppcr_ext find it by themselves.
-    The CUDA library is built too where a CUDA device is visible or PPCR_BUILD_CUDA=1, for that
-    device or TORCH_CUDA_ARCH_LIST. Honours CXX, MAX_JOBS, DEBUG and TORCH_EXTENSIONS_DIR.
+    The cache is keyed by the sources, the flags and the version of PyTorch. A second call, in this
+    process or a later one, compiles nothing, and later imports of ppcr_ext find the library by
+    themselves. The CUDA library is built too where a CUDA device is visible or PPCR_BUILD_CUDA=1,
+    for that device or TORCH_CUDA_ARCH_LIST. CXX, MAX_JOBS, DEBUG and TORCH_EXTENSIONS_DIR are
+    honoured.
 
     Args:
-        verbose: show the progress of the compiler, one line a file.
+        verbose: whether to show the progress of the compiler, one line for each file.
 
     Returns:
-        The loaded CPU library. Where one is loaded already that one: a process cannot exchange it.
+        The path of the loaded CPU library. If a library is loaded already, it is that one, since a
+        process cannot exchange it.
 
     Raises:
-        RuntimeError: no compiler or no ninja, the compiler failed, or the cache cannot be written;
-            the message holds the remedy.
+        ValueError: PPCR_BUILD_CUDA has a value other than auto, 0 and 1.
+        RuntimeError: there is no compiler or no ninja, the compiler failed, or the cache cannot be
+            written; the message holds the remedy.
+
+    Example:
+        >>> library = ppcr_ext.build(verbose=False)  # doctest: +SKIP
+        >>> library.suffix  # doctest: +SKIP
+        '.so'
     """
     path = _native.build(verbose)
     _register()
