@@ -106,8 +106,8 @@ def print_checks() -> int:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m ppcr_ext", description=__doc__)
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--check", action="store_true", help="run every backend against float64")
-    choice.add_argument("--json", action="store_true", help="the report as JSON")
+    choice.add_argument("--check", action="store_true", help="compare every usable backend with float64")
+    choice.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
     if options.check:
         return print_checks()

@@ -197,8 +197,8 @@ class PPCR(nn.Module):
 
         Example:
             >>> layer = ppcr_ext.PPCR(8)
-            >>> layer.gate(torch.randn(1, 8, 2))
-            tensor([[[0.5000, 0.5000]]], grad_fn=<ppcr_gateBackward>)
+            >>> layer.gate(torch.randn(1, 8, 2)).tolist()
+            [[[0.5, 0.5]]]
         """
         if isinstance(x, Tensor):
             self._check_channels(x)
