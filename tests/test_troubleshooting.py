@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md: every message of the package stands there, with its remedy."""
+"""docs/troubleshooting*.md: every message of the package stands there, with its remedy."""
 
 import ast
 import re
@@ -42,7 +42,7 @@ def groups():
 
 @pytest.fixture(scope="module")
 def page():
-    return (ROOT / "docs" / "troubleshooting.md").read_text()
+    return "".join(path.read_text() for path in (ROOT / "docs").glob("troubleshooting*.md"))
 
 
 def test_every_message_is_on_the_page(groups, page):
