@@ -61,13 +61,15 @@ def warn_once(device: torch.device, best: str, stacklevel: int = 5) -> None:
 
 
 def _devices() -> list[torch.device]:
-    """The CPU and every CUDA device, or one where there is none: what cannot run says why."""
+    """The CPU and every CUDA device. Where there is no CUDA device, one is listed all the same, so
+    that backends can say why it is not usable.
+    """
     indexes = range(max(1, devices.count()))
     return [torch.device("cpu"), *(torch.device("cuda", index) for index in indexes)]
 
 
 def _on_cuda(name: str) -> str:
-    """What a backend says of the CUDA devices, in one word where they are alike."""
+    """What a backend says of the CUDA devices, in one phrase if they are alike."""
     states = {str(d): why_not(name, d, 2) or "usable" for d in _devices()[1:]}
     if len(set(states.values())) == 1:
         return f"cuda: {states['cuda:0']}"

@@ -1,5 +1,6 @@
-"""Registers the operators with PyTorch, in one place: once when the package is imported, and again
-after a build, for what it brought."""
+"""Registers the operators with PyTorch, in one place: when the package is imported, and after a
+build what it brought.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from ._triton import operators as _triton
 
 
 def load() -> None:
-    """Called when the package is imported: loads the compiled libraries and registers all."""
+    """Loads the compiled libraries and registers all. The import of the package calls it."""
     _native.load()
     _register()
 
@@ -52,8 +53,9 @@ def build(verbose: bool = True) -> Path:
 
 
 def _register() -> None:
-    """Triton's operators, whether or not Triton is there; fake kernels and derivatives of them and
-    of the compiled ones; how they are split over devices. All of it outlives a reload."""
+    """Registers Triton's operators, whether or not Triton is there, then the fake kernels and
+    derivatives of all operators, and how they are split over devices. All of it outlives a reload.
+    """
     _triton.define()
     if _native.library() is not None:
         _register_for_tracing("native", "")

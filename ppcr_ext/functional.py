@@ -168,7 +168,7 @@ def ppcr_or_add_relu(
     bias: Tensor | None,
     **options: Any,
 ) -> Tensor:
-    """What torch.fx records where only a run of the graph tells whether there is a residual."""
+    """What torch.fx records if only a run of the graph tells whether there is a residual."""
     if residual is None:
         return ppcr(x, weight, bias, **options)
     return ppcr_add_relu(x, residual, weight, bias, **options)
@@ -204,8 +204,9 @@ def _run(
 
 
 def _needs_composite(tracing: bool) -> bool:
-    """torch.func transforms, forward-mode AD and ONNX export see plain PyTorch, which they
-    differentiate, batch and translate."""
+    """Whether the call must be plain PyTorch, which torch.func transforms and forward-mode AD
+    differentiate and batch, and which ONNX export translates.
+    """
     if transforms_active() or getattr(forward_ad, "_current_level", -1) >= 0:
         return True
     return tracing and torch.onnx.is_in_onnx_export()  # which alone costs 2 us a call

@@ -207,7 +207,9 @@ class PPCR(nn.Module):
         )
 
     def __prepare_scriptable__(self) -> None:
-        """What ``torch.jit.script`` asks first, of the layer and of all networks that hold it."""
+        """Raises the error of ``torch.jit.script``, which asks for this first, of the layer and of
+        all networks that hold it.
+        """
         remedy = "record the network with torch.jit.trace(model, example) or torch.export.export"
         raise TypeError(f"PPCR cannot be compiled by torch.jit.script: {remedy}")
 
@@ -237,7 +239,7 @@ class PPCR(nn.Module):
 def can_fuse(layer: nn.Module | None) -> bool:
     """Whether a residual block may leave its addition and ReLU to the layer.
 
-    To a PPCR it may, unless hooks look at what the layer itself puts out, or at its gradient.
+    It may if the layer is a PPCR and no hooks look at the layer's own output or its gradient.
     """
     if not isinstance(layer, PPCR):
         return False

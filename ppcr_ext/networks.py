@@ -160,9 +160,9 @@ def insert_ppcr(
 
 @dataclass
 class _Place:
-    """Where a layer goes: behind ``host`` (in it, for a residual block).
+    """Where a layer goes: after ``host``, or into it if it is a residual block.
 
-    ``insert`` puts it there; ``changed`` are the modules whose class or children that changes.
+    ``insert`` puts it there. ``changed`` are the modules whose class or children this changes.
     """
 
     name: str
@@ -173,7 +173,7 @@ class _Place:
 
 
 def _check_bare(model: nn.Module) -> None:
-    """Raises ValueError where something holds the network's parameters, or its code, already."""
+    """Raises ValueError if something holds the network's parameters, or its code, already."""
     for name, module in model.named_modules():
         holder = _holder(module)
         if holder:
@@ -206,7 +206,7 @@ def _holder(module: nn.Module) -> str | None:
 
 
 def _loaded(module: str, *names: str) -> tuple[Any, ...]:
-    """Classes of a module where the program has imported it: no other can be met."""
+    """Classes of a module that the program has imported. If it has not, no instance can be met."""
     found = sys.modules.get(module)
     return tuple(getattr(found, name) for name in names if hasattr(found, name))
 
@@ -224,8 +224,9 @@ def _all_names(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 @dataclass(frozen=True)
 class _Host:
-    """A kind of residual block: the library whose block of ours takes its place (None: there is
-    none), that block's name, the layer's slot, and the last convolution and activation."""
+    """A kind of residual block: the library whose block of ours takes its place (or None), that
+    block's name, the layer's slot, and the last convolution and activation.
+    """
 
     library: str | None
     block: str

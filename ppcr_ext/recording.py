@@ -105,7 +105,7 @@ def _end() -> None:
 
 
 def _record(layer: module.PPCR, x: Tensor) -> None:
-    """Called by a layer for each of its inputs while anyone records."""
+    """A layer calls it for each of its inputs while anyone records."""
     found = [(c, c.names[layer]) for c in _collectors.get() if layer in c.names]
     if not found:
         return
@@ -126,5 +126,5 @@ def _record(layer: module.PPCR, x: Tensor) -> None:
 
 
 def _is_traced(x: Tensor) -> bool:
-    """Whether a graph is made of what is computed from x: by torch.fx, make_fx, export or jit."""
+    """Whether torch.fx, make_fx, export or jit makes a graph of what is computed from x."""
     return isinstance(x, torch.fx.Proxy) or is_tracing() or get_proxy_mode() is not None

@@ -232,7 +232,7 @@ class Truth:
 
 
 def _largest(*values: float) -> float:
-    """NaN where one of them is."""
+    """The largest of the values, or NaN if one of them is NaN."""
     return math.nan if any(map(math.isnan, values)) else max(values, default=0.0)
 
 
