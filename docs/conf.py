@@ -28,6 +28,7 @@ if os.environ.get("PPCR_DOCS_ONLINE", "0") not in ("", "0"):
     }
 nitpick_ignore_regex = [("py:.*", r"(?!ppcr_ext).*")]
 
+highlight_language = "text"
 myst_heading_anchors = 3  # as Git hosts make them
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature shows the defaults, the sections say the types

@@ -66,7 +66,7 @@ def usable() -> Iterator[tuple[str, torch.device]]:
 
 
 def check(backend: str, device: torch.device, operator: str, dtype: torch.dtype) -> float:
-    """Returns the largest error of a backend as a share of what it may be, over shapes and layouts."""
+    """Returns the largest error of a backend over shapes and layouts, as a share of its limit."""
     shares = []
     for shape, levels in CASES:
         limits = testing.tolerance(dtype, levels)

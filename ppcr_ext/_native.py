@@ -88,7 +88,7 @@ def is_pure_build() -> bool:
 
 
 def _build_record() -> dict[str, str | None]:
-    """What setup.py wrote about the build: for each part None, or the reason why it was not built."""
+    """What setup.py wrote about the build: for each part None, or why it was not built."""
     path = Path(__file__).parent / "_build.json"
     try:
         record = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""timm's residual blocks with PPCR in their ``se`` slot. ``networks`` imports them where timm is."""
+"""timm's residual blocks with PPCR in their ``se`` slot, which ``networks`` imports."""
 
 from __future__ import annotations
 
