@@ -11,22 +11,22 @@ from torch import Tensor
 
 from .reference import accumulation_dtype
 
-#: The names of the three functions.
+# The names of the three functions.
 OPERATORS = ("ppcr", "ppcr_gate", "ppcr_add_relu")
-#: The dtypes of x.
+# The dtypes of x.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-#: The layouts that kernels read, at any rank.
+# The layouts that kernels read, at any rank.
 LAYOUTS = ("contiguous", "channels_last")
-#: The default levels.
+# The default levels.
 LEVELS = (1, 2, 4)
-#: The default eps.
+# The default eps.
 EPS = 1e-5
-#: Channels and side at the end of every stage, for pictures of 224 x 224.
+# Channels and side at the end of every stage, for pictures of 224 x 224.
 STAGES = {
     "ResNet-18": ((64, 56), (128, 28), (256, 14), (512, 7)),
     "ResNet-50": ((256, 56), (512, 28), (1024, 14), (2048, 7)),
 }
-#: The eight shapes whose speed is reported.
+# The eight shapes whose speed is reported.
 SHAPES = (
     (8, 64, 56, 56),
     (8, 256, 56, 56),
@@ -100,7 +100,8 @@ class Inputs:
         """x, residual and grad in another dtype and layout; the parameters stay.
 
         Args:
-            dtype, layout: of the new tensors; the layout is one of :data:`LAYOUTS`.
+            dtype: of the new tensors.
+            layout: of the new tensors, one of :data:`LAYOUTS`.
 
         Returns:
             New inputs.
@@ -133,7 +134,8 @@ def make_inputs(
         operator: one of :data:`OPERATORS`.
         shape: of x, ``[N, C, *spatial]``.
         levels: of the operator.
-        dtype, layout: of x, the residual and the gradient; the layout is one of :data:`LAYOUTS`.
+        dtype: of x, the residual and the gradient.
+        layout: of x, the residual and the gradient, one of :data:`LAYOUTS`.
         parameter_dtype: of weight and bias. None stands for float32, or float64 for a float64 x.
         bias: whether there is one.
         device: where the tensors are put. The values do not depend on it.

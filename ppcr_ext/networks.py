@@ -103,8 +103,8 @@ def insert_ppcr(
         backend: of every layer, as for :class:`ppcr_ext.PPCR`.
 
     Returns:
-        The names of the inserted layers, as a list that also has ``renamed_keys``: which keys of
-        the host's state dict changed.
+        The names of the inserted layers. The list also has ``renamed_keys``, the keys of the host's
+        state dict that changed.
 
     Raises:
         TypeError: an argument has the wrong type.

@@ -155,8 +155,8 @@ def evaluate(
         options: more keywords for it, such as ``backend="native"``.
 
     Returns:
-        The results by name: ``y``, ``dx``, ``dweight``, and where they exist ``dbias`` and
-        ``dresidual``.
+        A dict of the results, with the keys ``y``, ``dx``, ``dweight``, and where they exist
+        ``dbias`` and ``dresidual``.
 
     Example:
         >>> inputs = testing.make_inputs("ppcr", (2, 8, 5, 5))

@@ -96,6 +96,8 @@ def wrong_in(name, value, doc):
     of_result = "Yields" if inspect.isgeneratorfunction(inspect.unwrap(value)) else "Returns"
     if gives != bool(found.get(of_result)):
         wrong.append(f"{of_result} does not go with {signature.return_annotation}")
+    if re.search(r":\s", found.get(of_result, "")):
+        wrong.append(f"{of_result} has a colon, before which a type is expected")
     if bool(found.get("Raises")) == (name in NEVER_RAISE):
         wrong.append("Raises is missing, or NEVER_RAISE names it")
     for error in entries(found.get("Raises", "")):
@@ -145,6 +147,8 @@ def test_the_reference_has_every_name():
     """autodoc writes what the page names."""
     page = (ROOT / "docs" / "api.md").read_text()
     assert "\n.. automodule:: ppcr_ext.testing\n   :members:\n" in page
+    for name in testing.__all__:
+        assert not name.isupper() or f"\n.. py:data:: {name}\n" in page, name
     for module, names in MODULES.items():
         for name in names if module is not testing else ():
             value = getattr(module, name)
