@@ -1,11 +1,12 @@
 """What PPCR must compute, and how exactly: for the tests, the benchmarks, and a build of your own.
 
-Inputs are drawn, a backend computes them, and the errors are compared with what they may be::
+Inputs are drawn, a backend computes them, and the errors are compared with what they may be:
 
-    inputs = testing.make_inputs("ppcr", (8, 256, 56, 56), dtype=torch.float16)
-    results = testing.evaluate(ppcr_ext.ppcr, inputs, backend="native")
-    errors = testing.truth(inputs).errors(results)
-    assert errors.within(testing.tolerance(inputs.x.dtype, inputs.levels)), errors
+>>> inputs = testing.make_inputs("ppcr", (8, 64, 28, 28), dtype=torch.float16)
+>>> results = testing.evaluate(ppcr_ext.ppcr, inputs, backend="reference")
+>>> errors = testing.truth(inputs).errors(results)
+>>> errors.within(testing.tolerance(inputs.x.dtype, inputs.levels))
+True
 
 Results are dicts of tensors: ``y``, ``dx``, ``dweight``, and where they exist ``dbias`` and
 ``dresidual``. All errors are relative and have no unit.
