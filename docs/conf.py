@@ -36,6 +36,8 @@ napoleon_numpy_docstring = False
 copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
+html_show_copyright = False
+pygments_dark_style = "github-dark"
 html_title = f"ppcr_ext {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
