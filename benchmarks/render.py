@@ -13,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import pictures, shares
+from . import gain, pictures, shares
 from .report import END, SECTIONS, START, headline, page, processors
 from .results import read
 
@@ -39,10 +39,12 @@ def section(results: Path = RESULTS) -> str:
         return "No measured files yet."
     links = ", ".join(f"[{f.name}](benchmarks/results/{f.name}/README.md)" for f in folders)
     # Of further processors a line each.
-    parts = [headline(f) for f in folders if not f.name.startswith("cpu-")]
+    first = [folder for folder in folders if not folder.name.startswith("cpu-")]
+    parts = [headline(folder) for folder in first]
     if len(folders) > len(parts):
         parts.append(f"Eight shapes on every processor:\n\n{processors(folders)}")
-    parts.append(f"All figures, with errors and memory, and the files they come from: {links}.")
+    faster = " ".join(filter(None, map(gain.losses, first)))
+    parts.append(f"{faster} All figures, with errors and memory, and their files: {links}.")
     return "\n\n".join(parts)
 
 
@@ -54,11 +56,19 @@ def texts(root: Path = ROOT) -> dict[Path, str]:
         own = file.with_name("README.md")
         parts = (made.get(own), shares.page(json.loads(file.read_text())))
         made[own] = "\n".join(part for part in parts if part)
-    before, _, rest = readme.read_text().partition(START)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"README.md must hold the markers {START} and {END}")
-    return {readme: f"{before}{START}\n{section(results)}\n{END}{after}", **made}
+    text = between(readme.read_text(), START, END, section(results))
+    if gain.START in text:
+        text = between(text, gain.START, gain.END, gain.section(results, devices(results)))
+    return {readme: text, **made}
+
+
+def between(text: str, start: str, end: str, new: str) -> str:
+    """The README with other lines between two markers."""
+    before, _, rest = text.partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"README.md must hold the markers {start} and {end}")
+    return f"{before}{start}\n{new}\n{end}{after}"
 
 
 def take(source: Path, results: Path = RESULTS, name: str = "") -> list[Path]:

@@ -366,12 +366,11 @@ def headline(folder: Path) -> str:
         rows = [row for row in timed(record.rows) if row.dtype == dtype]
         rows = [row for row in rows if call_of(row) in HEADLINE]
         columns = [call for call in HEADLINE if call in map(call_of, rows)]
-        count, picture = len({row.case for row in rows}), SECTIONS[record.command][2][-1]
+        count = len({row.case for row in rows})
         parts += [
             f"Time over that of `{fused}`: geometric means over up to {count} shapes in both "
             f"layouts, with the range; {dtype}, {machine(record)}. {FASTER.format(fused)}",
             ratio_table(rows, ("plain",), columns),
-            f"![Time, input by input](benchmarks/results/{folder.name}/{picture}.png)",
         ]
     if record := found.get("end_to_end"):
         large = [row for row in record.rows if row.operator == "resnet50"] or record.rows
