@@ -9,6 +9,7 @@ from email import message_from_string
 from pathlib import Path
 
 import pytest
+import torch
 
 import ppcr_ext
 from ppcr_ext.__main__ import SETTINGS
@@ -63,6 +64,21 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
         assert (ROOT / where.partition("#")[0]).exists(), where
     for markers in ("gain", "results"):
         assert re.search(rf"<!-- {markers}:start -->\n.+\n<!-- {markers}:end -->", readme, re.S)
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 5, 7), (3, 8), (2, 8, 4, 3, 2)])
+def test_the_readme_is_equivalent_to_the_layer(shape):
+    *_, code = re.findall(r"^```python\n(.*?)^```$", text("README.md"), re.M | re.S)
+    namespace = {"torch": torch}
+    exec(code, namespace)
+    x, weight, bias = torch.randn(shape), torch.randn(7), torch.randn(1)
+    expected = namespace["ppcr"](x, weight, bias)
+    torch.testing.assert_close(ppcr_ext.ppcr(x, weight, bias), expected, rtol=1e-4, atol=1e-5)
+    layer = ppcr_ext.PPCR(shape[1])
+    torch.nn.init.normal_(layer.weight)
+    expected = namespace["ppcr"](x, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer(x, x), (expected + x).relu(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_description_has_no_address_that_an_index_cannot_follow():
