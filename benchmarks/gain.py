@@ -11,7 +11,7 @@ from statistics import geometric_mean
 from ppcr_ext.testing import LAYOUTS
 
 from .report import BASELINES, BEST_COMPILED, call_of, headline_dtype, records, timed
-from .results import Row
+from .results import Record, Row
 
 START, END = "<!-- gain:start -->", "<!-- gain:end -->"
 NETWORK = "resnet50"
@@ -22,12 +22,11 @@ BARS = {
     "SE": "SE",
     "CBAM": "CBAM",
 }
-PERCENT_PER_BLOCK = 1.0
-PARTS = " ▏▎▍▌▋▊▉"  # eighths of a block
+PARTS = " ▏▎▍▌▋▊▉"  # eighths of a block, which stands for one percent
 
 
 def bar(percent: float) -> str:
-    eighths = round(8 * max(percent, 0.0) / PERCENT_PER_BLOCK)
+    eighths = max(0, round(8 * percent))
     return "█" * (eighths // 8) + PARTS[eighths % 8].strip()
 
 
@@ -35,12 +34,12 @@ def chart(rows: Sequence[Row]) -> str:
     """A line for each layer: what it adds to the network without attention, in percent."""
     lines = []
     for row in sorted(rows, key=lambda row: row.ratio or 0.0):
-        if row.what in BARS and None not in (row.ratio, row.ratio_low, row.ratio_high):
-            mean, low, high = (
-                100 * (ratio - 1) for ratio in (row.ratio, row.ratio_low, row.ratio_high) if ratio
-            )
-            interval = f"({low:.0f} to {high:.0f} %)".replace("(-0 ", "(0 ")
-            lines.append(f"{BARS[row.what]:<20}{mean:>3.0f} % {interval:<15} {bar(mean)}")
+        ratios = [r for r in (row.ratio, row.ratio_low, row.ratio_high) if r is not None]
+        if row.what in BARS and len(ratios) == 3:
+            percent = [100 * (ratio - 1) for ratio in ratios]
+            mean, low, high = map(round, percent)
+            interval = f"({low} to {high} %)"
+            lines.append(f"{BARS[row.what]:<20}{mean:>3} % {interval:<15} {bar(percent[0])}")
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -55,40 +54,39 @@ def gain(folder: Path) -> str:
     """The gain in a sentence and a picture, from what was measured on the device of a folder."""
     found, parts = records(folder), list[str]()
     if record := found.get("operators"):
-        rows = [row for row in timed(record.rows) if row.dtype == headline_dtype(record)]
-        means = {
-            (row.what, row.direction): geometric_mean(
-                r.over_fused
-                for r in rows
-                if (r.operator, r.what, r.direction) == ("ppcr", row.what, row.direction)
-                and r.over_fused
-            )
-            for row in rows
-            if row.operator == "ppcr" and row.what in ("pooled once", BEST_COMPILED)
-        }
-        plain, compiled = (
-            [f"{means[what, direction]:.1f}" for direction in ("forward", "step")]
-            for what in ("pooled once", BEST_COMPILED)
-        )
-        parts.append(
-            f"It is **{plain[0]} times (forward) and {plain[1]} times (with backward) as fast** as "
-            f"in plain PyTorch, and {compiled[0]} and {compiled[1]} times as fast as what "
-            "`torch.compile` makes of that."
-        )
+        plain, compiled = (speedup(record, what) for what in ("pooled once", BEST_COMPILED))
+        if plain:
+            means = f"{plain[0]} times (forward) and {plain[1]} times (with backward) as fast"
+            beside = ", and {0} and {1} times as fast as what `torch.compile` makes of that"
+            parts.append(f"It is **{means}** as in plain PyTorch")
+            parts[-1] += f"{beside.format(*compiled) if compiled else ''}."
+    record = found["end_to_end"]
     rows = [
         row
-        for row in (found["end_to_end"].rows if "end_to_end" in found else ())
+        for row in record.rows
         if (row.operator, row.direction, row.layout) == (NETWORK, "step", "contiguous")
         and "compiled" not in row.case
     ]
     if not rows:
         return fill(*parts)
-    env = found["end_to_end"].environment
+    where = record.environment.get("cpu", record.environment["device"])
     parts.append(
         "What attention in every block adds to the time of a training step of ResNet-50, with "
-        f"95 % intervals ({rows[0].threads} threads, {env.get('cpu', env['device'])}):"
+        f"95 % intervals ({rows[0].threads} threads, {where}):"
     )
     return f"{fill(*parts)}\n\n```text\n{chart(rows)}\n```"
+
+
+def speedup(record: Record, what: str) -> list[str]:
+    """How many times as long as ours a formulation takes, forward and with backward: means over
+    all inputs. Empty where it was not timed."""
+    rows = [row for row in timed(record.rows) if row.dtype == headline_dtype(record)]
+    rows = [row for row in rows if (row.operator, row.what) == ("ppcr", what) and row.over_fused]
+    ratios = [
+        [row.over_fused or 1 for row in rows if row.direction == direction]
+        for direction in ("forward", "step")
+    ]
+    return [f"{geometric_mean(of):.1f}" for of in ratios] if all(ratios) else []
 
 
 def fill(*parts: str) -> str:
@@ -120,9 +118,8 @@ def on_gpus(results: Path) -> str:
 def losses(folder: Path) -> str:
     """Every kind of cell in which a baseline is faster than ours."""
     found: dict[str, dict[str, list[float]]] = {}
-    for stem in ("operators", "end_to_end", "scaling"):
-        record = records(folder).get(stem)
-        for row in record.rows if record else ():
+    for stem, record in records(folder).items():
+        for row in record.rows if stem in ("operators", "end_to_end", "scaling") else ():
             if row.kind in BASELINES and row.what != "none" and row.over_fused:
                 place = f"{row.operator} {row.direction}" if row.kind == "network" else call_of(row)
                 place += f" by {row.case}" if stem == "scaling" else ""
@@ -138,7 +135,5 @@ def losses(folder: Path) -> str:
         texts += [f"{place}: {', '.join(faster)}"] * bool(faster)
     if not texts:
         return "No baseline is faster anywhere."
-    return (
-        "Where a baseline is faster, its least time over ours, and on how many inputs: "
-        f"{'; '.join(texts)}."
-    )
+    what = "Where a baseline is faster, its least time over ours, and on how many inputs"
+    return f"{what}: {'; '.join(texts)}."
