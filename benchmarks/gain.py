@@ -22,11 +22,11 @@ BARS = {
     "SE": "SE",
     "CBAM": "CBAM",
 }
-PARTS = " ▏▎▍▌▋▊▉"  # eighths of a block, which stands for one percent
+PARTS = " ▏▎▍▌▋▊▉"  # eighths of a block, which stands for two percent
 
 
 def bar(percent: float) -> str:
-    eighths = max(0, round(8 * percent))
+    eighths = max(0, round(4 * percent))
     return "█" * (eighths // 8) + PARTS[eighths % 8].strip()
 
 

@@ -51,9 +51,9 @@ def test_the_sentence_and_the_chart(folder):
     assert max(map(len, sentence.splitlines())) <= 100
     assert chart.splitlines()[1:-1] == [
         "SE                   -1 % (-5 to 4 %)",
-        "PPCR, this package    2 % (-2 to 7 %)     ██▏",
-        "PPCR, plain PyTorch  12 % (8 to 18 %)     ████████████▌",
-        "CBAM                 44 % (40 to 49 %)    " + "█" * 43 + "▋",
+        "PPCR, this package    2 % (-2 to 7 %)     █",
+        "PPCR, plain PyTorch  12 % (8 to 18 %)     ██████▎",
+        "CBAM                 44 % (40 to 49 %)    " + "█" * 21 + "▊",
     ]
 
 
