@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from email import message_from_bytes
+from email import message_from_string
 from email.message import Message
 from pathlib import Path
 
@@ -95,7 +95,7 @@ def check_contents(sdist: Path, wheel: Path) -> Message:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (metadata_name,) = (name for name in names if name.endswith(".dist-info/METADATA"))
-        metadata = message_from_bytes(archive.read(metadata_name))
+        metadata = message_from_string(archive.read(metadata_name).decode())
     sources = {f"ppcr_ext/{name}" for name in tracked("csrc")} | tracked("ppcr_ext")
     built = {"ppcr_ext/_build.json", "ppcr_ext/_cpu.abi3.so"}
     expect("the wheel", {name for name in names if ".dist-info/" not in name}, sources | built)
