@@ -29,6 +29,8 @@ PIP_INSTALL := -m pip install --disable-pip-version-check --no-input
 RECIPES := setup.py pyproject.toml $(wildcard ppcr_ext/_build/*.py)
 NATIVE := $(shell find csrc -type f 2>/dev/null) $(RECIPES)
 PACKAGE := $(NATIVE) $(shell find ppcr_ext -name '*.py' 2>/dev/null) MANIFEST.in README.md LICENSE
+# what the sdist holds
+TRACKED = $(wildcard $(shell git ls-files 2>/dev/null))
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # Stamps: what is installed and built, so that a second make has nothing to do.
@@ -37,8 +39,8 @@ BUILT := build/.built-$(if $(TORCH),$(TORCH),pinned)
 PACKAGED := build/.packaged
 
 .PHONY: help setup bench bench-full docs results test test-slow test-property test-minimal \
-    test-abi test-versions package sanitize mutate cuda cuda-report cuda-host gpu gpu-rehearsal \
-    lock lint format clean
+    test-abi test-versions test-sdist package sanitize mutate cuda cuda-report cuda-host gpu \
+    gpu-rehearsal lock lint format clean
 
 # A target's "##" puts it into the list of users, "#@" into that of maintainers.
 help:  ## this list
@@ -101,9 +103,12 @@ mutate: $(BUILT)  #@ do the tests see planted faults in the kernels? MUTANTS=sam
 
 package: $(PACKAGED)  #@ sdist and wheel in dist/: contents, metadata, types, installations
 
-$(PACKAGED): $(BUILT) $(MINIMAL)/.installed $(PACKAGE) tools/check_package.py
+$(PACKAGED): $(BUILT) $(MINIMAL)/.installed $(PACKAGE) $(TRACKED)
 	$(BIN)/python tools/check_package.py $(MINIMAL)/bin/python
 	touch $@
+
+test-sdist: $(PACKAGED)  #@ the unpacked sdist by itself: its tests, and those that read its files
+	$(BIN)/python tools/test_sdist.py $(PYTEST_ARGS)
 
 # The package is installed, from a copy, into a venv of its own: two versions of PyTorch never share
 # a build folder, and the tests run where the source tree cannot be imported by accident.

@@ -8,6 +8,7 @@ Everything else about the package stands in pyproject.toml.
 import importlib
 import json
 import os
+import re
 import sys
 import types
 from pathlib import Path
@@ -40,6 +41,7 @@ recipes.__path__ = [str(ROOT / "ppcr_ext" / "_build")]
 sys.modules[recipes.__name__] = recipes
 recipe = importlib.import_module("ppcr_ext_recipes.cpu")
 cuda_recipe = importlib.import_module("ppcr_ext_recipes.cuda")
+readme = importlib.import_module("ppcr_ext_recipes.readme")
 
 # Then the package is pure Python, and so is the tag of its wheel, which setuptools takes from the
 # list of extensions.
@@ -107,6 +109,17 @@ class Build(build_ext if NO_TORCH else BuildExtension):
         return os.path.join(*name.split(".")) + ".abi3.so"
 
 
+def description():
+    """README.md without relative addresses. setuptools reads pyproject.toml after this file, and
+    Python 3.10 has no parser for it."""
+    project = (ROOT / "pyproject.toml").read_text()
+    version = re.search(r'^version = "(.+)"$', project, re.M)[1]
+    repository = re.search(r'^Source = "(.+)"$', project, re.M)
+    return readme.description(
+        (ROOT / "README.md").read_text(), repository and repository[1], version
+    )
+
+
 SOURCES = ["*.h", "*.cpp", "*.cu", "*.cuh"]
 folders = {
     f"ppcr_ext.{path.relative_to(ROOT).as_posix().replace('/', '.')}": str(path.relative_to(ROOT))
@@ -115,6 +128,8 @@ folders = {
 }
 
 setup(
+    long_description=description(),
+    long_description_content_type="text/markdown",
     packages=["ppcr_ext", "ppcr_ext._build", "ppcr_ext._triton", *folders],
     package_dir={"ppcr_ext": "ppcr_ext", **folders},
     package_data={"ppcr_ext": ["py.typed"], **dict.fromkeys(folders, SOURCES)},

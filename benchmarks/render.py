@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import pictures
+from . import gain, pictures
 from .report import END, START, page, records, section
 
 ROOT = Path(__file__).parent.parent
@@ -27,11 +27,18 @@ def texts(root: Path = ROOT) -> dict[Path, str]:
     """Every file that is made from measured ones, with what it should say."""
     results, readme = root / "benchmarks" / "results", root / "README.md"
     made = {folder / "README.md": page(folder) for folder in devices(results)}
-    before, _, rest = readme.read_text().partition(START)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"README.md must hold the markers {START} and {END}")
-    return {readme: f"{before}{START}\n{section(devices(results))}\n{END}{after}", **made}
+    text = between(readme.read_text(), START, END, section(devices(results)))
+    text = between(text, gain.START, gain.END, gain.section(devices(results)))
+    return {readme: text, **made}
+
+
+def between(text: str, start: str, end: str, new: str) -> str:
+    """The README with other lines between two markers."""
+    before, _, rest = text.partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"README.md must hold the markers {start} and {end}")
+    return f"{before}{start}\n{new}\n{end}{after}"
 
 
 def take(source: Path, results: Path = RESULTS, name: str = "") -> list[Path]:

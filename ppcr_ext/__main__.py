@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,29 +32,84 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 CASES = (((4, 64, 14, 14), (1, 2, 4)), ((3, 20, 7, 5), (1, 3, 7)))
 
 
+# Every variable of the environment that the package reads when it is built, loaded or run.
+SETTINGS = (
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "CXX",
+    "DEBUG",
+    "MAX_JOBS",
+    "PPCR_BUILD_CUDA",
+    "PPCR_CPU_CAPABILITY",
+    "PPCR_CPU_METHOD",
+    "PPCR_JIT",
+    "PPCR_PLAN",
+    "TORCH_CUDA_ARCH_LIST",
+    "TORCH_EXTENSIONS_DIR",
+    "XDG_CACHE_HOME",
+)
+# And what decides which devices and threads PyTorch sees.
+OF_OTHERS = ("CUDA_VISIBLE_DEVICES", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "TRITON_INTERPRET")
+
+
+def version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def cpu() -> str:
+    """The processor's name, which Python does not know on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} threads, of which PyTorch takes {torch.get_num_threads()}"
+
+
+def cuda_devices() -> list[str]:
+    if not torch.cuda.is_available():
+        return []
+    found = [torch.cuda.get_device_properties(index) for index in range(devices.count())]
+    return [f"{device.name} ({device.major}.{device.minor})" for device in found]
+
+
+def settings() -> dict[str, str]:
+    """Those that are set, and all others of ours, which may be misspelt."""
+    names = {name for name in os.environ if name.startswith("PPCR_")} | {*SETTINGS, *OF_OTHERS}
+    return {name: os.environ[name] for name in sorted(names) if name in os.environ}
+
+
 def report() -> dict[str, object]:
     capability = torch.backends.cpu.get_cpu_capability()
-    count = devices.count() if torch.cuda.is_available() else 0
-    names = [torch.cuda.get_device_name(index) for index in range(count)]
     return {
         "ppcr_ext": ppcr_ext.__version__,
         "PyTorch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'})",
+        "Triton": version_of("triton"),
         "Python": f"{platform.python_version()}, {platform.platform()}",
+        "package": str(Path(ppcr_ext.__file__).parent),
+        "CPU": cpu(),
         "CPU library": str(_native.library() or "none"),
         "CPU capability": f"{_native.cpu_capability() or 'none'} (PyTorch's: {capability})",
+        "CUDA library": str(_native.cuda_library() or "none"),
         "CUDA archs": _native.cuda_architectures() or "none compiled",
-        "CUDA devices": ", ".join(names) or "none",
+        "CUDA devices": ", ".join(cuda_devices()) or "none",
+        "CUDA driver": devices.driver() or "none",
         "backends": ppcr_ext.backends(),
         "available": ", ".join(ppcr_ext.available_backends()),
+        "environment": settings(),
     }
 
 
 def print_report() -> None:
     for what, found in report().items():
         if isinstance(found, dict):
-            print(f"{what}, best first")
+            print(f"{what:<16} {'' if found else 'no setting of the package'}".rstrip())
             for name, state in found.items():
-                print(f"  {name:<14} {state}")
+                print(f"  {name:<{max(14, *map(len, found))}} {state}")
         else:
             print(f"{what:<16} {found}")
 

@@ -82,6 +82,11 @@ def library() -> Path | None:
     return _library
 
 
+def cuda_library() -> Path | None:
+    """The loaded CUDA library."""
+    return _cuda_library
+
+
 def is_pure_build() -> bool:
     """Whether this was installed without compiled kernels, and none were compiled since."""
     return _library is None and bool(_build_record().get("cpu"))

@@ -8,7 +8,8 @@ import torch
 
 import ppcr_ext
 from ppcr_ext import _autograd, testing
-from ppcr_ext.__main__ import main
+from ppcr_ext.__main__ import main, report
+from ppcr_ext._build import devices
 
 
 def test_every_usable_backend_is_within_the_tolerances(capsys):
@@ -63,3 +64,67 @@ def test_report_as_json(capsys):
     assert torch.__version__ in found["PyTorch"]
     with pytest.raises(SystemExit):
         main(["--json", "--check"])
+
+
+def test_the_report_holds_what_a_question_back_would_ask(monkeypatch, capsys):
+    monkeypatch.setenv("PPCR_CPU_METHD", "grouped")  # misspelt settings show as well
+    monkeypatch.setenv("MAX_JOBS", "3")
+    monkeypatch.delenv("CXX", raising=False)
+    assert main(["--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = {"ppcr_ext", "PyTorch", "Triton", "Python", "package", "backends", "available"}
+    names |= {"CPU", "CPU library", "CPU capability", "environment"}
+    names |= {f"CUDA {part}" for part in ("library", "archs", "devices", "driver")}
+    assert set(found) == names
+    assert all(found.values())
+    settings = found["environment"]
+    assert (settings["PPCR_CPU_METHD"], settings["MAX_JOBS"]) == ("grouped", "3")
+    assert "CXX" not in settings
+    assert str(torch.get_num_threads()) in found["CPU"]
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, value in found.items():
+        (at,) = (index for index, line in enumerate(lines) if line.split("  ")[0] == name)
+        if isinstance(value, dict):
+            expected = [f"  {name:<14} {state}" for name, state in value.items()]
+            assert lines[at + 1 : at + 1 + len(value)] == expected
+        else:
+            assert lines[at] == f"{name:<16} {value}"
+
+
+class Driver:
+    """NVIDIA's management library, as far as the report asks it."""
+
+    def __init__(self, starts=0, answers=0):
+        self.starts, self.answers = starts, answers
+
+    def nvmlInit_v2(self):
+        return self.starts
+
+    def nvmlShutdown(self):
+        return 0
+
+    def nvmlSystemGetDriverVersion(self, text, length):
+        text.value = b"580.159.04"
+        assert length >= 80
+        return self.answers
+
+
+def missing():
+    raise OSError("libnvidia-ml.so.1: cannot open shared object file")
+
+
+@pytest.mark.parametrize(
+    ("library", "version"),
+    [
+        (Driver, "580.159.04"),
+        (lambda: Driver(starts=9), None),
+        (lambda: Driver(answers=3), None),
+        (missing, None),
+    ],
+)
+def test_the_driver_is_named_without_starting_cuda(monkeypatch, library, version):
+    monkeypatch.setattr(devices, "_nvml", library)
+    assert devices.driver() == version
+    assert report()["CUDA driver"] == (version or "none")
+    assert not torch.cuda.is_initialized()

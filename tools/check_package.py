@@ -1,9 +1,10 @@
 """Checks the package as it is published: ``python tools/check_package.py [another python ...]``.
 
-The sdist, and from it the wheel, go to dist/. Checked are the metadata (twine), the files in both,
-one version everywhere, and types for a consumer (mypy --strict). The wheel is installed and run
-with this Python and with every other one named (each has a PyTorch of its own), and the sdist is
-installed where no compiler exists. Exit status 1 with a sentence where something is wrong.
+The sdist, and from it the wheel, go to dist/. Checked are the metadata (twine), the description as
+an index of packages shows it, the files in both (the sdist holds all that git tracks, byte for
+byte), one version everywhere, and types for a consumer (mypy --strict). The wheel is installed and
+run with this Python and with every other one named (each has a PyTorch of its own), and the sdist
+is installed where no compiler exists. Exit status 1 with a sentence where something is wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from email import message_from_string
+from email.message import Message
 from pathlib import Path
+
+from readme_renderer import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 DIST, WORK = ROOT / "dist", ROOT / "build" / "package"
@@ -85,30 +90,73 @@ def build() -> tuple[Path, Path]:
     return sdist, wheel
 
 
-def check_contents(sdist: Path, wheel: Path) -> None:
+def check_contents(sdist: Path, wheel: Path) -> Message:
+    """The files of both. The metadata of the wheel."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (metadata_name,) = (name for name in names if name.endswith(".dist-info/METADATA"))
-        metadata = archive.read(metadata_name).decode()
+        metadata = message_from_string(archive.read(metadata_name).decode())
     sources = {f"ppcr_ext/{name}" for name in tracked("csrc")} | tracked("ppcr_ext")
     built = {"ppcr_ext/_build.json", "ppcr_ext/_cpu.abi3.so"}
     expect("the wheel", {name for name in names if ".dist-info/" not in name}, sources | built)
 
-    with tarfile.open(sdist) as archive:
-        files = {m.name.partition("/")[2] for m in archive.getmembers() if not m.isdir()}
+    # So its tests find what they read, and are those of a clone.
     generated = re.compile(r"PKG-INFO|setup\.cfg|ppcr_ext\.egg-info/.*")
-    found = {name for name in files if not generated.fullmatch(name)}
-    # Everything that the commands of its README need.
-    expect("the sdist", found, {n for n in tracked() if not n.startswith((".ci/", ".git"))})
+    with tarfile.open(sdist) as archive:
+        members = {m.name.partition("/")[2]: m for m in archive.getmembers() if not m.isdir()}
+        members = {name: m for name, m in members.items() if not generated.fullmatch(name)}
+        expect("the sdist", set(members), tracked())
+        for name, member in members.items():
+            file, original = archive.extractfile(member), ROOT / name
+            if file is None or file.read() != original.read_bytes():
+                raise SystemExit(f"the sdist: {name} is not that of the checkout")
+            runs = bool(original.stat().st_mode & 0o100)
+            expect(f"the sdist: whether {name} is a program", bool(member.mode & 0o100), runs)
+    return metadata
 
-    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+
+def check_metadata(metadata: Message, wheel: Path) -> None:
+    """Fields that an index shows and filters by. setup.py's build has checked the classifiers."""
+    project = (ROOT / "pyproject.toml").read_text()
+    version = re.search(r'^version = "(.+)"$', project, re.M)
     assert version is not None
-    expect("Version of the wheel", re.findall(r"^Version: (.+)$", metadata, re.M), [version[1]])
+    wanted = {
+        "Name": "ppcr_ext",
+        "Version": version[1],
+        "License-Expression": "BSD-3-Clause",
+        "License-File": "LICENSE",
+        "Requires-Python": ">=3.10",
+        "Description-Content-Type": "text/markdown",
+    }
+    expect("the metadata", {name: metadata[name] for name in wanted}, wanted)
+    for name in ("Summary", "Keywords", "Author", "Classifier", "Project-URL"):
+        if not metadata[name]:
+            raise SystemExit(f"the metadata: {name} is missing")
     tags = ["ppcr_ext", version[1], "cp310", "abi3"]
     expect("name of the wheel", wheel.name.split("-")[:4], tags)
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     if version[1] not in headings and headings[:1] != ["Unreleased"]:
         raise SystemExit(f"CHANGELOG.md has no section on {version[1]}")
+
+
+def check_description(metadata: Message) -> None:
+    """An index shows the description with its tables, code and chart, and no broken address."""
+    html = markdown.render(str(metadata.get_payload()))
+    if html is None:
+        raise SystemExit("the description: readme_renderer refuses it")
+    readme = (ROOT / "README.md").read_text()
+    for what, found, wanted in (
+        ("tables", html.count("<table>"), len(re.findall(r"^\| ?:?-", readme, re.M))),
+        ("blocks of code", html.count("<pre"), len(re.findall(r"^```\w", readme, re.M))),
+        ("headings", len(re.findall("<h[12]", html)), len(re.findall("^##? ", readme, re.M))),
+    ):
+        expect(f"the description: {what}", found, wanted)
+    chart = re.search(r"^```text\n(.*?)^```", readme, re.M | re.S)
+    if chart is None or not all(line in html for line in chart[1].splitlines()):
+        raise SystemExit("the description: it does not show the chart")
+    addresses = re.findall(r'(?:href|src)="([^"]*)"', html)
+    broken = [where for where in addresses if not where.startswith(("https://", "#"))]
+    expect("the description: relative addresses", broken, [])
 
 
 def check_types(site: Path) -> None:
@@ -154,7 +202,9 @@ def main() -> None:
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
     sdist, wheel = build()
-    check_contents(sdist, wheel)
+    metadata = check_contents(sdist, wheel)
+    check_metadata(metadata, wheel)
+    check_description(metadata)
     for i, python in enumerate([sys.executable, *(str(Path(p).absolute()) for p in sys.argv[1:])]):
         site = WORK / f"wheel{i}"
         install(python, wheel, site)

@@ -59,6 +59,22 @@ def _ask(nvml: ctypes.CDLL, index: int) -> tuple[int, int] | None:
     return None if failed else (major.value, minor.value)
 
 
+def driver() -> str | None:
+    """The version of NVIDIA's driver, also where PyTorch refuses it, or None."""
+    text = ctypes.create_string_buffer(96)
+    try:
+        nvml = _nvml()
+        if nvml.nvmlInit_v2() != 0:
+            return None
+        try:
+            failed = nvml.nvmlSystemGetDriverVersion(text, len(text))
+        finally:
+            nvml.nvmlShutdown()
+    except (OSError, AttributeError):
+        return None
+    return None if failed else text.value.decode()
+
+
 def remembered(question: Question) -> Question:
     """Remembers what was answered for a device, from the time when CUDA has started.
 

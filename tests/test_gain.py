@@ -1,0 +1,132 @@
+"""What the README says first comes from the measured files."""
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.full
+pytest.importorskip("torchvision")
+pytest.importorskip("matplotlib")
+
+from benchmark_rows import record, row, small, synthetic
+
+from benchmarks import gain, render, report
+from benchmarks.cases import Case
+from benchmarks.results import derived
+
+
+def network(ratios, direction="step", layout="contiguous", operator="resnet50"):
+    """Rows of a network without attention and with some, as multiples of the time without."""
+    one = Case(
+        "end_to_end", operator, gain.NETWORK.replace("resnet50", operator), (4, 3, 8, 8), layout
+    )
+    kept = {"rounds": 9}
+    none = row(one, "none", direction, 100, "network", ratio=1, ratio_low=1, ratio_high=1)
+    found = [none]
+    for what, ratio in ratios.items():
+        low, high = ratio - 0.04, ratio + 0.05
+        interval = {"ratio": ratio, "ratio_low": low, "ratio_high": high} | kept
+        found.append(row(one, what, direction, 100 * ratio, "network", **interval))
+    return derived(found)
+
+
+RATIOS = {"PPCR fused": 1.021, "PPCR unfused": 1.5, "PPCR plain": 1.125, "SE": 0.99, "CBAM": 1.436}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of results of a CPU: layers, and whole networks of two kinds."""
+    rows = [r for n in (200, 100) for r in synthetic(small(case=f"case {n}"), native=n)]
+    record(rows).write(tmp_path / "cpu" / "operators")
+    networks = network(RATIOS) + network({"PPCR fused": 3.0, "SE": 2.0}, layout="channels_last")
+    record(networks, "end_to_end").write(tmp_path / "cpu" / "end_to_end")
+    return tmp_path / "cpu"
+
+
+def test_the_sentence_and_the_chart(folder):
+    text = gain.section([folder])
+    sentence, chart = text.split("\n\n")
+    # 400 us over 200 and over 100
+    assert (
+        "A call is **2.8 times (forward) and 2.8 times (with backward)** as fast as in" in sentence
+    )
+    assert "torch.compile" not in sentence  # nothing of it was timed
+    assert sentence.split()[-2:] == ["Some", "CPU):"]
+    assert max(map(len, sentence.splitlines())) <= 100
+    assert chart.splitlines()[1:-1] == [
+        "SE                   -1 % (-5 to 4 %)",
+        "PPCR, this package    2 % (-2 to 7 %)     █",
+        "PPCR, plain PyTorch  12 % (8 to 18 %)     ██████",
+        "CBAM                 44 % (40 to 49 %)    " + "█" * 22,
+    ]
+
+
+def test_what_a_faster_baseline_is_called(folder):
+    faster = "Faster than `native` on cpu: "
+    assert f"{faster}SE, resnet50 training step (0.67, 2 of 2)." in report.section([folder])
+    record(network({"PPCR fused": 1.0, "SE": 2.0}), "end_to_end").write(folder / "end_to_end")
+    assert f"{faster}none." in report.section([folder])
+    record(synthetic(small(case="tiny 1x8x2x2"), native=500)).write(folder / "operators")
+    for direction in ("forward", "backward", "forward+backward"):
+        named = f"pooled once, ppcr {direction} of a tiny tensor (0.80, 1 of 1)"
+        assert named in report.section([folder])
+
+
+def test_what_gpus_reach(folder):
+    shares = {"contiguous": (0.71, 1.014), "channels_last": (0.97, 0.98)}
+    named = [
+        {"dtype": dtype, "layout": layout, "share": share / (1 if dtype == "float16" else 9)}
+        for layout, both in shares.items()
+        for share in both
+        for dtype in ("float16", "float32")
+    ]
+    (folder.parent / "h1").mkdir()
+    found = {"device": "H1", "runs": [{"rows": []}, {"rows": named}]}
+    (folder.parent / "h1" / "plans.json").write_text(json.dumps(found))
+    text = gain.section([folder, folder.parent / "h1"])
+    assert " ".join(text.split("```")[-1].split()) == (
+        "On an H1, in float16, it moves its bytes at 0.71 to 1.01 (contiguous) and 0.97 to 0.98 "
+        "(channels_last) times the bandwidth of a copy: [every size](benchmarks/results/h1/"
+        "README.md)."
+    )
+
+
+def test_what_torch_compile_makes_of_it(folder):
+    rows = synthetic(small())
+    one = small()
+    for direction, time in (("forward", 300), ("step", 500)):
+        rows.append(row(one, "pooled once compiled", direction, time))
+    record(derived(rows)).write(folder / "operators")
+    text = " ".join(gain.section([folder]).split())
+    times = "**1.5 times (forward) and 1.2 times (with backward)**"
+    assert f"A call is {times} as fast as what `torch.compile` makes of that." in text
+
+
+def test_nothing_is_measured(tmp_path):
+    assert gain.section([]) == "No measured files yet."
+
+
+def test_the_readme_gets_both_parts(folder, tmp_path):
+    results = tmp_path / "repository" / "benchmarks" / "results"
+    results.parent.mkdir(parents=True)
+    folder.parent.joinpath("cpu").rename(tmp_path / "cpu_kept")
+    results.mkdir()
+    (tmp_path / "cpu_kept").rename(results / "cpu")
+    readme = tmp_path / "repository" / "README.md"
+    parts = (
+        gain.START,
+        "PREVIOUS",
+        gain.END,
+        "between",
+        report.START,
+        "PREVIOUS",
+        report.END,
+        "after\n",
+    )
+    readme.write_text("\n".join(parts))
+    text = render.texts(tmp_path / "repository")[readme]
+    assert "PREVIOUS" not in text
+    assert text.index("CBAM") < text.index("between") < text.index("(0.67, 2 of 2)")
+    readme.write_text("\n".join(part for part in parts if part != gain.END))
+    with pytest.raises(ValueError, match=r"must hold the markers <!-- gain:start -->"):
+        render.texts(tmp_path / "repository")
