@@ -10,12 +10,11 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import ppcr_ext
 
@@ -23,11 +22,6 @@ from . import _dispatch, _native, testing
 from ._build import devices
 from ._checks import BACKENDS
 
-FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "ppcr": ppcr_ext.ppcr,
-    "ppcr_gate": ppcr_ext.ppcr_gate,
-    "ppcr_add_relu": ppcr_ext.ppcr_add_relu,
-}
 # Shapes and levels of --check: equal bins, and bins that overlap. Triton compiles for each.
 CASES = (((4, 64, 14, 14), (1, 2, 4)), ((3, 20, 7, 5), (1, 3, 7)))
 
@@ -130,7 +124,7 @@ def check(backend: str, device: torch.device, operator: str, dtype: torch.dtype)
         limits = testing.tolerance(dtype, levels)
         for layout in testing.LAYOUTS:
             inputs = testing.make_inputs(operator, shape, levels, dtype, layout, device=device)
-            results = testing.evaluate(FUNCTIONS[operator], inputs, backend=backend)
+            results = testing.evaluate(getattr(ppcr_ext, operator), inputs, backend=backend)
             errors = testing.truth(inputs, results["y"]).errors(results)
             shares.append(errors.share_of(limits))
     return math.nan if any(map(math.isnan, shares)) else max(shares)
@@ -145,7 +139,7 @@ def print_checks() -> int:
     print(f"{'backend':<11}{'device':<9}{'operator':<15}" + "".join(f"{k:>10}" for k in kinds))
     off = []
     for backend, device in usable():
-        for operator in FUNCTIONS:
+        for operator in testing.OPERATORS:
             cells = []
             for dtype, kind in zip(testing.DTYPES, kinds, strict=True):
                 where = f"{backend} on {device}: {operator}, {kind}"
