@@ -69,12 +69,13 @@ const FiberKernel* fiber_kernel(const std::string& name) {
 struct Request : FiberLaunch {
   const void* stub;
   bool early = false;
+  const Function* function = nullptr;  // known when it has been checked
 
-  std::string text(const std::string& name) const {
+  std::string text() const {
     std::ostringstream text;
-    text << name << " with " << blocks << " blocks of " << threads << " threads, clusters of "
-         << cluster << ", " << shared_bytes << " bytes of shared memory, on device "
-         << current_device;
+    text << function->name << " with " << blocks << " blocks of " << threads
+         << " threads, clusters of " << cluster << ", " << shared_bytes
+         << " bytes of shared memory, on device " << current_device;
     return text.str();
   }
 };
@@ -98,22 +99,23 @@ cudaError_t read_request(const cudaLaunchConfig_t& c, const void* stub, Request&
   return refuse(cudaErrorNotSupported, "more than one dimension, or an attribute nobody wrote");
 }
 
-// A registered function, and the architecture of the code that the current device has for it.
-cudaError_t find(State& s, const void* stub, const Function*& function, int& architecture) {
+// The architecture of the code that the current device has for a registered function.
+cudaError_t find_code(State& s, const void* stub, int& architecture) {
   const auto known = s.functions.find(stub);
   if (known == s.functions.end()) return refuse(cudaErrorInvalidDeviceFunction, "not registered");
-  function = &known->second;
-  architecture = architecture_for(*function->module, s.devices[current_device].properties);
+  const auto& [module, name] = known->second;
+  architecture = architecture_for(*module, s.devices[current_device].properties);
   if (architecture != 0) return cudaSuccess;
-  return refuse(cudaErrorNoKernelImageForDevice, "no code for this device: " + function->name);
+  return refuse(cudaErrorNoKernelImageForDevice, "no code for this device: " + name);
 }
 
-// What the current device and the function do not allow; else the function.
-cudaError_t check(State& s, const Request& request, const Function*& function) {
+// What the current device and the function do not allow.
+cudaError_t check(State& s, Request& request) {
   int architecture;
-  TRY(find(s, request.stub, function, architecture));
+  TRY(find_code(s, request.stub, architecture));
+  request.function = &s.functions[request.stub];
   const auto refused = [&](cudaError_t error, const std::string& why) {
-    return refuse(error, why + ": " + request.text(function->name));
+    return refuse(error, why + ": " + request.text());
   };
   if (request.threads - 1 >= 1024 || request.blocks - 1 >= 0x7fffffffu)
     return refused(cudaErrorInvalidConfiguration, "too many or no blocks or threads");
@@ -186,19 +188,18 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* configuration, const v
                                 void** arguments) {
   ENTER;
   Request request;
-  const Function* function;
   TRY(read_request(*configuration, stub, request));
-  TRY(check(s, request, function));
-  const std::string what = request.text(function->name);
+  TRY(check(s, request));
+  const std::string what = request.text();
   STREAM(configuration->stream);
   if (stream->device != current_device)
     return refuse(cudaErrorInvalidResourceHandle, "a stream of another device: " + what);
-  const FiberKernel* const kernel = fiber_kernel(function->name);
+  const FiberKernel* const kernel = fiber_kernel(request.function->name);
   if (kernel == nullptr) return refuse(cudaErrorNotSupported, "no kernel for the CPU: " + what);
   std::ostringstream line;
   line << current_device << '\t' << uintptr_t(configuration->stream) << '\t' << request.blocks
        << '\t' << request.threads << '\t' << request.cluster << '\t' << request.shared_bytes << '\t'
-       << request.early << '\t' << function->name << '\n';
+       << request.early << '\t' << request.function->name << '\n';
   s.log += line.str();
   // The driver copies the arguments at the call.
   const auto* const begin = static_cast<const char*>(arguments[0]);
@@ -211,9 +212,8 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* configuration, const v
 }
 cudaError_t cudaFuncSetAttribute(const void* stub, cudaFuncAttribute attribute, int value) {
   ENTER;
-  const Function* function;
   int architecture;
-  TRY(find(s, stub, function, architecture));
+  TRY(find_code(s, stub, architecture));
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize)
     return refuse(cudaErrorNotSupported, "function attribute " + std::to_string(attribute));
   if (value < 0 || size_t(value) > s.devices[current_device].properties.sharedMemPerBlockOptin)
@@ -223,9 +223,8 @@ cudaError_t cudaFuncSetAttribute(const void* stub, cudaFuncAttribute attribute, 
 }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* stub) {
   ENTER;
-  const Function* function;
   *attributes = {};
-  TRY(find(s, stub, function, attributes->binaryVersion));
+  TRY(find_code(s, stub, attributes->binaryVersion));
   attributes->ptxVersion = attributes->binaryVersion;
   attributes->maxThreadsPerBlock = 1024;
   return cudaSuccess;
@@ -234,9 +233,8 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, 
                                                                    int threads, size_t bytes,
                                                                    unsigned) {
   ENTER;
-  const Request request{{1, unsigned(threads), 1, bytes}, stub};
-  const Function* function;
-  TRY(check(s, request, function));
+  Request request{{1, unsigned(threads), 1, bytes}, stub};
+  TRY(check(s, request));
   *blocks = resident_blocks(s.devices[current_device].properties, request);
   return cudaSuccess;
 }
@@ -244,9 +242,8 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* stub,
                                            const cudaLaunchConfig_t* configuration) {
   ENTER;
   Request request;
-  const Function* function;
   TRY(read_request(*configuration, stub, request));
-  TRY(check(s, request, function));
+  TRY(check(s, request));
   const cudaDeviceProp& device = s.devices[current_device].properties;
   const int blocks = resident_blocks(device, request) * device.multiProcessorCount;
   *clusters = blocks / int(request.cluster);

@@ -206,7 +206,9 @@ cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t*, size_t* count
 }
 cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* executable, cudaGraph_t graph,
                                           unsigned long long) {
-  return *executable = reinterpret_cast<cudaGraphExec_t>(graph), cudaSuccess;
+  ENTER;
+  *executable = reinterpret_cast<cudaGraphExec_t>(graph);
+  return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t handle) {
   ENTER;
