@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import Case, check_results, make_case
-from cuda_host import hooks
 
 import ppcr_ext
 from ppcr_ext import testing
@@ -16,13 +15,9 @@ every_operator = pytest.mark.parametrize("operator", testing.OPERATORS)
 both_layouts = pytest.mark.parametrize("layout", testing.LAYOUTS)
 
 
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch.cuda.set_device(0)
-    torch.cuda.synchronize()
-    hooks.forget()
-    yield
-    torch.cuda.synchronize()
+def forward(case: Case, x: torch.Tensor | None = None) -> torch.Tensor:
+    """The forward pass of the compiled ppcr."""
+    return OPS.ppcr(case.x if x is None else x, case.weight, case.bias, *LEVELS_EPS)
 
 
 def case(operator="ppcr", shape=(2, 64, 14, 14), device="cuda:0", **options) -> Case:
@@ -33,15 +28,10 @@ def direct(case: Case, grad=None, y=None, residual=None):
     """The compiled operators without autograd: y, and the gradients in their order."""
     maps = (case.residual if residual is None else residual,) if case.has_residual else ()
     parameters = (case.weight, case.bias, list(case.levels), case.eps)
-    forward, backward = {
-        "ppcr": (OPS.ppcr, OPS.ppcr_backward),
-        "ppcr_gate": (OPS.ppcr_gate, OPS.ppcr_gate_backward),
-        "ppcr_add_relu": (OPS.ppcr_add_relu, OPS.ppcr_add_relu_backward),
-    }[case.operator]
-    result = forward(case.x, *maps, *parameters)
+    result = getattr(OPS, case.operator)(case.x, *maps, *parameters)
     saved = (result if y is None else y,) if case.has_residual else ()
-    grad = case.grad if grad is None else grad
-    return result, backward(grad, case.x, *saved, *parameters)
+    backward = getattr(OPS, f"{case.operator}_backward")
+    return result, backward(case.grad if grad is None else grad, case.x, *saved, *parameters)
 
 
 def check(case: Case) -> None:

@@ -8,26 +8,16 @@ import threading
 import pytest
 import torch
 from cuda_host import hooks, plugin
-from emulated import (
-    LEVELS_EPS,
-    OPS,
-    _fresh,  # noqa: F401  a fixture
-    both_layouts,
-    case,
-    check,
-    check_forward,
-    direct,
-    every_operator,
-)
+from emulated import OPS, both_layouts, case, check, check_forward, direct, every_operator, forward
 
 import ppcr_ext
 from ppcr_ext import testing
 
 
 def test_every_kernel_has_fibers():
-    count, missing = hooks.kernels()
-    assert count > 300
-    assert missing == ""
+    kernels = hooks.kernels()
+    assert len(kernels) > 300
+    assert [name for name, has_fibers in kernels if not has_fibers] == []
 
 
 @every_operator
@@ -70,8 +60,8 @@ def test_side_stream(operator, layout):
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         check(c)
-    assert {launch.stream for launch in hooks.launches()} == {hooks.stream_number(stream)}
-    assert hooks.stream_number(stream) != 0
+    assert {launch.stream for launch in hooks.launches()} == {stream.cuda_stream}
+    assert stream.cuda_stream != 0
     torch.cuda.current_stream().wait_stream(stream)
 
 
@@ -80,10 +70,10 @@ def test_two_streams_of_one_thread():
     c = case()
     first, second = torch.cuda.Stream(), torch.cuda.Stream()
     with torch.cuda.stream(first):
-        y = OPS.ppcr(c.x, c.weight, c.bias, *LEVELS_EPS)
+        y = forward(c)
     second.wait_stream(first)
     with torch.cuda.stream(second):
-        z = OPS.ppcr(y, c.weight, c.bias, *LEVELS_EPS)
+        z = forward(c, y)
     assert hooks.pending() == 3  # two kernels and the wait
     second.synchronize()
     check_forward(y, c)
@@ -98,7 +88,7 @@ def test_threads():
     def work():
         try:
             with torch.cuda.stream(torch.cuda.Stream()):
-                results.append(OPS.ppcr(c.x, c.weight, c.bias, *LEVELS_EPS))
+                results.append(forward(c))
         except Exception as error:
             errors.append(error)
 
@@ -174,7 +164,7 @@ def test_out_of_memory(backward):
     torch.cuda.empty_cache()
     assert torch.cuda.memory_allocated("cuda:1") == before
     hooks.forget()
-    OPS.ppcr(c.x, c.weight, c.bias, *LEVELS_EPS)
+    forward(c)
     assert len(hooks.launches()) == 1
 
 
@@ -241,7 +231,7 @@ def test_an_error_of_another_library():
     c = case()
     torch.cuda.synchronize()
     assert plugin.runtime.cudaSetDevice(99) != 0
-    check_forward(OPS.ppcr(c.x, c.weight, c.bias, *LEVELS_EPS), c)
+    check_forward(forward(c), c)
 
 
 def test_forced_plan(monkeypatch):
@@ -328,6 +318,17 @@ def test_refused_launch_in_a_capture():
     check_forward(y, c)
 
 
+def test_waiting_in_a_capture():
+    """The runtime itself refuses it: the capture is lost, and the next one works."""
+    c = case()
+    for wait in (torch.cuda.synchronize, lambda: torch.cuda.current_stream().synchronize()):
+        with pytest.raises(RuntimeError, match="captur"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            wait()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        forward(c)
+    assert len(hooks.launches()) == 1
+
+
 # ---- PyTorch around it
 
 
@@ -338,10 +339,9 @@ def test_opcheck(operator, layout):
     c.x.requires_grad_()
     maps = (c.x, c.residual) if c.has_residual else (c.x,)
     parameters = (c.weight.requires_grad_(), c.bias.requires_grad_(), [1, 2, 4], 1e-5)
-    forward = getattr(OPS, operator).default
-    torch.library.opcheck(forward, (*maps, *parameters))
-    backward = getattr(OPS, f"{operator}_backward").default
-    y = forward(*maps, *parameters).detach()
+    op, backward = (getattr(OPS, f"{operator}{suffix}").default for suffix in ("", "_backward"))
+    torch.library.opcheck(op, (*maps, *parameters))
+    y = op(*maps, *parameters).detach()
     saved = (y,) if c.has_residual else ()
     details = (t.detach() if isinstance(t, torch.Tensor) else t for t in parameters)
     torch.library.opcheck(backward, (c.grad, c.x.detach(), *saved, *details))

@@ -6,16 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cuda_host import hooks
-from emulated import (
-    LEVELS_EPS,
-    OPS,
-    _fresh,  # noqa: F401  a fixture
-    case,
-    check,
-    check_forward,
-    direct,
-    every_operator,
-)
+from emulated import LEVELS_EPS, OPS, case, check, check_forward, direct, every_operator, forward
 
 import ppcr_ext
 from ppcr_ext import _dispatch, _native
@@ -56,7 +47,7 @@ def test_current_stream_of_another_device():
     c = case(device=LARGE)
     with torch.cuda.stream(torch.cuda.Stream(device=SMALL)):
         assert torch.cuda.current_device() == 1
-        y = OPS.ppcr(c.x, c.weight, c.bias, *LEVELS_EPS)
+        y = forward(c)
         assert torch.cuda.current_device() == 1
     assert [(launch.device, launch.stream) for launch in hooks.launches()] == [(0, 0)]
     check_forward(y, c)
@@ -67,9 +58,9 @@ def test_side_stream_of_another_device():
     stream = torch.cuda.Stream(device=SMALL)
     stream.wait_stream(torch.cuda.current_stream(SMALL))
     with torch.cuda.stream(stream), torch.cuda.device(LARGE):
-        y = OPS.ppcr(c.x, c.weight, c.bias, *LEVELS_EPS)
+        y = forward(c)
     (launch,) = hooks.launches()
-    assert (launch.device, launch.stream) == (1, hooks.stream_number(stream))
+    assert (launch.device, launch.stream) == (1, stream.cuda_stream)
     assert launch.stream != 0
     stream.synchronize()
     check_forward(y, c)
@@ -122,7 +113,7 @@ def test_one_device_without_code():
     with pytest.raises(RuntimeError, match=r"compute capability 8\.0"):
         ppcr_ext.ppcr(c.x, c.weight, c.bias, backend="native")
     with pytest.raises(RuntimeError, match="holds no kernels for this device"):
-        OPS.ppcr(c.x, c.weight, c.bias, *LEVELS_EPS)
+        forward(c)
     assert hooks.launches() == []
     check(case(device=LARGE))
 

@@ -10,15 +10,7 @@ import ctypes
 import pytest
 import torch
 from cuda_host import hooks
-from emulated import (
-    LEVELS_EPS,
-    OPS,
-    _fresh,  # noqa: F401  a fixture
-    both_layouts,
-    case,
-    check,
-    every_operator,
-)
+from emulated import both_layouts, case, check, every_operator, forward
 
 from ppcr_ext import testing
 
@@ -55,7 +47,7 @@ def test_the_guard_sees_an_overrun():
     small = torch.zeros(3, device="cuda:0")
     beyond = ctypes.c_char.from_address(small.data_ptr() + 12)
     before, beyond.value = beyond.value, b"\0"
-    y = OPS.ppcr(c.x, c.weight, c.bias, *LEVELS_EPS)
+    y = forward(c)
     with pytest.raises(RuntimeError, match="unspecified launch failure"):
         torch.cuda.synchronize()
     beyond.value = before

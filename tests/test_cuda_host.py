@@ -14,23 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_host import build, mutation
-from mutants import host
+from cuda_host import build
 
 from ppcr_ext._build import cuda
 
 pytestmark = pytest.mark.full
-# Files of tests, with more options.
-RUNS = {
-    "calls": [host.CALLS],
-    "devices": [host.DEVICES],
-    "memory": [host.MEMORY],
-    # What a GPU runs, but for the Triton kernels.
-    "gpu": ["test_gpu.py", "-m", "gpu", "-k", "not triton"],
-}
-SETTINGS = mutation.SETTINGS | {"test_gpu.py": ("9.0 9.0", {})}
-SKIPPED = {"gpu": 1}  # a tensor of 20 GB
-SHARDS = {"gpu": 2}
+# Of what a GPU runs all but the Triton kernels.
+OPTIONS = {"test_gpu.py": ["-m", "gpu", "-k", "not triton"]}
+SKIPPED = {"test_gpu.py": 1}  # a tensor of 20 GB
+SHARDS = {"test_gpu.py": 2}
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +30,14 @@ def folder():
     reason = cuda.why_not(torch.version.cuda)
     if reason:
         pytest.skip(f"the CUDA library cannot be built here: {reason}")
-    return build.checkout(build.library())
+    return build.checkout()
 
 
-def run(folder: Path, name: str, shard: str = "0/1") -> str:
-    """The output of pytest in a process that sees the emulated devices."""
-    file, *options = RUNS[name]
-    devices, settings = SETTINGS[file]
-    plugins = ["-p", "cuda_host.plugin", "-p", "shard", "-p", "no:cacheprovider"]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--tb=short", *plugins, f"tests/{file}", *options],
-        cwd=folder,
-        env=build.environment(devices, PPCR_SHARD=shard, **settings),
-        capture_output=True,
-        text=True,
-    )
-    output = result.stdout[-20000:] + result.stderr[-20000:]
-    assert result.returncode == 0, f"{name}: exit status {result.returncode}\n{output}"
-    return result.stdout
+def run(folder: Path, file: str, shard: str) -> str:
+    options = ["--tb=short", *OPTIONS.get(file, [])]
+    status, output, errors = build.run_tests(folder, file, *options, PPCR_SHARD=shard)
+    assert status == 0, f"exit status {status}\n{output[-20000:]}{errors[-20000:]}"
+    return output
 
 
 def count(output: str, what: str) -> int:
@@ -63,13 +45,13 @@ def count(output: str, what: str) -> int:
     return int(found[1]) if found else 0
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_emulated(folder, name):
-    shards = SHARDS.get(name, 1)
+@pytest.mark.parametrize("file", build.TESTS)
+def test_emulated(folder, file):
+    shards = SHARDS.get(file, 1)
     with concurrent.futures.ThreadPoolExecutor(shards) as pool:
-        outputs = list(pool.map(lambda i: run(folder, name, f"{i}/{shards}"), range(shards)))
+        outputs = list(pool.map(lambda i: run(folder, file, f"{i}/{shards}"), range(shards)))
     assert sum(count(output, "passed") for output in outputs) > 5
-    assert sum(count(output, "skipped") for output in outputs) == SKIPPED.get(name, 0)
+    assert sum(count(output, "skipped") for output in outputs) == SKIPPED.get(file, 0)
     print(*outputs, sep="\n")
 
 

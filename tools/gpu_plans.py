@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -60,19 +61,16 @@ def make_inputs(stage: tuple[int, int, int], dtype: str, layout: str) -> testing
     return dataclasses.replace(one, **{n: testing.to_layout(t, layout) for n, t in whole.items()})
 
 
-def call_of(cell: Cell, inputs: list[testing.Inputs]) -> Callable[[], object]:
+def call_of(name: str, inputs: list[testing.Inputs]) -> Callable[[], None]:
     """Runs on each of the inputs in turn; the results stay alive for as long."""
     turn, kept = itertools.cycle(range(KEPT)), [None] * KEPT
-    calls: dict[str, Callable[..., object]] = {
+    call = {
         COPY: lambda t, *_: t.residual.copy_(t.x),
-        "ppcr forward": lambda t, *rest: OPS.ppcr(t.x, *rest),
-        "ppcr backward": lambda t, *rest: OPS.ppcr_backward(t.grad, t.x, *rest),
-        "add_relu forward": lambda t, *rest: OPS.ppcr_add_relu(t.x, t.residual, *rest),
-        "add_relu backward": lambda t, *rest: OPS.ppcr_add_relu_backward(
-            t.grad, t.x, t.residual, *rest
-        ),
-    }
-    call = calls[COPY if cell.operation == COPY else f"{cell.operation} {cell.direction}"]
+        "ppcr forward": lambda t, *p: OPS.ppcr(t.x, *p),
+        "ppcr backward": lambda t, *p: OPS.ppcr_backward(t.grad, t.x, *p),
+        "add_relu forward": lambda t, *p: OPS.ppcr_add_relu(t.x, t.residual, *p),
+        "add_relu backward": lambda t, *p: OPS.ppcr_add_relu_backward(t.grad, t.x, t.residual, *p),
+    }[name]
 
     def run() -> None:
         t = inputs[i := next(turn)]
@@ -104,22 +102,22 @@ def measure(
     cell: Cell, inputs: list[testing.Inputs], plans: list[str], by: timing.Clock, small: bool
 ) -> list[dict[str, object]]:
     """A row for every plan that fits, or for the first three."""
-    run, calls = call_of(cell, inputs), {}
+    run, calls = call_of(f"{cell.operation} {cell.direction}", inputs), {}
+
+    def planned(plan: str) -> None:
+        os.environ["PPCR_PLAN"] = plan
+        run()
+
     for plan in plans:
         if small and len(calls) == 3:
             break
-
-        def planned(plan: str = plan) -> None:
-            os.environ["PPCR_PLAN"] = plan
-            run()
-
         try:
-            planned()
-            calls[plan] = timing.Call(planned)
+            planned(plan)
+            calls[plan] = timing.Call(functools.partial(planned, plan))
         except RuntimeError as error:
             if "plan" not in str(error).lower():
                 raise
-    copy = timing.Call(call_of(cell._replace(operation=COPY), inputs))
+    copy = timing.Call(call_of(COPY, inputs))
     samples, _ = timing.interleave({COPY: copy, **calls}, 1 if small else 5, by=by)
     os.environ.pop("PPCR_PLAN", None)
     (units, _), rows = TRAFFIC[cell.operation, cell.direction], []
@@ -132,38 +130,35 @@ def measure(
     return rows
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, default=ROOT / "results" / "gpu")
     add("--sweep", action="store_true", help="other plans as well")
     add("--only", default="", help="cells whose name holds all of these words, with spaces")
-    add("--small", action="store_true", help="one tiny stage: a rehearsal")
+    add("--rehearsal", action="store_true", help="one tiny stage")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / ("sweep.json" if options.sweep else "plans.json")
     rows = json.loads(file.read_text())["rows"] if file.exists() else []
     measured = {(*(row[f] for f in Cell._fields[:-1]), tuple(row["stage"])) for row in rows}
-    stages = SMALL if options.small else GPU_STAGES
-    groups = itertools.product(stages, DTYPES, testing.LAYOUTS)
+    stages, words = SMALL if options.rehearsal else GPU_STAGES, options.only.split()
     print(torch.cuda.get_device_name(), torch.__version__)
     by = timing.clock(torch.device("cuda"))
-    for stage, dtype, layout in groups:
+    for stage, dtype, layout in itertools.product(stages, DTYPES, testing.LAYOUTS):
         cells = [Cell(*what, dtype, layout, stage) for what in TRAFFIC if what[0] != "gate"]
-        wanted = [c for c in cells if all(word in str(c) for word in options.only.split())]
-        cells = [c for c in wanted if tuple(c) not in measured]
+        cells = [c for c in cells if c not in measured and all(word in str(c) for word in words)]
         inputs = [make_inputs(stage, dtype, layout) for _ in range(KEPT if cells else 0)]
         for cell in cells:
             plans = [CHOSEN, *(candidates(cell) if options.sweep else ())]
-            found = measure(cell, inputs, plans, by, options.small)
+            found = measure(cell, inputs, plans, by, options.rehearsal)
             rows += found
             best = sorted(found[1:], key=lambda row: -float(str(row["share"])))[:4]
             text = "; ".join(f"{row['share']} {row['plan']}" for row in best)
             print(f"{found[0]['share']:.3f} {cell}; of {len(found) - 1} others: {text}", flush=True)
         file.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}))
         del inputs
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -28,7 +28,8 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]
 
 import sanitize
 from _build import cpu as recipe
-from mutants import Mutant
+from mutants import Mutant, first_failure
+from mutants import host as host_mutants
 from mutants import triton as triton_mutants
 
 WORK = ROOT / "build" / "mutants"
@@ -103,8 +104,8 @@ def copy_tree(folder: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 
-def first_failure(folder: Path, *arguments: str, **environment: str) -> str | None:
-    """The first failing test, or how the tests died; None where all pass."""
+def run_copy(folder: Path, *arguments: str, **environment: str) -> str | None:
+    """The first failing test of a copy, or how the tests died; None where all pass."""
     files = [f"tests/{a}" if a.endswith(".py") else a for a in arguments]
     settings = {"MAX_JOBS": "1", "PPCR_CPU_CAPABILITY": "avx2"} | environment
     output = folder / "output.txt"
@@ -116,25 +117,20 @@ def first_failure(folder: Path, *arguments: str, **environment: str) -> str | No
     if process.exitcode is None:
         process.kill()
         return "tests that do not end"
-    if process.exitcode in (0, 5):  # 5: no test of that name
-        return None
-    said = output.read_text()
-    failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    if failed:
-        return failed[0].split(" - ")[0]
-    if process.exitcode < 0:
-        return f"a test killed by signal {-process.exitcode}"
-    raise SystemExit(f"the tests did not run: {said[-4000:]}")
+    return first_failure(process.exitcode, output.read_text())
 
 
 def run_tests(folder: Path, arguments: list[str], settings: dict[str, str], output: Path) -> None:
     """In a process of its own."""
     os.environ.update(settings)
     os.chdir(folder)
-    sound = {str(ROOT / part) for part in ("tools", "tests", "ppcr_ext", "")}
-    sys.path[:] = [str(folder), *(entry for entry in sys.path if entry.rstrip("/") not in sound)]
-    for name in list(sys.modules):
-        if name.partition(".")[0] in ("mutants", "_build", "sanitize"):
+    sound = {str(ROOT / part) for part in ("tools", "tests", "ppcr_ext")}
+    others = (entry for entry in sys.path if entry.rstrip("/") not in {*sound, str(ROOT)})
+    sys.path[:] = [str(folder), *others]
+    places = tuple(f"{place}/" for place in sound)
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if file.startswith(places) and not name.startswith("__"):
             del sys.modules[name]
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
@@ -158,8 +154,8 @@ def seen_on_cpu(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
         done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
         words = ("ERROR: AddressSanitizer", "wrong result")
         return next((f"make sanitize: {word}" for word in words if word in done.stdout), None)
-    return first_failure(folder, *QUICK_CPU, "-k", "not missing_native_library") or (
-        first_failure(folder, *WIDE_CPU) if wide else None
+    return run_copy(folder, *QUICK_CPU, "-k", "not missing_native_library") or (
+        run_copy(folder, *WIDE_CPU) if wide else None
     )
 
 
@@ -167,10 +163,10 @@ def seen_by_cuda_on_cpu(folder: Path, mutant: Mutant | None, wide: bool) -> str 
     if mutant and mutant.tests:
         left_out = "float,bfloat16,double"
         chosen = (*QUICK_CUDA, "-k", mutant.tests)
-        return first_failure(folder, *chosen, CUDA_ON_CPU_LEFT_OUT=left_out)
+        return run_copy(folder, *chosen, CUDA_ON_CPU_LEFT_OUT=left_out)
     chosen = (*QUICK_CUDA, "-k", " and ".join(f"not {word}" for word in SLOW_CUDA))
-    return first_failure(folder, *chosen, CUDA_ON_CPU_LEFT_OUT="half,bfloat16,double") or (
-        first_failure(folder, *QUICK_CUDA) if wide else None
+    return run_copy(folder, *chosen, CUDA_ON_CPU_LEFT_OUT="half,bfloat16,double") or (
+        run_copy(folder, *QUICK_CUDA) if wide else None
     )
 
 
@@ -178,13 +174,11 @@ def seen_in_triton(folder: Path, mutant: Mutant | None, wide: bool) -> str | Non
     tests = triton_mutants.TESTS
     chosen = tests[mutant.file] if mutant else " or ".join(f"({text})" for text in tests.values())
     arguments = ("triton_interpreted.py", "-o", "addopts=", "-k", chosen)
-    return first_failure(folder, *arguments, TRITON_INTERPRET="1")
+    return run_copy(folder, *arguments, TRITON_INTERPRET="1")
 
 
 def seen_on_emulated_devices(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
-    mutation = importlib.import_module("cuda_host.mutation")
-    found: str | None = mutation.caught_by(mutant, folder)
-    return found
+    return host_mutants.caught_by(mutant, folder)
 
 
 ENGINES = {"cuda": seen_by_cuda_on_cpu, "triton": seen_in_triton, "host": seen_on_emulated_devices}

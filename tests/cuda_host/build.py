@@ -1,8 +1,8 @@
 """Builds the emulated CUDA runtime, and a copy of the package with its CUDA library.
 
-The runtime (libcudart, libcuda, and the kernels of tests/cuda_on_cpu by name) needs g++ and the
-wheels that PyTorch for CUDA brings along; the CUDA library needs nvcc. This file as a script builds
-both; ``environment()`` is what a process needs to run on them.
+The runtime, which holds the kernels of tests/cuda_on_cpu by name, needs g++ and the wheels that
+PyTorch for CUDA brings along; the CUDA library needs nvcc. This file as a script builds both;
+``environment()`` is what a process needs to run on them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -19,6 +18,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
@@ -26,113 +27,77 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 import cuda_build
 from cuda_on_cpu import build as cuda_on_cpu
 
-RUNTIME = HERE / "runtime"
+TORCH = Path(torch.__file__).parent
 BUILD = ROOT / "build" / "cuda_host"
-FLAGS = ("-std=c++20", "-O1", "-g", "-fPIC", "-Wall", "-Wextra", f"-I{RUNTIME}")
+# Under the name that PyTorch asks for, such as libcudart.so.13.
+RUNTIME = BUILD / f"libcudart.so.{(torch.version.cuda or '0').partition('.')[0]}"
+DRIVER = BUILD / "libcuda.so.1"
+GUARDED = {"CUDA_HOST_GUARD": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+# The devices, and more settings, of every file of tests.
+TESTS: dict[str, tuple[str, dict[str, str]]] = {
+    "emulated_calls.py": ("9.0 9.0:mb=96", {}),
+    "emulated_devices.py": ("9.0 9.0:sms=24,kb=99,clusters=0 8.0", {}),
+    "emulated_memory.py": ("9.0", GUARDED),
+    "test_gpu.py": ("9.0 9.0", {}),
+}
+FLAGS = ("-std=c++20", "-O1", "-g", "-fPIC", "-Wall", "-Wextra")
 
 
-def torch_folder() -> Path:
-    """Found, not imported, which would load its libraries without the emulated runtime."""
-    spec = importlib.util.find_spec("torch")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent
-
-
-def cuda_headers() -> Path:
-    for folder in torch_folder().parent.glob("nvidia/cu*/include"):
-        if (folder / "cuda_runtime_api.h").exists():
-            return folder
-    raise SystemExit("no cuda_runtime_api.h beside PyTorch: install one of its CUDA builds")
-
-
-def names(library: Path, which: str, pattern: str) -> set[str]:
-    """Symbols that a library defines or needs."""
-    options = ["nm", *(["-D"] if library.suffix == ".so" else []), which, str(library)]
+def names(file: Path, which: str, pattern: str) -> set[str]:
+    """Symbols that a file defines or needs."""
+    options = ["nm", *(["-D"] if file.suffix == ".so" else []), which, str(file)]
     listed = subprocess.run(options, capture_output=True, text=True, check=True).stdout
     return set(re.findall(rf" [TWU] ({pattern})(?:@\S+)?$", listed, re.MULTILINE))
 
 
-def compiler(*arguments: str) -> None:
-    command = [*(os.environ.get("CXX") or "g++").split(), *arguments]
+def link(target: Path, *arguments: str | Path) -> None:
+    """A process that runs beside this one sees all of the library or nothing."""
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    compiler = (os.environ.get("CXX") or "g++").split()
+    command = [*compiler, "-shared", *map(str, arguments), "-o", str(partial)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         raise SystemExit(f"{' '.join(command)}\n{result.stderr}")
-
-
-def compile_sources(sources: Iterable[Path], *flags: str) -> list[str]:
-    objects = [BUILD / f"{source.name}.o" for source in sources]
-    for source, target in zip(sources, objects, strict=True):
-        compiler(
-            *FLAGS, *flags, "-isystem", str(cuda_headers()), "-c", str(source), "-o", str(target)
-        )
-    return [str(target) for target in objects]
-
-
-def stubs(name: str, wanted: Iterable[str]) -> Path:
-    """Functions that PyTorch imports and nobody wrote: they say so, and fail as not supported."""
-    lines = ['extern "C" int cuda_host_lacks(const char* name);']
-    lines += [f'extern "C" int {n}() {{ return cuda_host_lacks("{n}"); }}' for n in sorted(wanted)]
-    path = BUILD / f"{name}_stubs.cpp"
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def link(target: Path, *arguments: str) -> Path:
-    """A process that runs beside this one sees all of the library or nothing."""
-    partial = target.with_name(f"{target.name}.{os.getpid()}")
-    compiler("-shared", *arguments, "-o", str(partial))
     partial.replace(target)
-    return target
 
 
-def build_runtime() -> tuple[Path, Path]:
-    """libcudart under the name that PyTorch asks for, and libcuda."""
-    libraries = sorted((torch_folder() / "lib").glob("lib*.so"))
-    needed = subprocess.run(
-        ["readelf", "-d", str(torch_folder() / "lib" / "libc10_cuda.so")],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    soname = re.search(r"\[(libcudart\.so\.\d+)\]", needed)
-    if soname is None:
-        raise SystemExit("this PyTorch brings no CUDA runtime as a library of its own")
-    script = BUILD / "runtime.map"
-    script.write_text(f"{soname[1]} {{ global: cuda*; __cuda*; local: *; }};\n")
-
-    def objects(sources: list[Path], pattern: str) -> list[str]:
-        written = compile_sources(sources)
-        defined = set().union(*(names(Path(o), "--defined-only", r"\w+") for o in written))
-        wanted = set().union(*(names(lib, "--undefined-only", pattern) for lib in libraries))
-        return [*written, *compile_sources([stubs(sources[0].stem, wanted - defined)])]
-
-    sources = [RUNTIME / f"{name}.cpp" for name in ("devices", "memory", "streams", "launches")]
-    runtime = link(
-        BUILD / soname[1],
-        *objects(sources, r"_*cuda[A-Z]\w*"),
-        f"-Wl,-soname,{soname[1]},--version-script={script}",
-        "-ldl",
-    )
-    driver = link(
-        BUILD / "libcuda.so.1",
-        *objects([RUNTIME / "driver.cpp"], r"cu(?!das|bl|dn)[A-Z]\w*"),
-        "-Wl,-soname,libcuda.so.1",
-        str(runtime),
-    )
-    return runtime, driver
+def stubs() -> Iterator[str]:
+    """What PyTorch imports and nobody wrote says so, and fails as not supported."""
+    yield 'extern "C" int cuda_host_lacks(const char* name);'
+    libraries = (TORCH / "lib").glob("lib*.so")
+    pattern = r"(?:_*cuda|cu)[A-Z]\w*"
+    wanted = set().union(*(names(file, "--undefined-only", pattern) for file in libraries))
+    for name in sorted(wanted):
+        stub = f'int {name}() {{ return cuda_host_lacks("{name}"); }}'
+        yield f'extern "C" __attribute__((weak)) {stub}'
 
 
-def build_kernels(objects: list[Path]) -> Path:
-    """The library of kernels, from the objects of tests/cuda_on_cpu, with their names beside it."""
-    own = compile_sources([RUNTIME / "kernels.cpp"], "-isystem", str(torch_folder() / "include"))
-    library = link(BUILD / "libkernels.so", *own, *map(str, objects))
-    listed = subprocess.run(
-        ["nm", "--defined-only", str(library)], capture_output=True, text=True, check=True
-    ).stdout
-    kernels = re.findall(r"^([0-9a-f]+) \w (_ZN4ppcr4cuda\w+)$", listed, re.MULTILINE)
-    (BUILD / "libkernels.so.names").write_text("".join(f"{at} {name}\n" for at, name in kernels))
-    return library
+def kernel_names(objects: Iterable[Path]) -> Iterator[str]:
+    """The names of the kernels, and of what is compiled beside them, by address."""
+    found = (names(file, "--defined-only", r"_ZN4ppcr4cuda\w+") for file in objects)
+    kernels = sorted(set().union(*found))
+    yield "#include <map>"
+    yield from (f'extern "C" char {name}[];' for name in kernels)
+    yield "namespace cuda_host { extern const std::map<const void*, const char*> kKernelNames = {"
+    yield from (f'{{{name}, "{name}"}},' for name in kernels)
+    yield "}; }"
+
+
+def build_runtime(objects: list[Path]) -> None:
+    folders = TORCH.parent.glob("nvidia/cu*/include")
+    headers = [folder for folder in folders if (folder / "cuda_runtime_api.h").exists()]
+    if not headers:
+        raise SystemExit("no cuda_runtime_api.h beside PyTorch: install one of its CUDA builds")
+    generated = BUILD / "generated.cpp"
+    generated.write_text("\n".join([*stubs(), *kernel_names(objects)]))
+    symbols = BUILD / "runtime.map"
+    symbols.write_text(f"{RUNTIME.name} {{ global: cu*; __cuda*; local: *; }};\n")
+    sources = [*sorted((HERE / "runtime").glob("*.cpp")), generated]
+    includes = [f"-I{HERE / 'runtime'}", "-isystem", headers[0], "-isystem", TORCH / "include"]
+    named = f"-Wl,-soname,{RUNTIME.name},--version-script={symbols}"
+    link(RUNTIME, *FLAGS, *includes, *sources, *objects, named)
+    # The driver's functions are in the runtime; who asks for the driver's library gets this one.
+    link(DRIVER, "-Wl,--no-as-needed", RUNTIME, f"-Wl,-soname,{DRIVER.name}")
 
 
 @contextlib.contextmanager
@@ -144,25 +109,18 @@ def alone() -> Iterator[None]:
         yield
 
 
-def build() -> Path:
-    """The folder of the libraries; what has not changed is not compiled again."""
+def build() -> None:
+    """What has not changed is not compiled again."""
     with alone():
         fibers = cuda_on_cpu.build().parent
-        digest = hashlib.sha256(f"{fibers}{torch_folder()}{FLAGS}".encode())
-        for path in sorted([*RUNTIME.rglob("*.*"), Path(__file__)]):
+        digest = hashlib.sha256(f"{fibers}{TORCH}{torch.__version__}{FLAGS}".encode())
+        for path in sorted([*(HERE / "runtime").rglob("*.*"), Path(__file__)]):
             digest.update(path.read_bytes())
         stamp = BUILD / "stamp"
         if not stamp.exists() or stamp.read_text() != digest.hexdigest():
             stamp.unlink(missing_ok=True)
-            build_runtime()
-            build_kernels(sorted(fibers.glob("run_*.o")))
+            build_runtime(sorted(fibers.glob("run_*.o")))
             stamp.write_text(digest.hexdigest())
-    return BUILD
-
-
-def runtime_library() -> Path:
-    (runtime,) = build().glob("libcudart.so.[0-9][0-9]")
-    return runtime
 
 
 def library() -> Path:
@@ -173,8 +131,9 @@ def library() -> Path:
     return output
 
 
-def checkout(cuda_library: Path, folder: Path = BUILD / "checkout") -> Path:
-    """A copy of what runs on a GPU, its package with that CUDA library."""
+def checkout() -> Path:
+    """A copy of what runs on a GPU, its package with the CUDA library."""
+    folder = BUILD / "checkout"
     folder.mkdir(parents=True, exist_ok=True)
     ignored = shutil.ignore_patterns("__pycache__", "results")
     for part in ("ppcr_ext", "tests", "tools", "benchmarks", "csrc"):
@@ -182,25 +141,29 @@ def checkout(cuda_library: Path, folder: Path = BUILD / "checkout") -> Path:
         shutil.copytree(ROOT / part, folder / part, ignore=ignored)
     for part in ("pyproject.toml", "setup.py", "README.md"):
         shutil.copy(ROOT / part, folder)
-    shutil.copy(cuda_library, folder / "ppcr_ext" / "_cuda.abi3.so")
+    shutil.copy(library(), folder / "ppcr_ext" / "_cuda.abi3.so")
     return folder
 
 
 def environment(devices: str = "9.0 9.0", **settings: str) -> dict[str, str]:
     """Of a process in a checkout, with these devices; runtime/devices.cpp says what they can be."""
-    folder = build()
-    return {
-        **os.environ,
-        "PYTHONPATH": "tests",
-        "LD_PRELOAD": f"{runtime_library()}:{folder / 'libcuda.so.1'}",
-        "CUDA_HOST_KERNELS": str(folder / "libkernels.so"),
-        "CUDA_HOST_DEVICES": devices,
-        **settings,
-    }
+    build()
+    preloaded = {"LD_PRELOAD": f"{RUNTIME}:{DRIVER}", "CUDA_HOST_DEVICES": devices}
+    return {**os.environ, "PYTHONPATH": "tests", **preloaded, **settings}
+
+
+def run_tests(folder: Path, file: str, *options: str, **settings: str) -> tuple[int, str, str]:
+    """Status and output of pytest, in a process in a checkout that sees the devices of a file."""
+    devices, own = TESTS[file]
+    plugins = ["-p", "cuda_host.plugin", "-p", "shard", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, f"tests/{file}", *options]
+    env = environment(devices, **own, **settings)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
+    return done.returncode, done.stdout, done.stderr
 
 
 if __name__ == "__main__":
-    copy = checkout(library())
+    copy = checkout()
     if sys.argv[1:]:  # devices, such as "9.0 9.0", and a command to run on them
         os.chdir(copy)
         os.execvpe(sys.argv[2], sys.argv[2:], environment(sys.argv[1]))

@@ -5,24 +5,15 @@ from __future__ import annotations
 import ctypes
 from typing import NamedTuple
 
-import torch
-
 from .plugin import calls, runtime
 
 # Errors of the CUDA runtime, by number.
 INVALID_VALUE, INVALID_CONFIGURATION, OUT_OF_RESOURCES, CLUSTER_SIZE = 1, 9, 701, 912
-# Functions that wait for a device; the asynchronous copies wait only for memory that is not pinned.
-WAITING = (
-    "cudaDeviceSynchronize",
-    "cudaStreamSynchronize",
-    "cudaEventSynchronize",
-    "cudaStreamQuery",
-    "cudaEventQuery",
-    "cudaMemcpy",
-    "cudaMemcpyAsync",
-)
+# What waits for a device (a copy only where memory is not pinned); the rest is not emulated.
+WAITING = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize")
+WAITING += ("cudaEventQuery", "cudaMemcpyAsync")
 runtime.cuda_host_log.restype = ctypes.c_char_p
-runtime.cuda_host_stream_number.restype = ctypes.c_ulonglong
+runtime.cuda_host_kernels.restype = ctypes.c_char_p
 
 
 class Launch(NamedTuple):
@@ -61,14 +52,7 @@ def pending() -> int:
     return runtime.cuda_host_pending()
 
 
-def stream_number(stream: torch.cuda.Stream) -> int:
-    with torch.cuda.device(stream.device):
-        return runtime.cuda_host_stream_number(ctypes.c_void_p(stream.cuda_stream))
-
-
-def kernels() -> tuple[int, str]:
-    """How many kernels of ours are registered, and the names of those without fibers."""
-    missing = ctypes.create_string_buffer(1 << 20)
-    return runtime.cuda_host_kernels_of(
-        b"ppcr::cuda", missing, len(missing)
-    ), missing.value.decode()
+def kernels() -> list[tuple[str, bool]]:
+    """The registered kernels, and whether each has fibers."""
+    lines = (line.split("\t") for line in runtime.cuda_host_kernels().decode().splitlines())
+    return [(name, has_fibers == "1") for has_fibers, name in lines]

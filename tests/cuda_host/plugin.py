@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch.utils._pytree import tree_map
 
@@ -25,9 +26,9 @@ COMPOSITES = {
     *("convolution_overrideable", "convolution", "convolution_backward"),
     *("native_batch_norm", "native_batch_norm_backward"),
 }
-runtime = ctypes.CDLL("libcudart.so.13")
+runtime = ctypes.CDLL(None)  # what LD_PRELOAD has brought in
 calls: Counter[str] = Counter()  # of operators of PyTorch
-_library: torch.library.Library | None = None
+_library = torch.library.Library("aten", "IMPL")  # what it replaces lives as long
 
 
 def on_host(t: torch.Tensor) -> torch.Tensor:
@@ -73,12 +74,11 @@ def replacement(name: str, op: torch._ops.OpOverload) -> Callable[..., object]:
                 return value
             if id(value) in lowered:
                 return lowered[id(value)][1]
-            device = torch.empty_strided(
-                value.size(), value.stride(), dtype=value.dtype, device=devices[0]
-            )
+            like = {"dtype": value.dtype, "device": devices[0]}
+            lifted = torch.empty_strided(value.size(), value.stride(), **like)
             if value.numel():
-                on_host(device).copy_(value)
-            return device
+                on_host(lifted).copy_(value)
+            return lifted
 
         # Numbers that PyTorch wraps into tensors, in double precision, arrive here as numbers.
         wide = any(isinstance(t, torch.Tensor) and t.dtype == torch.float64 for t in args)
@@ -90,10 +90,8 @@ def replacement(name: str, op: torch._ops.OpOverload) -> Callable[..., object]:
         ]
         host_args, host_kwargs = tree_map(lower, wrapped), tree_map(lower, kwargs)
         if len(set(devices)) > 1 and name != "copy_":
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device, but {name} got "
-                + " and ".join(sorted(map(str, set(devices))))
-            )
+            found = sorted(map(str, set(devices)))
+            raise RuntimeError(f"Expected all tensors on the same device, {name} got {found}")
         for device in set(devices):
             wait(device)
         results = op(*host_args, **host_kwargs)
@@ -110,9 +108,7 @@ def replacement_of_copy() -> Callable[..., object]:
     own = torch.library.get_kernel("aten::copy_", "CUDA")
     on_cpu = replacement("copy_", torch.ops.aten.copy_.default)
 
-    def copy(
-        to: torch.Tensor, source: torch.Tensor, non_blocking: bool = False
-    ) -> torch.Tensor | object:
+    def copy(to: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> object:
         dense = to.stride() == torch.empty_like(to, device="meta").stride()
         plain = to.dtype == source.dtype and to.size() == source.size()
         if plain and dense and to.stride() == source.stride():  # cudaMemcpyAsync
@@ -122,15 +118,18 @@ def replacement_of_copy() -> Callable[..., object]:
     return copy
 
 
+def sleep(cycles: int) -> None:
+    """In the place of torch.cuda._sleep's kernel: a piece of work that does nothing."""
+    stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+    runtime.cudaMemsetAsync(None, 0, ctypes.c_size_t(0), stream)
+
+
 def install() -> None:
-    global _library
-    if _library is not None:
-        return
     torch.backends.cudnn.enabled = False
+    torch._C._cuda_sleep = sleep
     registered = torch._C._dispatch_get_registrations_for_dispatch_key
     on_cpu = {name.removeprefix("aten::") for name in registered("CPU")}
     on_cuda = {name.removeprefix("aten::") for name in registered("CUDA") if "aten::" in name}
-    _library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that kernels are replaced
         for name in sorted(on_cuda | COMPOSITES):
@@ -143,8 +142,17 @@ def install() -> None:
     torch.cuda.init()  # there is no NVML that could tell of the devices before
 
 
-def pytest_configure() -> None:
-    install()
+pytest_configure = install
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    """A test begins with the first device, and with nothing that another one has left behind."""
+    torch.cuda.set_device(0)
+    torch.cuda.synchronize()
+    runtime.cuda_host_forget()
+    yield
+    torch.cuda.synchronize()
 
 
 def pytest_terminal_summary(terminalreporter: object) -> None:

@@ -51,3 +51,15 @@ class Mutant:
         """In a copy of csrc, or of ppcr_ext for a Python file."""
         path = folder / self.file
         path.write_text(self.planted(path.read_text()))
+
+
+def first_failure(status: int, output: str) -> str | None:
+    """Of a run of pytest: the first failing test, or how the tests died; None where all pass."""
+    if status in (0, 5):  # 5: no test of that name
+        return None
+    for line in output.splitlines():
+        if line.startswith(("FAILED", "ERROR")):
+            return line.split(" - ")[0]
+    if status < 0:
+        return f"a test killed by signal {-status}"
+    raise SystemExit(f"the tests did not run: {output[-4000:]}")

@@ -1,13 +1,23 @@
 """Faults between Python and the CUDA kernels, seen by the tests on the emulated CUDA runtime.
 
-``tests`` names the file that should see a fault; without it all of them run.
+``tests`` names the file that should see a fault; without it all of them run. Of the CUDA library
+only what the fault changes is compiled: the entry, or for launches the file of one dtype, as PTX,
+which the emulated driver takes for code.
 """
 
-from . import Mutant
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from cuda_host import build
+
+from . import Mutant, first_failure
 
 ENTRY, LAUNCH = "cuda/ppcr_cuda.cpp", "cuda/launch_dtype.cuh"
 OPERATORS, PLAN = "operators.h", "cuda/plan.h"
-CALLS, DEVICES, MEMORY = "emulated_calls.py", "emulated_devices.py", "emulated_memory.py"
+CALLS, DEVICES, MEMORY, _ = build.TESTS
 START = "check_launch(cudaLaunchKernelEx(&with.configuration, kernel, arguments), launch);"
 
 MUTANTS = (
@@ -166,3 +176,37 @@ MUTANTS = (
     ),
     Mutant("y not brought to x's layout", OPERATORS, "to_layout_of(y, call.x)", "y", tests=CALLS),
 )
+
+
+def compile_changed(folder: Path, mutant: Mutant | None) -> None:
+    """The CUDA library of a copy: what the mutant changes, with the sound objects of the rest."""
+    sound, recipe = build.library().parent / "nvcc", build.cuda_build.recipe()
+    objects = {name: sound / f"{name}.o" for name in (*recipe.KERNEL_SOURCES, recipe.ENTRY_SOURCE)}
+    if mutant is not None:
+        if mutant.file == LAUNCH:
+            source, ptx = "launch_float.cu", recipe.Architectures((), "90")
+            flags = [*recipe._kernel_command(recipe.find_nvcc(), ptx), "-Xcicc", "-O0"]
+        else:
+            source, sm_90 = recipe.ENTRY_SOURCE, recipe.Architectures(("90",), None)
+            flags = [*recipe._entry_command(recipe.find_nvcc(), sm_90, build.TORCH), "-O0"]
+        # First, since of an inline function that several files hold the linker takes the first one.
+        del objects[source]
+        objects = {source: folder / f"{source}.o", **objects}
+        command = [*flags, "-c", folder / "csrc" / "cuda" / source, "-o", objects[source]]
+        subprocess.run(command, check=True, capture_output=True)
+    libraries = [
+        build.TORCH / "lib" / f"lib{name}.so" for name in ("torch_cuda", "torch_cpu", "c10")
+    ]
+    build.link(folder / "ppcr_ext" / "_cuda.abi3.so", *objects.values(), *libraries, build.RUNTIME)
+
+
+def caught_by(mutant: Mutant | None, folder: Path) -> str | None:
+    """The first test that fails in a copy with the fault, or how the tests died; else None."""
+    shutil.copy(build.ROOT / "ppcr_ext" / "_cpu.abi3.so", folder / "ppcr_ext")
+    build.build()
+    compile_changed(folder, mutant)
+    for file in [mutant.tests] if mutant else (CALLS, DEVICES, MEMORY):
+        status, output, errors = build.run_tests(folder, file, "-x", "--tb=no")
+        if failure := first_failure(status, output + errors):
+            return failure if "::" in failure else f"{file}: {failure}"
+    return None

@@ -1,5 +1,9 @@
-// Devices, errors, and what the tests ask and plant.
+// Devices, errors, what the tests ask and plant, and the functions of the driver that PyTorch
+// calls.
+#include <cuda.h>
+
 #include <cstdio>
+#include <sstream>
 
 #include "state.h"
 
@@ -9,36 +13,46 @@ thread_local int current_device = 0;
 thread_local cudaStreamCaptureMode thread_capture_mode = cudaStreamCaptureModeGlobal;
 namespace {
 thread_local cudaError_t last_error = cudaSuccess;
-}
 
 std::string setting(const char* name, const char* otherwise) {
   const char* const value = std::getenv(name);
   return value != nullptr && *value != 0 ? value : otherwise;
 }
 
+// A word of CUDA_HOST_DEVICES.
+cudaDeviceProp properties_of(const std::string& word, int index) {
+  cudaDeviceProp p = {};
+  std::sscanf(word.c_str(), "%d.%d", &p.major, &p.minor);
+  const auto number = [&](const std::string& name, int otherwise) {
+    const size_t at = word.find(name);
+    return at == std::string::npos ? otherwise : std::atoi(word.c_str() + at + name.size());
+  };
+  const int shared = p.major >= 9 ? 227 : p.major == 8 && p.minor == 0 ? 163 : 99;
+  p.sharedMemPerBlockOptin = size_t(number("kb=", shared)) << 10;
+  p.clusterLaunch = number("clusters=", p.major >= 9);
+  p.multiProcessorCount = number("sms=", 132);
+  p.totalGlobalMem = size_t(number("mb=", 8192)) << 20;
+  std::snprintf(p.name, sizeof p.name, "emulated device %d", index);
+  p.uuid.bytes[0] = char(index + 1);
+  p.sharedMemPerBlock = 48 << 10;
+  p.sharedMemPerMultiprocessor = p.sharedMemPerBlockOptin + 1024;
+  p.regsPerBlock = p.regsPerMultiprocessor = 65536;
+  p.warpSize = 32;
+  p.maxThreadsPerBlock = 1024;
+  p.maxThreadsPerMultiProcessor = 2048;
+  p.l2CacheSize = 50 << 20;
+  return p;
+}
+}  // namespace
+
 // CUDA_HOST_DEVICES: a device a word, such as "9.0 9.0:sms=24,kb=99,clusters=0,mb=512".
 State::State() : guard(setting("CUDA_HOST_GUARD", "0") != "0") {
-  std::string words = setting("CUDA_HOST_DEVICES", "9.0") + " ";
-  while (!words.empty()) {
-    const std::string word = words.substr(0, words.find(' '));
-    words.erase(0, word.size() + 1);
-    if (word.empty()) continue;
-    Device device;
-    std::sscanf(word.c_str(), "%d.%d", &device.major, &device.minor);
-    const int capability = device.capability();
-    if (capability < 90) device.clusters = false;
-    if (capability < 90) device.shared_bytes = (capability == 80 ? 163 : 99) << 10;
-    const auto number = [&](const char* name, int otherwise) {
-      const size_t at = word.find(name);
-      return at == std::string::npos ? otherwise : std::atoi(word.c_str() + at + std::strlen(name));
-    };
-    device.multiprocessors = number("sms=", device.multiprocessors);
-    device.shared_bytes = number("kb=", device.shared_bytes >> 10) << 10;
-    device.clusters = number("clusters=", device.clusters) != 0;
-    device.total = size_t(number("mb=", int(device.total >> 20))) << 20;
-    legacy.push_back(std::make_unique<CUstream_st>(CUstream_st{int(devices.size())}));
-    streams.insert(legacy.back().get());
-    devices.push_back(device);
+  std::istringstream words(setting("CUDA_HOST_DEVICES", "9.0"));
+  for (std::string word; words >> word;) {
+    const int index = int(devices.size());
+    devices.push_back({properties_of(word, index)});
+    legacy.push_back(new CUstream_st{index});
+    streams.insert(legacy.back());
   }
 }
 State& state() {
@@ -56,12 +70,9 @@ cudaError_t refuse(cudaError_t error, const std::string& why) {
 }
 
 cudaError_t enter(State& s, const char* function) {
-  const int call = ++s.calls[function];
-  const auto planted = s.planted.find(function);
-  if (planted != s.planted.end())
-    if (const auto found = planted->second.find(call); found != planted->second.end())
-      return found->second;
-  return s.sticky;
+  const std::map<int, cudaError_t>& planted = s.planted[function];
+  const auto found = planted.find(++s.calls[function]);
+  return found == planted.end() ? s.sticky : found->second;
 }
 
 }  // namespace cuda_host
@@ -88,29 +99,6 @@ void cuda_host_forget() {
   s.planted.clear();
   s.sticky = last_error = cudaSuccess;
 }
-// Work that waits in streams.
-int cuda_host_pending() {
-  int count = 0;
-  for (const cudaStream_t stream : state().streams) count += int(stream->queue.size());
-  return count;
-}
-unsigned long long cuda_host_stream_number(cudaStream_t handle) {
-  const cudaStream_t stream = stream_of(state(), handle);
-  return stream == nullptr ? ~0ull : stream->number;
-}
-// Runs what a stream holds, without being a call of the runtime that a test would count.
-int cuda_host_wait(cudaStream_t handle) {
-  State& s = state();
-  const std::lock_guard<std::recursive_mutex> lock(s.mutex);
-  const cudaStream_t stream = stream_of(s, handle);
-  if (stream == nullptr || stream->capture) return cudaErrorStreamCaptureUnsupported;
-  if (stream->waits_for_legacy()) drain(s, s.legacy[stream->device].get());
-  if (stream->number == 0)
-    for (const cudaStream_t blocking : s.streams)
-      if (blocking->device == stream->device && blocking->waits_for_legacy()) drain(s, blocking);
-  drain(s, stream);
-  return s.sticky;
-}
 // What PyTorch imports and nobody has written; the build makes such stubs.
 int cuda_host_lacks(const char* name) {
   return refuse(cudaErrorNotSupported, std::string(name) + " is not emulated");
@@ -118,56 +106,49 @@ int cuda_host_lacks(const char* name) {
 
 // ---- errors
 
-cudaError_t cudaGetLastError() {
-  const cudaError_t error = state().sticky != cudaSuccess ? state().sticky : last_error;
-  last_error = cudaSuccess;
-  return error;
-}
 cudaError_t cudaPeekAtLastError() {
   return state().sticky != cudaSuccess ? state().sticky : last_error;
 }
+cudaError_t cudaGetLastError() {
+  const cudaError_t error = cudaPeekAtLastError();
+  last_error = cudaSuccess;
+  return error;
+}
 
 namespace {
-struct Words {
-  cudaError_t error;
-  const char *name, *text;
-};
-#define WORDS(error, text) {error, #error, text}
-const Words kWords[] = {
-    WORDS(cudaSuccess, "no error"),
-    WORDS(cudaErrorInvalidValue, "invalid argument"),
-    WORDS(cudaErrorMemoryAllocation, "out of memory"),
-    WORDS(cudaErrorInvalidConfiguration, "invalid configuration argument"),
-    WORDS(cudaErrorNoDevice, "no CUDA-capable device is detected"),
-    WORDS(cudaErrorInvalidDevice, "invalid device ordinal"),
-    WORDS(cudaErrorInvalidDeviceFunction, "invalid device function"),
-    WORDS(cudaErrorNoKernelImageForDevice, "no kernel image is available for the device"),
-    WORDS(cudaErrorInvalidResourceHandle, "invalid resource handle"),
-    WORDS(cudaErrorNotReady, "device not ready"),
-    WORDS(cudaErrorIllegalAddress, "an illegal memory access was encountered"),
-    WORDS(cudaErrorIllegalState, "the operation cannot be performed in the present state"),
-    WORDS(cudaErrorInvalidClusterSize, "cluster misconfiguration"),
-    WORDS(cudaErrorLaunchFailure, "unspecified launch failure"),
-    WORDS(cudaErrorLaunchOutOfResources, "too many resources requested for launch"),
-    WORDS(cudaErrorNotSupported, "operation not supported"),
-    WORDS(cudaErrorStreamCaptureUnsupported, "operation not permitted when stream is capturing"),
-    WORDS(cudaErrorStreamCaptureInvalidated, "operation failed due to a previous error in capture"),
-};
-const Words& words_of(cudaError_t error) {
-  static const Words unknown{cudaErrorUnknown, "cudaErrorUnknown", "an error without words here"};
-  for (const Words& words : kWords)
-    if (words.error == error) return words;
-  return unknown;
+#define WORDS(error, text) \
+  case error:              \
+    return { #error, text }
+std::pair<const char*, const char*> words_of(cudaError_t error) {
+  switch (error) {
+    WORDS(cudaSuccess, "no error");
+    WORDS(cudaErrorInvalidValue, "invalid argument");
+    WORDS(cudaErrorMemoryAllocation, "out of memory");
+    WORDS(cudaErrorInvalidConfiguration, "invalid configuration argument");
+    WORDS(cudaErrorInvalidDevice, "invalid device ordinal");
+    WORDS(cudaErrorInvalidDeviceFunction, "invalid device function");
+    WORDS(cudaErrorNoKernelImageForDevice, "no kernel image is available for the device");
+    WORDS(cudaErrorInvalidResourceHandle, "invalid resource handle");
+    WORDS(cudaErrorNotReady, "device not ready");
+    WORDS(cudaErrorIllegalState, "the operation cannot be performed in the present state");
+    WORDS(cudaErrorInvalidClusterSize, "cluster misconfiguration");
+    WORDS(cudaErrorLaunchFailure, "unspecified launch failure");
+    WORDS(cudaErrorLaunchOutOfResources, "too many resources requested for launch");
+    WORDS(cudaErrorNotSupported, "operation not supported");
+    WORDS(cudaErrorStreamCaptureUnsupported, "operation not permitted when stream is capturing");
+    WORDS(cudaErrorStreamCaptureInvalidated, "operation failed due to a previous error in capture");
+    default:
+      return {"an error", "an error without words in devices.cpp"};
+  }
 }
 }  // namespace
-const char* cudaGetErrorName(cudaError_t error) { return words_of(error).name; }
-const char* cudaGetErrorString(cudaError_t error) { return words_of(error).text; }
+const char* cudaGetErrorName(cudaError_t error) { return words_of(error).first; }
+const char* cudaGetErrorString(cudaError_t error) { return words_of(error).second; }
 
 // ---- devices
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = int(state().devices.size());
-  return *count > 0 ? cudaSuccess : result(cudaErrorNoDevice);
+  return *count = int(state().devices.size()), cudaSuccess;
 }
 // These two need no context: they succeed after a kernel has failed, too.
 cudaError_t cudaGetDevice(int* device) { return *device = current_device, cudaSuccess; }
@@ -176,57 +157,32 @@ cudaError_t cudaSetDevice(int device) {
   current_device = device;
   return cudaSuccess;
 }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int index) {
-  ENTER(__func__);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
+  ENTER;
   if (index < 0 || index >= int(s.devices.size())) return result(cudaErrorInvalidDevice);
-  const Device& device = s.devices[index];
-  const std::map<int, int> values = {
-      {cudaDevAttrMultiProcessorCount, device.multiprocessors},
-      {cudaDevAttrMaxSharedMemoryPerBlockOptin, device.shared_bytes},
-      {cudaDevAttrMaxSharedMemoryPerBlock, 48 << 10},
-      {cudaDevAttrMaxThreadsPerBlock, 1024},
-      {cudaDevAttrMaxThreadsPerMultiProcessor, 2048},
-      {cudaDevAttrWarpSize, 32},
-      {cudaDevAttrClusterLaunch, device.clusters},
-      {cudaDevAttrComputeCapabilityMajor, device.major},
-      {cudaDevAttrComputeCapabilityMinor, device.minor},
-  };
-  const auto found = values.find(attribute);
-  *value = found == values.end() ? 0 : found->second;
+  *properties = s.devices[index].properties;
   return cudaSuccess;
 }
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
-  ENTER(__func__);
-  if (index < 0 || index >= int(s.devices.size())) return result(cudaErrorInvalidDevice);
-  const Device& device = s.devices[index];
-  cudaDeviceProp p = {};
-  std::snprintf(p.name, sizeof p.name, "emulated device %d", index);
-  p.uuid.bytes[0] = char(index + 1);
-  p.totalGlobalMem = device.total;
-  p.major = device.major;
-  p.minor = device.minor;
-  p.multiProcessorCount = device.multiprocessors;
-  p.clusterLaunch = device.clusters;
-  p.sharedMemPerBlock = 48 << 10;
-  p.sharedMemPerBlockOptin = device.shared_bytes;
-  p.sharedMemPerMultiprocessor = device.shared_bytes + 1024;
-  p.regsPerBlock = p.regsPerMultiprocessor = 65536;
-  p.warpSize = 32;
-  p.maxThreadsPerBlock = p.maxThreadsDim[0] = p.maxThreadsDim[1] = 1024;
-  p.maxThreadsDim[2] = 64;
-  p.maxThreadsPerMultiProcessor = 2048;
-  p.maxGridSize[0] = 0x7fffffff;
-  p.maxGridSize[1] = p.maxGridSize[2] = 65535;
-  p.textureAlignment = 512;
-  p.unifiedAddressing = 1;
-  p.l2CacheSize = 50 << 20;
-  *properties = p;
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int index) {
+  ENTER;
+  cudaDeviceProp p;
+  TRY(cudaGetDeviceProperties(&p, index));
+  const std::map<int, int> values = {
+      {cudaDevAttrMultiProcessorCount, p.multiProcessorCount},
+      {cudaDevAttrMaxSharedMemoryPerBlockOptin, int(p.sharedMemPerBlockOptin)},
+      {cudaDevAttrClusterLaunch, p.clusterLaunch},
+  };
+  const auto found = values.find(attribute);
+  if (found == values.end())
+    return refuse(cudaErrorNotSupported, "device attribute " + std::to_string(attribute));
+  *value = found->second;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
-  ENTER(__func__);
-  if (const auto error = forbidden_in_capture(s, __func__); error != cudaSuccess) return error;
-  drain_device(s, current_device);
+  ENTER;
+  TRY(forbidden_in_capture(s, __func__));
+  for (const cudaStream_t stream : s.streams)
+    if (stream->device == current_device) drain(s, stream);
   return result(s.sticky);
 }
 cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 1, cudaSuccess; }
@@ -234,20 +190,17 @@ cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
 cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
   return *least = 0, *greatest = -5, cudaSuccess;
 }
-cudaError_t cudaDeviceGetPCIBusId(char* text, int bytes, int device) {
-  return std::snprintf(text, size_t(bytes), "0000:%02x:00.0", device + 1), cudaSuccess;
-}
-cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
-cudaError_t cudaRuntimeGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
-cudaError_t cudaProfilerStart() { return cudaSuccess; }
-cudaError_t cudaProfilerStop() { return cudaSuccess; }
 // PyTorch asks so for functions of the driver that it can do without.
 cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** function, unsigned,
                                              unsigned long long,
                                              cudaDriverEntryPointQueryResult* found) {
-  *function = nullptr;
-  if (found != nullptr) *found = cudaDriverEntryPointSymbolNotFound;
-  return cudaSuccess;
+  return *function = nullptr, *found = cudaDriverEntryPointSymbolNotFound, cudaSuccess;
+}
+
+// ---- the driver
+
+CUresult cuDevicePrimaryCtxGetState(CUdevice, unsigned* flags, int* active) {
+  return *flags = 0, *active = 1, CUDA_SUCCESS;
 }
 
 }  // extern "C"

@@ -1,21 +1,22 @@
-// What the runtime and the library of kernels agree on; nothing of CUDA or the project.
+// Where launches meet the kernels that tests/cuda_on_cpu compiles: nothing of CUDA, and nothing of
+// the project's stand-ins for it.
 #pragma once
 #include <cstddef>
 #include <functional>
+#include <map>
 #include <string>
 
 namespace cuda_host {
 
-// How a launch reaches the fibers.
 struct FiberLaunch {
   unsigned blocks, threads, cluster;
   size_t shared_bytes;
 };
 struct FiberKernel {
-  size_t argument_bytes = 0;
-  // Null, or what the fibers found wrong.
-  std::function<const char*(const FiberLaunch&, const void* argument)> run;
+  size_t argument_bytes;
+  // Runs it. Empty, or what the fibers found wrong.
+  std::function<std::string(const FiberLaunch&, const void* argument)> run;
 };
-using AddKernel = void (*)(const std::string& name, const FiberKernel& kernel);
+std::map<std::string, FiberKernel> fiber_kernels();  // by mangled name
 
 }  // namespace cuda_host
