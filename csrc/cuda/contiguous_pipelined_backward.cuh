@@ -95,8 +95,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
   A* const dsums = gates + tile.q;  // [segments][q]
   A* const contributions =
       dsums + bins.segments() * tile.q;  // [contexts + 1][q]: dz n_l, dz, over the tiles
-  block.begin();
-  int64_t stride = step_stride(tile);
+  int64_t stride = tile.step_stride;
 
   Word<T, V> cached[STEPS];
   const auto load_cached = [&](int r, const UnitPart& part) {
@@ -118,6 +117,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
     for (int r = 0; r < STEPS; ++r) {
       copy_ahead(r, part);
       if constexpr (!kGradAhead) load_cached(r, part);
+      if (r == kBatch - 1) block.begin();
     }
   }
   close_copies();

@@ -43,8 +43,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
   constexpr bool kSlots = Block::kStagedTensors > 0;
   const Slots<T, V> xs = block.slots_of_tensor(0), residuals = block.slots_of_tensor(1);
   A* const gates = block.gates();
-  block.begin();
-  int64_t stride = step_stride(tile);
+  int64_t stride = tile.step_stride;
 
   Word<T, V> cached[STEPS];
   const auto load_cached = [&](int r, const UnitPart& part) {
@@ -65,6 +64,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
     for (int r = 0; r < STEPS; ++r) {
       copy_x(r, part);
       if constexpr (!kSlots) load_cached(r, part);
+      if (r == kBatch - 1) block.begin();
     }
     close_copies();
     PPCR_UNROLL
