@@ -77,6 +77,11 @@ PPCR_DEVICE UnitPart unit_part(const Tile& tile, const Units& units, const TileT
   return part;
 }
 
+// Elements from a step to the next.
+PPCR_DEVICE int64_t step_stride(const Tile& tile) {
+  return int64_t(unsigned(tile.rows)) * tile.image_pixels;
+}
+
 // Vectors that a thread has copied to shared memory ahead of their use. No other thread reads them,
 // so that they need no barrier, and neighbouring threads' vectors lie side by side.
 template <class T, int V>

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
   A* const dsums = gates + tile.q;  // [segments][q]
   A* const contributions =
       dsums + bins.segments() * tile.q;  // [contexts + 1][q]: dz n_l, dz, over the tiles
-  int64_t stride = tile.step_stride;
+  int64_t stride = step_stride(tile);
 
   Word<T, V> cached[STEPS];
   const auto load_cached = [&](int r, const UnitPart& part) {
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
             cached[r] = mask_relu<T, V>(cached[r], staged_or_loaded(seconds, tensors.y));
           add_product<T, V>(staged_or_loaded(xs, tensors.x), cached[r], sum, dot);
           copy_ahead(r, next);
-          stride = opaque(stride);
+
         }
       }
       close_copies();

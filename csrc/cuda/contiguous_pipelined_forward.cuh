@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
   constexpr bool kSlots = Block::kStagedTensors > 0;
   const Slots<T, V> xs = block.slots_of_tensor(0), residuals = block.slots_of_tensor(1);
   A* const gates = block.gates();
-  int64_t stride = tile.step_stride;
+  int64_t stride = step_stride(tile);
 
   Word<T, V> cached[STEPS];
   const auto load_cached = [&](int r, const UnitPart& part) {

@@ -95,7 +95,6 @@ inline bool cut_contiguous(const Workload& workload, const DeviceLimits& device,
   tile.by_q = divider(unsigned(q));
   tile.by_step = divider(unsigned(rows * q));
   tile.by_image_tiles = divider(tile.image_tiles);
-  tile.step_stride = rows * workload.image_pixels;
   tile.last_step = static_cast<int>((unit_channels - (tile.steps - 1) * rows) * q);
   tile.memory =
       tile_memory(tile, pooling.contexts, pooling.segments, workload.operation, workload.pass);

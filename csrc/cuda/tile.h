@@ -56,7 +56,6 @@ struct TileMemory {
 struct Tile {
   int64_t image_pixels;    // pixels of an image
   int64_t image_elements;  // channels * image_pixels
-  int64_t step_stride;     // elements from a step to the next: rows * image_pixels
   unsigned image_tiles;    // tiles that cover an image
   unsigned tiles;          // of all images
   int q;                   // pixels of a tile
