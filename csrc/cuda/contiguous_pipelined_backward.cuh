@@ -153,7 +153,6 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
             cached[r] = mask_relu<T, V>(cached[r], staged_or_loaded(seconds, tensors.y));
           add_product<T, V>(staged_or_loaded(xs, tensors.x), cached[r], sum, dot);
           copy_ahead(r, next);
-
         }
       }
       close_copies();

@@ -104,8 +104,8 @@ inline bool cut_contiguous(const Workload& workload, const DeviceLimits& device,
     ++tile.column_lanes_log2;
   const int64_t staged =
       staged_tensors(workload.operation, workload.pass, vector * workload.element_size, plan.steps);
-  const int64_t shared =
-      staged * plan.steps * kThreads * kSlotBytes + int64_t(workload.accumulator()) * tile.memory.total;
+  const int64_t shared = staged * plan.steps * kThreads * kSlotBytes +
+                         int64_t(workload.accumulator()) * tile.memory.total;
   plan.shared_bytes = static_cast<int>(std::min<int64_t>(shared, kMaxBlocks));
   return shared <= device.shared_bytes;
 }
