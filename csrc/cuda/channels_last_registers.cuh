@@ -165,6 +165,7 @@ __global__ void __launch_bounds__(kThreads,
   using Bins = StandardBins<A>;
   using G = LaneGeometry<V, STEPS, PIXELS, LANES>;
   constexpr int kContexts = Bins::kContexts, kSegments = Bins::kSegments;
+  constexpr bool kAdd = OP == Operation::kAddRelu;
   const Tensors<T>& tensors = arguments.tensors;
   const Lanes& lanes = arguments.lanes;
   const Bins& bins = arguments.bins;
@@ -182,18 +183,24 @@ __global__ void __launch_bounds__(kThreads,
                                          Pass::kBackward);  // [contexts + 1][warps]
 
   LanePlace<G> place = lane_place<G, V, LANES>(lanes);
-  Tensors<T> of_lane = tensors;
-  of_lane.x = from_lane(tensors.x, place);
-  of_lane.grad = from_lane(tensors.grad, place);
-  if constexpr (OP == Operation::kAddRelu)
-    of_lane.y = const_cast<T*>(from_lane<T>(tensors.y, place));
-  Word<T, V> cached[PIXELS][STEPS], x[PIXELS][STEPS];
+  const T *const of_x = from_lane(tensors.x, place), *const of_grad =
+                                                         from_lane(tensors.grad, place);
+  const T* const of_y = kAdd ? from_lane<T>(tensors.y, place) : nullptr;
+  Word<T, V> x[PIXELS][STEPS], y[PIXELS][STEPS], cached[PIXELS][STEPS];
   PPCR_UNROLL
   for (int i = 0; i < PIXELS; ++i) {
     PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r) {
-      x[i][r] = load_if<T, V>(place.holds(i, r), of_lane.x + place.at(i, r));
-      cached[i][r] = load_gradient<T, V, OP>(of_lane, place.holds(i, r), place.at(i, r));
+      x[i][r] = load_if<T, V>(place.holds(i, r), of_x + place.at(i, r));
+      cached[i][r] = load_if<T, V>(place.holds(i, r), of_grad + place.at(i, r));
+      if constexpr (kAdd) y[i][r] = load_if<T, V>(place.holds(i, r), of_y + place.at(i, r));
+    }
+  }
+  if constexpr (kAdd) {  // after all loads, or the compiler would wait for the first ones
+    PPCR_UNROLL
+    for (int i = 0; i < PIXELS; ++i) {
+      PPCR_UNROLL
+      for (int r = 0; r < STEPS; ++r) cached[i][r] = mask_relu<T, V>(cached[i][r], y[i][r]);
     }
   }
   stage_parameters<T>(tensors.weight, tensors.bias, kContexts, parameters);
