@@ -106,7 +106,7 @@ PPCR_DEVICE void write_line(const A (&values)[V], A* to) {
     for (int j = 0; j < V; j += kWide) {
       uint4 word;
       memcpy(&word, values + j, sizeof word);
-      *reinterpret_cast<uint4*>(to + j) = word;
+      store_shared(reinterpret_cast<uint4*>(to + j), word);
     }
   } else {
     PPCR_UNROLL

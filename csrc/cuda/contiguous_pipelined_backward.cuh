@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
   block.await_cluster();
 
   for (; index < tile.tiles; index += block.tile_stride(), ++block.turn) {
-    stride = opaque(stride);  // as in the forward kernel
+    stride = opaque(step_stride(tile));  // as in the forward kernel
     A sum[V] = {}, dot[V] = {};
     {
       const UnitPart next = block.part_in(index + block.tile_stride(), 0);

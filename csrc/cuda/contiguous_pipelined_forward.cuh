@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
   for (; index < tile.tiles; index += block.tile_stride(), ++block.turn) {
     // Opaque, or the compiler would keep in registers from tile to tile, and from phase to phase,
     // what is quick to compute anew.
-    stride = opaque(stride);
+    stride = opaque(step_stride(tile));
     A sum[V] = {};
     if constexpr (kSlots || kGate) {
       const UnitPart next = block.part_in(index + block.tile_stride(), 0);
@@ -89,10 +89,12 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
       for (int r = 0; r < STEPS; ++r) {
         if constexpr (kSlots) cached[r] = *xs.at(r);
         add_word<T, V>(cached[r], sum);
-        if constexpr (kSlots)
+        if constexpr (kSlots) {
           copy_x(r, next);
-        else
+        } else {
           load_cached(r, next);
+          stride = opaque(stride);
+        }
       }
       close_copies();
     } else {
