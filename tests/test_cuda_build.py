@@ -164,7 +164,8 @@ def test_planned_kernels(planned):
                 if op.startswith("STG"):
                     (wide if ".128" in op.split()[0] else narrow).append(i)
             assert wide, k
-            assert wide[0] < narrow[-1], k
+            # A shared tile may end in elements that are stored one by one.
+            assert wide[0] < narrow[-1 if "shared" in k.name else 0], k
 
 
 @needs_nvcc
