@@ -55,6 +55,7 @@ CHANNELS_LAST = {  # a copy is half writing, which is slower than reading
 }
 ONE_BLOCK_BACKWARD = 0.81  # add_relu with so many registers that a multiprocessor holds one block
 PLAN = ("method", "vector", "steps", "q", "groups", "cluster", "variant", "threads", "blocks")
+PLAN += ("shared_bytes",)
 
 
 def share(plan: dict[str, Any], operation: str, direction: str, side: int, size: int) -> float:

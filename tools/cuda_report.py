@@ -53,11 +53,12 @@ def cuobjdump(option: str, file: str | Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def opcodes_of(file: str | Path) -> dict[str, list[str]]:
-    """By mangled name of every kernel in an object: its opcodes in order."""
+def code_of(file: str | Path) -> dict[str, list[str]]:
+    """By mangled name of every kernel in an object: its instructions in order, such as
+    ``LDG.E.128 R4, desc[UR6][R2.64]``, without what they are predicated on."""
     functions = re.split(r"\n\s*Function : ", cuobjdump("--dump-sass", file))[1:]
-    opcode = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)")
-    return {function.split("\n", 1)[0].strip(): opcode.findall(function) for function in functions}
+    code = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][^;]*?)\s*;")
+    return {function.split("\n", 1)[0].strip(): code.findall(function) for function in functions}
 
 
 def loads_of(code: list[str]) -> collections.Counter[int]:
@@ -69,9 +70,24 @@ def stores_of(code: list[str]) -> collections.Counter[int]:
     return _widths(code, "STG")
 
 
-def _widths(opcodes: list[str], name: str) -> collections.Counter[int]:
+def loads_before_use(code: list[str]) -> int:
+    """How many 16-byte loads are issued before an instruction reads what one of them loaded."""
+    loaded: set[str] = set()
+    count = 0
+    for instruction in code:
+        opcode, _, operands = instruction.partition(" ")
+        registers = re.findall(r"\bR\d+", operands)
+        if re.match(r"LDG\b.*\.128\b", opcode):
+            loaded.add(registers[0])
+            count += 1
+        elif loaded & set(registers):
+            break
+    return count
+
+
+def _widths(code: list[str], name: str) -> collections.Counter[int]:
     """Such as 16 for LDG.E.128.CONSTANT."""
-    accesses = [op for op in opcodes if re.match(rf"{name}\b", op)]
+    accesses = [op.split()[0] for op in code if re.match(rf"{name}\b", op)]
     bits = [re.search(r"\.[US]?(8|16|64|128)\b", op) for op in accesses]
     return collections.Counter(int(found[1]) // 8 if found else 4 for found in bits)
 
@@ -103,7 +119,7 @@ class Kernel:
     registers: int
     stack: int  # bytes of local memory per thread
     spills: int  # bytes of spill stores and loads
-    code: list[str]  # opcodes, in order
+    code: list[str]  # instructions, in order
 
     @property
     def loads(self) -> collections.Counter[int]:
@@ -147,7 +163,7 @@ def kernels(work: Path = WORK) -> list[Kernel]:
     )
     result = []
     for source in cuda_build.recipe().KERNEL_SOURCES:
-        opcodes = opcodes_of(work / f"{source}.o")
+        code = code_of(work / f"{source}.o")
         found = resources.findall((work / f"{source}.log").read_text())
         mangled = "\n".join(name for name, *_ in found)
         demangled = subprocess.run(
@@ -155,7 +171,7 @@ def kernels(work: Path = WORK) -> list[Kernel]:
         ).stdout.splitlines()
         for (name, *numbers), readable in zip(found, demangled, strict=True):
             stack, spill_stores, spill_loads, registers = map(int, numbers)
-            usage = (registers, stack, spill_stores + spill_loads, opcodes[name])
+            usage = (registers, stack, spill_stores + spill_loads, code[name])
             result.append(Kernel(*parse_name(readable), *usage))
     return sorted(result, key=lambda k: (k.name, k.operation, k.standard, k.variant, k.dtype))
 

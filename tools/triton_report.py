@@ -121,7 +121,7 @@ def compile_variant(variant: Variant) -> Compiled:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = cuda_report.cuobjdump("--dump-resource-usage", file.name)
-        (code,) = cuda_report.opcodes_of(file.name).values()
+        (code,) = cuda_report.code_of(file.name).values()
     resources = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert resources is not None, usage
     registers, stack = map(int, resources.groups())

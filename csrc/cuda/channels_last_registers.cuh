@@ -20,7 +20,7 @@ struct LaneArguments {
 constexpr int lane_blocks(int element_size, int cached_bytes, Operation operation, Pass pass) {
   const bool backward = is_backward(pass), added = operation == Operation::kAddRelu;
   if (cached_bytes > 128) return backward || added || element_size < 4 ? 1 : 2;
-  if (backward) return cached_bytes > 64 || added ? 2 : 3;
+  if (backward) return cached_bytes > 64 ? 2 : 3;
   return cached_bytes > 64 ? 2 : added ? 3 : 4;
 }
 
@@ -36,28 +36,41 @@ struct LaneGeometry {
   static_assert(kWarpPixels <= kWarp, "one lane per pixel computes the gate");
 };
 
-// Where a lane works: vectors (i, r) lie at offset(i) + r * kStride.
+// Where a lane works. Its vector of pixel i and step r lies at(i, r) behind its first one.
 template <class G>
 struct LanePlace {
-  int segment;
-  int channel;     // of the lane's first vector, within the segment
-  int group;       // of lanes, in the warp
-  int64_t first;   // pixel of the warp
-  int64_t offset;  // of the lane's first vector
+  int segment, group;  // of the warp's pixels that are read at once
+  int pixels_left;     // from the lane's first pixel to the end of the tensor, or enough
+  int channels_left;   // from the lane's first channel to the end of the segment
+  int64_t offset;      // of the lane's first vector
+  int64_t pixel_stride;
+  PPCR_DEVICE bool holds(int i, int r) const {
+    return i * G::kGroups < pixels_left && r * G::kStride < channels_left;
+  }
+  PPCR_DEVICE int64_t at(int i, int r) const { return i * pixel_stride + r * G::kStride; }
 };
 
 template <class G, int V, int LANES>
 PPCR_DEVICE LanePlace<G> lane_place(const Lanes& lanes) {
   LanePlace<G> place;
-  const int lane = int(threadIdx.x) % LANES;
-  place.segment = lane / G::kSegmentLanes;
-  place.channel = lane % G::kSegmentLanes * V;
-  place.group = int(threadIdx.x) % kWarp / LANES;
-  const int warps = int(blockDim.x) / kWarp;
-  place.first = (int64_t(blockIdx.x) * warps + int(threadIdx.x) / kWarp) * G::kWarpPixels;
-  place.offset = (place.first + place.group) * lanes.channels +
-                 int64_t(place.segment) * lanes.segment + place.channel;
+  const unsigned lane = threadIdx.x % LANES, channel = lane % G::kSegmentLanes * V;
+  place.segment = int(lane / G::kSegmentLanes);
+  place.group = int(threadIdx.x % kWarp / LANES);
+  const int64_t warp = int64_t(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp;
+  const int64_t pixel = warp * G::kWarpPixels + place.group, left = lanes.pixels - pixel;
+  place.pixels_left = left < kWarp ? int(left) : kWarp;
+  place.channels_left = lanes.segment - int(channel);
+  place.offset =
+      pixel * lanes.channels + int64_t(unsigned(place.segment)) * unsigned(lanes.segment) + channel;
+  place.pixel_stride = G::kGroups * lanes.channels;
   return place;
+}
+
+// A tensor from the lane's first vector on. Opaque, or the compiler would compute every address
+// anew from the beginning of the tensor, before the first load.
+template <class T, class G>
+PPCR_DEVICE const T* from_lane(const T* tensor, const LanePlace<G>& place) {
+  return reinterpret_cast<const T*>(opaque(reinterpret_cast<int64_t>(tensor + place.offset)));
 }
 
 // One value for all elements of a vector: they belong to one pixel.
@@ -81,22 +94,20 @@ __global__ void __launch_bounds__(kThreads,
 
   wait_for_kernels_before();
   PPCR_SHARED(raw);
-  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  const int warp = int(threadIdx.x / kWarp), lane = int(threadIdx.x % kWarp);
   A* const parameters = reinterpret_cast<A*>(raw);
   A* const sums = parameters + parameter_slots(Bins::kContexts) +
                   warp * lanes_warp_values(G::kWarpPixels, Bins::kSegments, Pass::kForward);
   A* const gates = sums + G::kWarpPixels * G::kRow;
 
-  const LanePlace<G> place = lane_place<G, V, LANES>(lanes);
-  const int64_t pixel_stride = int64_t(G::kGroups) * lanes.channels;
+  LanePlace<G> place = lane_place<G, V, LANES>(lanes);
+  const T* const x = from_lane(tensors.x, place);
   Word<T, V> cached[PIXELS][STEPS];
   PPCR_UNROLL
   for (int i = 0; i < PIXELS; ++i) {
-    const bool inside = place.first + i * G::kGroups + place.group < lanes.pixels;
     PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r)
-      cached[i][r] = load_if<T, V>(inside && place.channel + r * G::kStride < lanes.segment,
-                                   tensors.x + place.offset + i * pixel_stride + r * G::kStride);
+      cached[i][r] = load_if<T, V>(place.holds(i, r), x + place.at(i, r));
   }
   stage_parameters<T>(tensors.weight, tensors.bias, Bins::kContexts, parameters);
   PPCR_UNROLL
@@ -120,15 +131,11 @@ __global__ void __launch_bounds__(kThreads,
     gates[lane] = pixel.g;
   }
   __syncwarp();
+  place.offset = opaque(place.offset);  // or addresses are kept in registers from the loads on
   // Vector s is step s % STEPS of pixel s / STEPS.
   static_assert(PIXELS * STEPS % kBatch == 0, "whole batches");
-  const auto exists = [&](int s) {
-    return place.first + s / STEPS * G::kGroups + place.group < lanes.pixels &&
-           place.channel + s % STEPS * G::kStride < lanes.segment;
-  };
-  const auto offset = [&](int s) {
-    return place.offset + s / STEPS * pixel_stride + s % STEPS * G::kStride;
-  };
+  const auto exists = [&](int s) { return place.holds(s / STEPS, s % STEPS); };
+  const auto offset = [&](int s) { return place.offset + place.at(s / STEPS, s % STEPS); };
   PPCR_UNROLL
   for (int first = 0; first < PIXELS * STEPS; first += kBatch) {
     // All loads of a batch come before its first store, which they could not pass.
@@ -158,14 +165,15 @@ __global__ void __launch_bounds__(kThreads,
   using Bins = StandardBins<A>;
   using G = LaneGeometry<V, STEPS, PIXELS, LANES>;
   constexpr int kContexts = Bins::kContexts, kSegments = Bins::kSegments;
+  constexpr bool kAdd = OP == Operation::kAddRelu;
   const Tensors<T>& tensors = arguments.tensors;
   const Lanes& lanes = arguments.lanes;
   const Bins& bins = arguments.bins;
 
   wait_for_kernels_before();
   PPCR_SHARED(raw);
-  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp,
-            warps = int(blockDim.x) / kWarp;
+  const int warp = int(threadIdx.x / kWarp), lane = int(threadIdx.x % kWarp),
+            warps = int(blockDim.x / kWarp);
   A* const parameters = reinterpret_cast<A*>(raw);
   A* const shared = parameters + parameter_slots(kContexts);
   // Per pixel: the segments' sums and the dot product, later their gradients and the gate.
@@ -174,18 +182,25 @@ __global__ void __launch_bounds__(kThreads,
       shared + warps * lanes_warp_values(G::kWarpPixels, kSegments,
                                          Pass::kBackward);  // [contexts + 1][warps]
 
-  const LanePlace<G> place = lane_place<G, V, LANES>(lanes);
-  const int64_t pixel_stride = int64_t(G::kGroups) * lanes.channels;
-  Word<T, V> cached[PIXELS][STEPS], x[PIXELS][STEPS];
+  LanePlace<G> place = lane_place<G, V, LANES>(lanes);
+  const T *const of_x = from_lane(tensors.x, place), *const of_grad =
+                                                         from_lane(tensors.grad, place);
+  const T* const of_y = kAdd ? from_lane<T>(tensors.y, place) : nullptr;
+  Word<T, V> x[PIXELS][STEPS], y[PIXELS][STEPS], cached[PIXELS][STEPS];
   PPCR_UNROLL
   for (int i = 0; i < PIXELS; ++i) {
-    const bool inside = place.first + i * G::kGroups + place.group < lanes.pixels;
     PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r) {
-      const bool wanted = inside && place.channel + r * G::kStride < lanes.segment;
-      const int64_t at = place.offset + i * pixel_stride + r * G::kStride;
-      x[i][r] = load_if<T, V>(wanted, tensors.x + at);
-      cached[i][r] = load_gradient<T, V, OP>(tensors, wanted, at);
+      x[i][r] = load_if<T, V>(place.holds(i, r), of_x + place.at(i, r));
+      cached[i][r] = load_if<T, V>(place.holds(i, r), of_grad + place.at(i, r));
+      if constexpr (kAdd) y[i][r] = load_if<T, V>(place.holds(i, r), of_y + place.at(i, r));
+    }
+  }
+  if constexpr (kAdd) {  // after all loads, or the compiler would wait for the first ones
+    PPCR_UNROLL
+    for (int i = 0; i < PIXELS; ++i) {
+      PPCR_UNROLL
+      for (int r = 0; r < STEPS; ++r) cached[i][r] = mask_relu<T, V>(cached[i][r], y[i][r]);
     }
   }
   stage_parameters<T>(tensors.weight, tensors.bias, kContexts, parameters);
@@ -232,25 +247,26 @@ __global__ void __launch_bounds__(kThreads,
     if (lane == 0) contributions[l * warps + warp] = share;
   }
   __syncthreads();
-  if (int(threadIdx.x) <= kContexts) {
-    A share = 0;
-    for (int i = 0; i < warps; ++i) share += contributions[int(threadIdx.x) * warps + i];
-    tensors.partials[int64_t(threadIdx.x) * gridDim.x + blockIdx.x] = share;
-  }
 
+  place.offset = opaque(place.offset);  // as in the forward kernel
   PPCR_UNROLL
   for (int i = 0; i < PIXELS; ++i) {
-    if (place.first + i * G::kGroups + place.group >= lanes.pixels) break;
+    if (!place.holds(i, 0)) break;
     const A* const row = rows + (i * G::kGroups + place.group) * G::kRow;
     A gate[V], dsum[V];
     fill<V>(row[kSegments], gate);
     fill<V>(row[place.segment], dsum);
     PPCR_UNROLL
     for (int r = 0; r < STEPS; ++r) {
-      if (place.channel + r * G::kStride >= lanes.segment) continue;
-      write_backward<T, V, OP>(tensors, true, place.offset + i * pixel_stride + r * G::kStride,
-                               cached[i][r], gate, dsum);
+      if (!place.holds(i, r)) continue;
+      write_backward<T, V, OP>(tensors, true, place.offset + place.at(i, r), cached[i][r], gate,
+                               dsum);
     }
+  }
+  if (int(threadIdx.x) <= kContexts) {
+    A share = 0;
+    for (int i = 0; i < warps; ++i) share += contributions[int(threadIdx.x) * warps + i];
+    tensors.partials[int64_t(threadIdx.x) * gridDim.x + blockIdx.x] = share;
   }
 }
 

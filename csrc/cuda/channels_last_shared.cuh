@@ -203,13 +203,6 @@ PPCR_DEVICE void channels_last_shared(const SharedTileArguments<T, Bins>& argume
   }
   if constexpr (OP == Operation::kGate && !kBackward) return;
   __syncthreads();
-  if constexpr (kBackward) {
-    for (int l = int(threadIdx.x); l <= bins.contexts(); l += int(blockDim.x)) {
-      A share = 0;
-      for (int warp = 0; warp * kWarp < pixels; ++warp) share += shares[l * kTileWarps + warp];
-      tensors.partials[int64_t(l) * gridDim.x + blockIdx.x] = share;
-    }
-  }
 
   each_segment(tile, bins, edges, pixels,
                [&](bool exists, int pixel, int segment, int channel, int stride, int end) {
@@ -241,6 +234,13 @@ PPCR_DEVICE void channels_last_shared(const SharedTileArguments<T, Bins>& argume
     const int done =
         tile.vector > 1 ? write_back<T, kVector>(x, result_of<PASS>(tensors) + base, 0, count) : 0;
     write_back<T, 1>(x, result_of<PASS>(tensors) + base, done, count);
+  }
+  if constexpr (kBackward) {
+    for (int l = int(threadIdx.x); l <= bins.contexts(); l += int(blockDim.x)) {
+      A share = 0;
+      for (int warp = 0; warp * kWarp < pixels; ++warp) share += shares[l * kTileWarps + warp];
+      tensors.partials[int64_t(l) * gridDim.x + blockIdx.x] = share;
+    }
   }
 }
 

@@ -49,7 +49,7 @@ struct TilePlace {
 PPCR_DEVICE TilePlace tile_place(const Tile& tile, const TileThread& thread, unsigned index) {
   TilePlace place;
   place.image = tile.by_image_tiles.quotient(index);
-  place.first = int64_t(index - place.image * tile.image_tiles) * tile.q;
+  place.first = int64_t(index - place.image * tile.image_tiles) * unsigned(tile.q);
   place.offset = int64_t(place.image) * tile.image_elements + place.first;
   place.inside = index < tile.tiles && place.first + thread.column < tile.image_pixels;
   return place;
@@ -71,15 +71,16 @@ PPCR_DEVICE UnitPart unit_part(const Tile& tile, const Units& units, const TileT
                                int round) {
   UnitPart part;
   part.unit = (round * tile.cluster + int(thread.rank)) * tile.groups + thread.group;
-  const int left = units.count(part.unit) * tile.q - thread.element;
-  part.steps = thread.active && left > 0
-                   ? int(tile.by_step.quotient(unsigned(left + tile.rows * tile.q - 1)))
-                   : 0;
-  part.offset = int64_t(units.begin(part.unit) + thread.row) * tile.image_pixels + thread.column;
+  part.steps = thread.active ? units.steps(tile, part.unit, thread.element) : 0;
+  part.offset = int64_t(unsigned(units.begin(part.unit) + thread.row)) * tile.image_pixels +
+                unsigned(thread.column);
   return part;
 }
 
-PPCR_DEVICE int64_t step_stride(const Tile& tile) { return int64_t(tile.rows) * tile.image_pixels; }
+// Elements from a step to the next.
+PPCR_DEVICE int64_t step_stride(const Tile& tile) {
+  return int64_t(unsigned(tile.rows)) * tile.image_pixels;
+}
 
 // Vectors that a thread has copied to shared memory ahead of their use. No other thread reads them,
 // so that they need no barrier, and neighbouring threads' vectors lie side by side.
@@ -105,7 +106,7 @@ PPCR_DEVICE void write_line(const A (&values)[V], A* to) {
     for (int j = 0; j < V; j += kWide) {
       uint4 word;
       memcpy(&word, values + j, sizeof word);
-      *reinterpret_cast<uint4*>(to + j) = word;
+      store_shared(reinterpret_cast<uint4*>(to + j), word);
     }
   } else {
     PPCR_UNROLL
@@ -219,7 +220,7 @@ struct ContiguousBlock {
   const Tile& tile;
   const Units& units;
   const Bins& bins;
-  const TileMemory memory;
+  const TileMemory& memory;
   unsigned char* const slots;
   A* const values;
   Mbarrier* const barriers;  // two, used alternately, as are two copies of the parts
@@ -230,7 +231,7 @@ struct ContiguousBlock {
         tile(arguments.tile),
         units(arguments.units),
         bins(arguments.bins),
-        memory(tile_memory(tile, bins.contexts(), bins.segments(), OP, PASS)),
+        memory(tile.memory),
         slots(raw),
         values(reinterpret_cast<A*>(raw + kStagedTensors * STEPS * kThreads * kSlotBytes)),
         barriers(reinterpret_cast<Mbarrier*>(values)) {}

@@ -95,7 +95,6 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
   A* const dsums = gates + tile.q;  // [segments][q]
   A* const contributions =
       dsums + bins.segments() * tile.q;  // [contexts + 1][q]: dz n_l, dz, over the tiles
-  block.begin();
   int64_t stride = step_stride(tile);
 
   Word<T, V> cached[STEPS];
@@ -118,6 +117,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
     for (int r = 0; r < STEPS; ++r) {
       copy_ahead(r, part);
       if constexpr (!kGradAhead) load_cached(r, part);
+      if (r == kBatch - 1) block.begin();
     }
   }
   close_copies();
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
   block.await_cluster();
 
   for (; index < tile.tiles; index += block.tile_stride(), ++block.turn) {
-    stride = opaque(stride);  // as in the forward kernel
+    stride = opaque(step_stride(tile));  // as in the forward kernel
     A sum[V] = {}, dot[V] = {};
     {
       const UnitPart next = block.part_in(index + block.tile_stride(), 0);
@@ -153,7 +153,6 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
             cached[r] = mask_relu<T, V>(cached[r], staged_or_loaded(seconds, tensors.y));
           add_product<T, V>(staged_or_loaded(xs, tensors.x), cached[r], sum, dot);
           copy_ahead(r, next);
-          stride = opaque(stride);
         }
       }
       close_copies();

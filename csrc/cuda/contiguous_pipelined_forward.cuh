@@ -43,7 +43,6 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
   constexpr bool kSlots = Block::kStagedTensors > 0;
   const Slots<T, V> xs = block.slots_of_tensor(0), residuals = block.slots_of_tensor(1);
   A* const gates = block.gates();
-  block.begin();
   int64_t stride = step_stride(tile);
 
   Word<T, V> cached[STEPS];
@@ -65,6 +64,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
     for (int r = 0; r < STEPS; ++r) {
       copy_x(r, part);
       if constexpr (!kSlots) load_cached(r, part);
+      if (r == kBatch - 1) block.begin();
     }
     close_copies();
     PPCR_UNROLL
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
   for (; index < tile.tiles; index += block.tile_stride(), ++block.turn) {
     // Opaque, or the compiler would keep in registers from tile to tile, and from phase to phase,
     // what is quick to compute anew.
-    stride = opaque(stride);
+    stride = opaque(step_stride(tile));
     A sum[V] = {};
     if constexpr (kSlots || kGate) {
       const UnitPart next = block.part_in(index + block.tile_stride(), 0);
@@ -89,10 +89,12 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
       for (int r = 0; r < STEPS; ++r) {
         if constexpr (kSlots) cached[r] = *xs.at(r);
         add_word<T, V>(cached[r], sum);
-        if constexpr (kSlots)
+        if constexpr (kSlots) {
           copy_x(r, next);
-        else
+        } else {
           load_cached(r, next);
+          stride = opaque(stride);
+        }
       }
       close_copies();
     } else {

@@ -95,16 +95,17 @@ inline bool cut_contiguous(const Workload& workload, const DeviceLimits& device,
   tile.by_q = divider(unsigned(q));
   tile.by_step = divider(unsigned(rows * q));
   tile.by_image_tiles = divider(tile.image_tiles);
-  const TileMemory memory =
+  tile.last_step = static_cast<int>((unit_channels - (tile.steps - 1) * rows) * q);
+  tile.memory =
       tile_memory(tile, pooling.contexts, pooling.segments, workload.operation, workload.pass);
   while (tile.column_lanes_log2 < 3 &&
-         memory.lines * q << (tile.column_lanes_log2 + 1) <= kThreads &&
+         tile.memory.lines * q << (tile.column_lanes_log2 + 1) <= kThreads &&
          2 << tile.column_lanes_log2 <= rows)
     ++tile.column_lanes_log2;
   const int64_t staged =
       staged_tensors(workload.operation, workload.pass, vector * workload.element_size, plan.steps);
-  const int64_t shared =
-      staged * plan.steps * kThreads * kSlotBytes + int64_t(workload.accumulator()) * memory.total;
+  const int64_t shared = staged * plan.steps * kThreads * kSlotBytes +
+                         int64_t(workload.accumulator()) * tile.memory.total;
   plan.shared_bytes = static_cast<int>(std::min<int64_t>(shared, kMaxBlocks));
   return shared <= device.shared_bytes;
 }

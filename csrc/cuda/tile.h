@@ -34,6 +34,19 @@ inline Divider divider(unsigned divisor) {
 
 // ---- contiguous layout
 
+// Shared memory of a block of the contiguous kernels, in values of the accumulation type, behind
+// the slots. A line is what one group sums in one round: a line per unit for the segment sums and,
+// in the backward pass, a line per group for sum_c gy_c x_c.
+struct TileMemory {
+  int parameters;  // weights, bias; before them two barriers
+  int sums;        // [lines][rows * q]: what each thread summed
+  int parts;       // [cluster][lines][q]: sums over the rows of a step; two copies in a cluster
+  int pixels;  // [values][q]: gate; backward also dsum of each segment, dz n_l of each context, dz
+  int lines;
+  int part_values;  // of one copy of the parts
+  int total;
+};
+
 // A tile is q neighbouring pixels of one image with all their channels; a
 // cluster of blocks works on it, and on every so many tiles after it. The channels are cut into
 // units, each inside one segment; a group of threads runs one unit per round. In one step a group
@@ -53,10 +66,12 @@ struct Tile {
   int cluster;             // blocks of a cluster
   int rounds;              // units that each group runs, one after another
   int steps;               // of the longest unit
+  int last_step;           // elements of its last step, at most rows * q
   int group_log2, groups_log2, cluster_log2;
   int column_lanes_log2;                  // lanes that share a column where a block sums its rows
   bool wraps_wide;                        // a row of q values is whole 16-byte words
   Divider by_q, by_step, by_image_tiles;  // by_step: rows * q
+  TileMemory memory;
 };
 
 // Standard bins: four equal segments, each of 2^per_segment_log2 equal units; as many groups as
@@ -68,6 +83,10 @@ struct EqualUnits {
   PPCR_HD int begin(int unit) const { return unit * channels; }
   PPCR_HD int count(int) const { return channels; }
   PPCR_HD int segment(int unit) const { return unit >> per_segment_log2; }
+  // Of the thread whose vector lies so many elements behind the first of a step.
+  PPCR_HD int steps(const Tile& tile, int, int element) const {
+    return tile.steps - (element >= tile.last_step);
+  }
   PPCR_HD int first(int segment) const { return segment << per_segment_log2; }  // unit of a segment
 };
 
@@ -80,6 +99,10 @@ struct TableUnits {
   PPCR_HD int begin(int unit) const { return edge[unit]; }
   PPCR_HD int count(int unit) const { return edge[unit + 1] - edge[unit]; }
   PPCR_HD int segment(int unit) const { return segment_of[unit]; }
+  PPCR_HD int steps(const Tile& tile, int unit, int element) const {
+    const int left = count(unit) * tile.q - element;
+    return left > 0 ? int(tile.by_step.quotient(unsigned(left + tile.rows * tile.q - 1))) : 0;
+  }
   PPCR_HD int first(int segment) const { return first_of[segment]; }
 };
 
@@ -106,19 +129,6 @@ PPCR_HD constexpr int staged_tensors(Operation operation, Pass pass, int vector_
   return 1 +
          (operation == Operation::kAddRelu || (is_backward(pass) && grad_ahead(operation, steps)));
 }
-
-// Shared memory of a block of the contiguous kernels, in values of the accumulation type, behind
-// the slots. A line is what one group sums in one round: a line per unit for the segment sums and,
-// in the backward pass, a line per group for sum_c gy_c x_c.
-struct TileMemory {
-  int parameters;  // weights, bias; before them two barriers
-  int sums;        // [lines][rows * q]: what each thread summed
-  int parts;       // [cluster][lines][q]: sums over the rows of a step; two copies in a cluster
-  int pixels;  // [values][q]: gate; backward also dsum of each segment, dz n_l of each context, dz
-  int lines;
-  int part_values;  // of one copy of the parts
-  int total;
-};
 
 // Rounded up to whole 16 bytes, for what follows.
 PPCR_HD int whole_vectors(int values) { return (values + 3) / 4 * 4; }

@@ -1,26 +1,33 @@
 // Runs CUDA kernels on a CPU, for tests: a host compiler compiles the unchanged .cuh files, every
 // CUDA thread is a fiber.
 //
-// A fiber runs until it reaches __syncthreads, a *_sync warp function or cluster_wait. The
-// scheduler then looks whether all threads that must meet are there, at the same line, computes
+// A fiber runs until it reaches __syncthreads, a *_sync warp function, cluster_wait or wait_for.
+// Then the scheduler looks whether all threads that must meet are there, at the same line, computes
 // what a shuffle returns, and resumes them. Blocks run one after another, the blocks of a cluster
-// together. What it finds:
+// together. A seed other than 0 permutes threads and blocks, and lets some run ahead of others.
 //
-//   barrier in divergent code, wrong warp mask,    error that names both threads and their lines
-//     return before a shuffle
-//   missing barrier                                shared memory starts as NaN, so what was not yet
-//   written shows; and results that
-//                                                  depend on the order differ between seeds
-//   asynchronous copy read before it is waited for   it happens at the wait, and not before
-//   store to another block read before its barrier   all that a barrier counts happens when the
-//   barrier completes store to a block that has left or not begun      error: that block is gone,
-//   or its barrier is not initialized barrier that expects too few or too many bytes   error, or
-//   deadlock shared memory overrun                          guard bytes behind the allocation
-//   misaligned vector access, overflow             with -fsanitize=undefined; out of bounds: the
-//   tests' tensors end at guard pages
+// The rules of memory, each as strict as CUDA's or stricter, and what breaks one:
 //
-// Invisible to it: coalescing, bank conflicts, registers, weak memory order, the rounding of
-// __expf.
+// - Shared memory starts as NaN. Guard bytes lie behind it. A read before the write, such as one
+//   before a barrier, yields NaN, or results that differ between seeds.
+// - A barrier is met by all threads of its block at one line, a warp function by all lanes of its
+//   mask. A barrier in divergent code, a wrong mask or a return before a shuffle is an error that
+//   names two threads and their lines.
+// - An asynchronous copy happens when its own thread waits for its group, and not before. Without
+//   the wait, or with one for fewer groups, the slot holds what it held before. No other thread may
+//   read the slot without a barrier after that wait.
+// - A store to another block happens when the barrier that counts it completes, and not before;
+//   under a seed half of them happen at once. A read before the wait sees NaN, or the last tile.
+// - A barrier completes when exactly the expected bytes have come. More are an error, fewer are a
+//   deadlock, and both are reported. So are a barrier that is armed twice or not initialized.
+// - The shared memory of a block that has exited is gone: a store to it, or to one outside the
+//   cluster, is an error, and what it held is NaN.
+//
+// Misaligned vectors and overflow show under -fsanitize=undefined, races under -fsanitize=thread;
+// the tensors of the tests end at guard pages.
+//
+// Invisible to it: coalescing, registers, weak memory order, the rounding of __expf. Bank conflicts
+// are counted by bank_conflicts.cpp.
 //
 // Supplied: threadIdx .. gridDim, dynamic shared memory, __syncthreads, __syncwarp,
 // __shfl_xor_sync, clusters, asynchronous copies, barriers that count bytes, __ldg, the vector

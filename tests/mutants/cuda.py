@@ -96,6 +96,13 @@ MUTANTS = (
         "sums(), parts(), barriers);",
     ),
     Mutant("sent before the cluster has begun", BLOCK, "if (tile.cluster > 1) cluster_wait();", ""),
+    Mutant(
+        "a block that leaves while others send to it",
+        FORWARD,
+        "block.exchange();",
+        "block.exchange(); if (kGate && !block.is_first() && index + block.tile_stride() >= "
+        "tile.tiles) return;",
+    ),
     # tiles
     Mutant(
         "a tile left out",
@@ -121,8 +128,8 @@ MUTANTS = (
     Mutant(
         "missing __syncthreads, channels_last_registers backward",
         REGISTERS,
-        "__syncthreads(); if (int(threadIdx.x) <= kContexts)",
-        "if (int(threadIdx.x) <= kContexts)",
+        "__syncthreads(); place.offset",
+        "place.offset",
     ),
     Mutant(
         "missing barrier behind the copy, channels_last_shared",
@@ -145,10 +152,22 @@ MUTANTS = (
     Mutant("missing __syncthreads, finishing sums", FINISH, "__syncthreads();", ""),
     # bounds
     Mutant(
-        "one step too many",
-        BLOCK,
+        "one step too many, any bins",
+        TILE,
         "unsigned(left + tile.rows * tile.q - 1)",
         "unsigned(left + tile.rows * tile.q)",
+    ),
+    Mutant(
+        "one step too many",
+        TILE,
+        "tile.steps - (element >= tile.last_step)",
+        "tile.steps",
+    ),
+    Mutant(
+        "last step of a unit too short",
+        PLAN,
+        "(unit_channels - (tile.steps - 1) * rows) * q",
+        "(unit_channels - (tile.steps - 1) * rows) * q - vector",
     ),
     Mutant(
         "pixels beyond the image",
@@ -173,9 +192,8 @@ MUTANTS = (
     Mutant(
         "vectors beyond the segment",
         REGISTERS,
-        "inside && place.channel + r * G::kStride < lanes.segment",
-        "inside",
-        after="channels_last_registers_backward(",
+        "&& r * G::kStride < channels_left",
+        "",
     ),
     Mutant(
         "bias not staged", COMMON, "l <= contexts; l += blockDim.x", "l < contexts; l += blockDim.x"
@@ -191,8 +209,8 @@ MUTANTS = (
     Mutant(
         "offset of a pixel in 32 bits",
         REGISTERS,
-        "place.offset = (place.first + place.group) * lanes.channels",
-        "place.offset = int(place.first + place.group) * int(lanes.channels)",
+        "place.offset = pixel * lanes.channels",
+        "place.offset = int(pixel) * int(lanes.channels)",
         tests=BIG,
     ),
     Mutant(
