@@ -38,7 +38,8 @@ def why_not(*tools: str) -> str | None:
 
 
 def compile_source(source: str) -> Path:
-    return sanitize.compile_source("arm", source, (COMPILER, *recipe.compiler_flags()))
+    flags = (*recipe.compiler_flags(), f"-I{sanitize.ROOT / 'csrc' / 'cpu'}")
+    return sanitize.compile_source("arm", source, (COMPILER, *flags))
 
 
 def build(name: str) -> Path:
