@@ -129,7 +129,7 @@ def _run(
     """Checks take longer than the rest of a small call. A compiled operator refuses by itself what
     they find in plain tensors, and only then are they made, to name the argument."""
     known = not is_tracing() and id(levels) in _checked
-    if not (known and backend is None and _are_plain(tensors, eps)):
+    if not (known and (backend is None or backend == "native") and _are_plain(tensors, eps)):
         return _check_and_run(operations, tensors, levels, eps, backend)
     try:
         return _run_fused(operations["native"], tensors, levels, eps)

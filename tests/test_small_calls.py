@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import ppcr_ext
-from ppcr_ext import _native, functional
+from ppcr_ext import _dispatch, _native, functional
 
 pytestmark = pytest.mark.skipif(_native.library() is None, reason="needs the compiled kernels")
 LEVELS = (1, 2, 4)
@@ -91,6 +91,7 @@ def test_known_arguments_are_not_checked_again(monkeypatch):
         raise AssertionError("checked again")
 
     monkeypatch.setattr(functional, "check_arguments", never)
+    assert torch.equal(ppcr_ext.ppcr(X, layer.weight, backend="native", levels=layer.levels), X / 2)
     for got, first in zip((layer(X), layer(X, X), layer.gate(X)), expected, strict=True):
         assert torch.equal(got, first)
     with pytest.raises(AssertionError, match="checked again"):
@@ -109,3 +110,12 @@ def test_what_is_known_is_bounded():
     for i in range(200):
         ppcr_ext.ppcr(X, W, B, levels=tuple([1, 2, 4] if i else LEVELS))
     assert 0 < len(functional._checked) <= 64
+
+
+def test_a_warning_names_the_line_of_the_caller(monkeypatch):
+    monkeypatch.setattr(_native, "_library", None)
+    monkeypatch.setattr(_native, "_reason", "a test")
+    monkeypatch.setattr(_dispatch, "_warned", set())
+    with pytest.warns(RuntimeWarning, match="slow PyTorch reference") as found:
+        ppcr_ext.ppcr(X, W, B)
+    assert found[0].filename == __file__
