@@ -112,6 +112,7 @@ def test_planted_fault_is_noticed(tmp_path, text, replacement, said):
     assert said in done.stdout
 
 
+@pytest.mark.full
 @cross_compiled
 def test_kernels_use_vector_registers():
     """No product of x is left to scalar code, and no lane is moved by itself."""
