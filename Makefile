@@ -36,9 +36,9 @@ INSTALLED := $(VENV)/.installed-$(if $(TORCH),$(TORCH),pinned)
 BUILT := build/.built-$(if $(TORCH),$(TORCH),pinned)
 PACKAGED := build/.packaged
 
-.PHONY: help setup bench bench-full results test test-slow test-property test-minimal test-abi \
-    test-versions package sanitize arm mutate cuda cuda-report cuda-host gpu gpu-rehearsal lock \
-    lint format clean
+.PHONY: help setup bench bench-full docs results test test-slow test-property test-minimal \
+    test-abi test-versions package sanitize arm mutate cuda cuda-report cuda-host gpu \
+    gpu-rehearsal lock lint format clean
 
 # A target's "##" puts it into the list of users, "#@" into that of maintainers.
 help:  ## this list
@@ -77,6 +77,9 @@ bench-full: $(BUILT)  ## operators, scaling and whole networks; BENCH_ARGS=--qui
 	$(BIN)/python -m benchmarks operators $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks scaling $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks end-to-end $(BENCH_ARGS)
+
+docs: $(BUILT)  ## the documentation as a site in build/docs, warnings as errors
+	$(BIN)/python -m sphinx -q -n -W --keep-going docs build/docs
 
 results: $(BUILT)  #@ take results/ into benchmarks/results/, and its tables into the README
 	$(BIN)/python -m benchmarks.render --take results

@@ -1,7 +1,5 @@
 """``python -m benchmarks``: errors and times of every usable backend beside plain PyTorch."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
@@ -16,22 +14,18 @@ from . import cases, runner
 DESCRIPTION = """\
 Errors and times of every usable backend of ppcr_ext, beside plain PyTorch. SUITE is one of
 
-  retina      real inputs: the fundus photograph that scikit-image bundles goes through a
-              torchvision ResNet-50 (random weights of a fixed seed, PPCR in every residual block),
-              and what the last PPCR layer of each of the four stages sees is measured
-  shapes      the same for random inputs of eight shapes
-  operators   ppcr, gate and add_relu, forward, backward and both; beside plain PyTorch, eager and
-              compiled, and beside SE, ECA and the spatial gate of CBAM
+  retina      what the layers of a ResNet-50 see of a fundus photograph, at its four stages
+  shapes      random inputs of eight shapes
+  operators   ppcr, gate and add_relu, forward and backward; also beside SE, ECA and CBAM
   scaling     time against pixels, channels, levels and batch
-  end-to-end  training and inference of whole networks: torchvision's ResNets without attention,
-              with PPCR fused into their residual blocks, unfused and in plain PyTorch, SE and CBAM
+  end-to-end  training and inference of whole networks, with attention layers and without
 
-Every result is compared with a float64 evaluation before it is timed. docs/benchmarks.md says what
-the baselines and lower bounds are, and how time is taken. In operators and scaling inputs rotate
-through more memory than a cache holds. Ctrl-C keeps what was measured, --resume goes on from there.
+docs/benchmarks.md says how. Exit status: 0; 1 if an error exceeds its tolerance, or --compare found
+something slower; 130 if interrupted, with the files of what was measured."""
 
-Writes SUITE.csv, SUITE.json and pictures to the folder of --out. Exit status: 0; 1 if an error
-exceeds its tolerance, or --compare found something slower; 130 if interrupted."""
+# Rounds, and seconds after which a case ends, with --quick the second of them.
+ROUNDS = {"end-to-end": (15, 7)}
+SECONDS = {"operators": (2.0, 0.5), "scaling": (0.8, 0.2)}
 
 
 # fmt: off
@@ -42,9 +36,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("suite", nargs="?", default="retina", choices=cases.SUITES, metavar="SUITE",
         help="what to measure (retina)")
-    add("--rounds", type=_positive, metavar="N",
-        help="timing rounds per input, at most (30; 15 in end-to-end)")
-    add("--threads", type=_positive, metavar="N",
+    add("--rounds", type=int, metavar="N",
+        help="timing rounds per input, at most (30; 15 in end-to-end; with --quick 10 and 7)")
+    add("--threads", type=int, metavar="N",
         help="threads (2; torch's default in retina; 1 and 2 in scaling)")
     add("--out", type=Path, default=Path("results"), metavar="DIR",
         help="where files go (%(default)s)")
@@ -54,47 +48,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--resume", action="store_true",
         help="keep the rows of an interrupted run of the same commit and device")
     add("--compare", type=Path, metavar="OLD.json", help="say what got slower than in that file")
-    add("--all", action="store_true",
-        help="operators and end-to-end: everything; hours on a CPU (default on cuda)")
-    add("--dtypes", type=_dtypes, default="float32,float16,bfloat16", metavar="LIST",
-        help="retina and shapes: dtypes, with commas, float32 always among them (%(default)s)")
-    add("--network", choices=list(cases.NETWORKS), help="end-to-end: one of them, eagerly")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if any(number is not None and number < 1 for number in (args.rounds, args.threads)):
+        parser.error("--rounds and --threads must be above 0")
+    return args
 # fmt: on
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
-    return int(text)
-
-
-def _dtypes(text: str) -> list[str]:
-    known, given = cases.DTYPES[:3], text.split(",")
-    if unknown := [name for name in given if name not in known]:
-        raise argparse.ArgumentTypeError(f"unknown dtype {unknown[0]!r}; known: {', '.join(known)}")
-    return list(dict.fromkeys(["float32", *given]))
-
-
 def cases_of(args: argparse.Namespace, device: torch.device) -> list[cases.Case]:
-    quick, cuda = args.quick, device.type == "cuda"
     threads = args.threads or min(2, torch.get_num_threads())
-    options: dict[str, Any] = {"quick": quick, "threads": threads}
-    if args.suite == "operators":
-        return cases.operators(device, everything=args.all or (cuda and not quick), **options)
+    options: dict[str, Any] = {"quick": args.quick, "threads": threads}
     if args.suite == "scaling":
-        options["threads"] = [1] if cuda else sorted({args.threads or 1, threads})
-        return cases.scaling(device, **options)
-    if args.suite == "end-to-end":
-        everything = args.all or cuda
-        return cases.end_to_end(device, everything=everything, network=args.network, **options)
+        options["threads"] = [1] if device.type == "cuda" else sorted({args.threads or 1, threads})
     if args.suite == "retina":
         from .networks import retina_inputs  # with torchvision, which layers do not need
 
         print("feature maps: photograph, ResNet-50 with PPCR, 8 views of 224x224 ...", flush=True)
         options["threads"] = args.threads or torch.get_num_threads()
-        options["stages"] = retina_inputs()
-    return cases.maps(args.suite, args.dtypes, **options)
+        options["stages"] = retina_inputs(device)
+    return cases.SUITES[args.suite](device, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,15 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = "cuda" if torch.cuda.is_available() and not maps else "cpu"
     device = torch.device(args.device or default)
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    rounds = args.rounds or (15 if args.suite == "end-to-end" else 30)
-    rounds = min(rounds, 7) if args.quick and args.suite == "end-to-end" else rounds
-    limits = {"operators": (2.0, 0.5), "scaling": (0.8, 0.2)}  # seconds a case, the second: quick
-    limit = limits.get(args.suite, (None, None))[args.quick]
     found = cases_of(args, device)
     if args.no_compile:  # a compiled network is a case of its own
-        found = [replace(case, modes=()) for case in found if not (case.variants and case.modes)]
-    settings = {name: getattr(args, name) for name in ("quick", "network", "dtypes", "no_compile")}
-    settings |= {"rounds": rounds, "seconds_per_case": limit}
+        found = [replace(c, compiled=()) for c in found if not (c.variants and c.compiled)]
+    settings = {name: getattr(args, name) for name in ("quick", "no_compile")}
+    settings["rounds"] = args.rounds or ROUNDS.get(args.suite, (30, 10))[args.quick]
+    settings["seconds_per_case"] = SECONDS.get(args.suite, (None, None))[args.quick]
     name, files = args.suite.replace("-", "_"), {"resuming": args.resume, "against": args.compare}
     return runner.run(name, found, device, args.out, settings, **files)
 

@@ -1,11 +1,10 @@
 """What is measured: the backends, plain PyTorch, other layers, and the lower bounds of the time."""
 
-from __future__ import annotations
-
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,29 +23,22 @@ Layer = Callable[..., Tensor]  # of x, the residual of add_relu, and parameters
 Gate = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
 
 
-@dataclass(frozen=True)
-class Operator:
-    """One function of ppcr_ext and the bytes that it needs, in (tensors of x's size, gates)."""
-
-    function: str
-    forward: tuple[int, int]
-    backward: tuple[int, int]
-
-    def necessary_bytes(self, direction: str, shape: Sequence[int], dtype: torch.dtype) -> int:
-        """What has to be read and written at least once, without the parameters."""
-        passes = DIRECTIONS[:2] if direction == "step" else [direction]
-        tensors, gates = map(sum, zip(*(getattr(self, name) for name in passes), strict=True))
-        elements = torch.Size(shape).numel()
-        return dtype.itemsize * (tensors * elements + gates * elements // shape[1])
-
-
+# The operators with their functions in ppcr_ext; and what each pass has to read and write at least
+# once, in tensors of x's size and in gates, without the parameters.
 # ppcr: read x, write y; read x and gy, write dx. gate: read x, write g; read x and gy, write dx.
 # add_relu: read x and the residual, write y; read x, y and gy, write dx and d_residual.
-OPERATORS = {
-    "ppcr": Operator("ppcr", (2, 0), (3, 0)),
-    "gate": Operator("ppcr_gate", (1, 1), (2, 1)),
-    "add_relu": Operator("ppcr_add_relu", (3, 0), (5, 0)),
+OPERATORS = {"ppcr": "ppcr", "gate": "ppcr_gate", "add_relu": "ppcr_add_relu"}
+TRAFFIC = {
+    **{("ppcr", "forward"): (2, 0), ("ppcr", "backward"): (3, 0)},
+    **{("gate", "forward"): (1, 1), ("gate", "backward"): (2, 1)},
+    **{("add_relu", "forward"): (3, 0), ("add_relu", "backward"): (5, 0)},
 }
+
+
+def necessary_bytes(operator: str, direction: str, x: Tensor) -> int:
+    passes = DIRECTIONS[:2] if direction == "step" else (direction,)
+    counts = [TRAFFIC[operator, one] for one in passes]
+    return sum(tensors * x.nbytes + gates * x[:, 0].nbytes for tensors, gates in counts)
 
 
 @dataclass
@@ -57,22 +49,18 @@ class Implementation:
     kind: str  # fused, reference, plain (the operator in plain PyTorch) or other layer
     layer: Layer
     parameters: list[Tensor] = field(default_factory=list)
-    mode: str | None = None  # of torch.compile; None: eager
-    exact: Layer | None = None  # another layer in float64
+    is_compiled: bool = False
 
-    def compiled(self, mode: str) -> Implementation:
-        short = "compiled" if mode == "default" else f"compiled ({mode})"
-        return replace(self, name=f"{self.name} {short}", mode=mode)
-
-    def program(self) -> Layer:
+    def program(self, device: torch.device) -> Layer:
         """The layer, compiled if wanted: one program per direction, so that none evicts another."""
-        if self.mode is None:
+        if not self.is_compiled:
             return self.layer
-        return torch.compile(self.layer, mode=self.mode, dynamic=False, fullgraph=True)
+        mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
+        return torch.compile(self.layer, mode=mode, dynamic=False, fullgraph=True)
 
 
 def backend(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) -> Implementation:
-    function = getattr(ppcr_ext, OPERATORS[operator].function)
+    function = getattr(ppcr_ext, OPERATORS[operator])
 
     def layer(*tensors: Tensor) -> Tensor:
         return function(*tensors, levels=levels, eps=EPS, backend=name)
@@ -98,11 +86,9 @@ def plain(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) ->
 
 
 def _gate(x: Tensor, centred: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The gate, in x's dtype, from the contexts less their mean, ``[N, L, *spatial]``.
-
-    Written for speed: ``torch.var_mean`` would take five times as long on a CPU, and dividing by
-    the deviation after the sum over the contexts saves a pass over them.
-    """
+    """The gate, in x's dtype, from the contexts less their mean, ``[N, L, *spatial]``."""
+    # Written for speed: ``torch.var_mean`` would take five times as long on a CPU, and dividing by
+    # the deviation after the sum over the contexts saves a pass over them.
     variance = (centred * centred).mean(1, keepdim=True)
     integrated = (centred * weight.view(-1, *[1] * (x.dim() - 2))).sum(1, keepdim=True)
     return torch.sigmoid(integrated * torch.rsqrt(variance + EPS) + bias).to(x.dtype)
@@ -127,12 +113,10 @@ def level_by_level(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int
 
 def pooled_once(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int]) -> Tensor:
     """The best formulation: x is read once for the finest bins, which give the coarser ones."""
+    # Where the levels do not divide the finest one, or that one the channels, it is level by level.
     finest = max(levels)
     if x.shape[1] % finest or any(finest % level for level in levels):
-        raise ValueError(
-            f"pooled_once needs levels that divide the finest one, and channels that this one "
-            f"divides: got levels {tuple(levels)} and {x.shape[1]} channels"
-        )
+        return level_by_level(x, weight, bias, levels)
     means = x.unflatten(1, (finest, -1)).mean(2, dtype=accumulation_dtype(x.dtype))
     coarser = [means if k == finest else means.unflatten(1, (k, -1)).mean(2) for k in levels]
     return _gate(x, _centre(coarser), weight, bias)
@@ -148,64 +132,49 @@ def as_matmul(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int]) ->
 @functools.cache
 def centred_pooling(channels: int, levels: tuple[int, ...], *where: Any) -> Tensor:
     """``[L, C]``: 1/|bin| where context l holds channel c, less the mean over l."""
-    matrix = torch.zeros(sum(levels), channels, dtype=torch.float64)
-    edges = [edge for level in levels for edge in bins(channels, level)]
-    for row, (begin, end) in zip(matrix, edges, strict=True):
-        row[begin:end] = 1 / (end - begin)
+    one, edges = torch.eye(channels, dtype=torch.float64), [bins(channels, k) for k in levels]
+    matrix = torch.stack([one[begin:end].mean(0) for begin, end in itertools.chain(*edges)])
     return (matrix - matrix.mean(0)).to(*where)
 
 
-GATES: dict[str, Gate] = {
-    "pooled once": pooled_once,
-    "level by level": level_by_level,
-    "matmul": as_matmul,
-}
+GATES: dict[str, Gate] = {"pooled once": pooled_once, "level by level": level_by_level}
+GATES |= {"matmul": as_matmul}
 
 
-def other_layer(
-    name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> Implementation:
-    """timm's squeeze-and-excitation, efficient channel attention or the spatial gate of CBAM.
-
-    Training mode where autograd records, else evaluation mode. ``F.layer_norm`` is PyTorch's own.
-    """
+def other_layer(name: str, x: Tensor) -> Implementation:
+    """timm's squeeze-and-excitation, efficient channel attention or the spatial gate of CBAM."""
+    # Training mode where autograd records, else evaluation mode. ``F.layer_norm`` is PyTorch's own.
     if name == "F.layer_norm":
-        own = [torch.full(shape[1:], fill, dtype=dtype, device=device) for fill in (1.0, 0.0)]
+        own = [torch.full_like(x[0], fill) for fill in (1.0, 0.0)]
         norm: Layer = lambda x, *own: F.layer_norm(x, x.shape[1:], *own)  # noqa: E731
-        return Implementation(name, "other layer", norm, own, exact=norm)
+        return Implementation(name, "other layer", norm, own)
     from timm.layers import cbam, eca, squeeze_excite
 
-    torch.manual_seed(0)
     made: dict[str, Callable[[], nn.Module]] = {
-        "SE": lambda: squeeze_excite.SEModule(shape[1]),
-        "ECA": lambda: eca.EcaModule(shape[1]),
+        "SE": lambda: squeeze_excite.SEModule(x.shape[1]),
+        "ECA": lambda: eca.EcaModule(x.shape[1]),
         "CBAM spatial gate": cbam.SpatialAttn,
     }
-    module = made[name]().to(device, dtype)
+    training = made[name]().to(x).train()
+    frozen = copy.deepcopy(training).eval()
 
-    def either(module: nn.Module) -> Layer:
-        training, frozen = module.train(), copy.deepcopy(module).eval()
-        return lambda x, *own: (training if torch.is_grad_enabled() else frozen)(x)
+    def layer(x: Tensor, *own: Tensor) -> Tensor:
+        return (training if torch.is_grad_enabled() else frozen)(x)
 
-    layer, exact = either(module), either(copy.deepcopy(module).double())
-    return Implementation(name, "other layer", layer, list(module.parameters()), exact=exact)
+    return Implementation(name, "other layer", layer, list(training.parameters()))
 
 
 Bound = Callable[..., tuple[Tensor, ...]]  # of x, gy and the residual of add_relu
 
 # One elementwise call for each pass, with the operator's own number of tensors read and written.
 # The gate has none: no elementwise call reads a tensor and writes a gate.
-BOUNDS: dict[str, dict[str, Bound]] = {
-    "ppcr": {
-        "forward": lambda x, gy: (x * 0.5,),
-        "backward": lambda x, gy: (x + gy,),
-        "step": lambda x, gy: (x * 0.5, x + gy),
-    },
-    "add_relu": {
-        "forward": lambda x, gy, residual: (x + residual,),
-        "backward": lambda x, gy, residual: (x + gy, residual * 0.5),
-        "step": lambda x, gy, residual: (x + residual, x + gy, residual * 0.5),
-    },
+BOUNDS: dict[tuple[str, str], Bound] = {
+    ("ppcr", "forward"): lambda x, gy: (x * 0.5,),
+    ("ppcr", "backward"): lambda x, gy: (x + gy,),
+    ("ppcr", "step"): lambda x, gy: (x * 0.5, x + gy),
+    ("add_relu", "forward"): lambda x, gy, residual: (x + residual,),
+    ("add_relu", "backward"): lambda x, gy, residual: (x + gy, residual * 0.5),
+    ("add_relu", "step"): lambda x, gy, residual: (x + residual, x + gy, residual * 0.5),
 }
 
 

@@ -1,38 +1,63 @@
 """What is measured on what: the cases of every suite. A whole network is a case, too."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ppcr_ext.testing import LAYOUTS, LEVELS, SHAPES, STAGES
+from ppcr_ext.testing import LAYOUTS, LEVELS, SHAPES, STAGES, Inputs
 
 from .baselines import DIRECTIONS, GATES, OPERATORS
 
 Shape = tuple[int, ...]
-Place = tuple[Any, ...]
+Key = tuple[Any, ...]
 
-SUITES = ("retina", "shapes", "operators", "scaling", "end-to-end")
 OTHER_LAYERS = ("SE", "ECA", "CBAM spatial gate")
 FUSED = ("native", "triton")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
-PLACE = ("suite", "operator", "case", "shape", "layout", "dtype", "threads", "levels")
 
 
-@dataclass(frozen=True)
-class Case:
-    """An input and what is measured on it; everything in a case is timed in every round."""
+@dataclass
+class Place:
+    """What tells one case from another, in the plan and in the files."""
 
     suite: str
     operator: str  # or the name of a network
     case: str  # what the input is, in words
     shape: Shape
     layout: str
+    dtype: str
+    threads: int
+    levels: tuple[int, ...]
+
+    @property
+    def place(self) -> Key:
+        return tuple(getattr(self, one.name) for one in fields(Place))
+
+    @property
+    def on_threads(self) -> str:
+        return f"{self.threads} thread{'s' * (self.threads > 1)}"
+
+    @property
+    def size(self) -> int:
+        """Where it is on the axis that is the name of a case of scaling."""
+        of = {"pixels": torch.Size(self.shape[2:]).numel(), "channels": self.shape[1]}
+        return (of | {"batch": self.shape[0], "levels": sum(self.levels)})[self.case]
+
+    @property
+    def label(self) -> str:
+        """What the input is."""
+        if self.suite == "scaling":
+            return f"{self.case} {self.size}, {self.on_threads}"
+        return ", ".join([self.case, self.layout, *([self.dtype] * (self.dtype != "float32"))])
+
+
+@dataclass
+class Case(Place):
+    """An input and what is measured on it; everything in a case is timed in every round."""
+
     dtype: str = "float32"
     threads: int = 1
     levels: tuple[int, ...] = LEVELS
@@ -40,52 +65,34 @@ class Case:
     backends: tuple[str, ...] | None = None  # None: all that are usable
     plain: tuple[str, ...] = ("pooled once", "level by level")
     other_layers: tuple[str, ...] = ()
-    modes: tuple[str, ...] = ()  # of torch.compile
-    compiled: tuple[str, ...] = ("pooled once",)  # what is measured under them
+    compiled: tuple[str, ...] = ()  # what is measured under torch.compile, too
     rotate: bool = True  # through more memory than a cache holds
     variants: tuple[str, ...] = ()  # of a whole network
-    # x, grad, weight and bias, float32; None: random ones
-    given: Sequence[Tensor] | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def place(self) -> Place:
-        return tuple(getattr(self, name) for name in PLACE)
-
-    def __str__(self) -> str:
-        named = self.case if self.variants else f"{self.operator} {self.case}"
-        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
-        return ", ".join([named, self.layout, self.dtype, threads])
+    given: Inputs | None = field(default=None, compare=False, repr=False)  # None: random ones
 
 
 def name_of(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-MODES_CUDA = ("default", "max-autotune-no-cudagraphs")
-BATCHES = (1, 8, 64, 256)
 TINY = (1, 8, 2, 2)  # shows what a call costs; the data stay in the cache
-FURTHER: dict[Shape, str] = {
-    **dict.fromkeys(((128, 64, 32, 32), (128, 256, 8, 8)), "CIFAR"),
-    **dict.fromkeys(((1, 64, 256, 256), (1, 32, 512, 512), (8, 32, 512, 512)), "512x512 picture"),
-    **{(1, 32, 64, 64, 64): "volume", (5, 36, 33, 47): "odd size"},
-    **{(4, 50, 27, 27): "odd channels", (16, 72, 57, 57): "odd size"},
-}
-KINDS: dict[Shape, str] = {
-    (c, side, side): name for name, stages in STAGES.items() for c, side in stages
-}
-KINDS[TINY[1:]] = "tiny"
+FURTHER = (
+    *((128, 64, 32, 32), (128, 256, 8, 8), (1, 64, 256, 256), (1, 32, 512, 512), (8, 32, 512, 512)),
+    *((1, 32, 64, 64, 64), (5, 36, 33, 47), (4, 50, 27, 27), (16, 72, 57, 57)),
+)
 PICTURES = ((64, 56), *STAGES["ResNet-50"])  # channels and side
 
 # A CPU measures gate and add_relu, every dtype and every backend on the few, and ppcr in float32 on
-# the others: another batch of two stages, and one of every other kind.
-CPU_FEW: tuple[Shape, ...] = ((8, 256, 56, 56), (8, 2048, 7, 7), (1, 64, 256, 256))
-CPU: tuple[Shape, ...] = (
-    *(shape for c, side in PICTURES if (shape := (8, c, side, side)) not in CPU_FEW),
-    *((1, 256, 56, 56), (64, 512, 7, 7)),
+# the others.
+CPU_FEW = ((8, 256, 56, 56), (8, 2048, 7, 7), (1, 64, 256, 256))
+CPU = (
+    *((8, 64, 56, 56), (8, 512, 28, 28), (8, 1024, 14, 14), (1, 256, 56, 56), (64, 512, 7, 7)),
     *((128, 64, 32, 32), (1, 32, 64, 64, 64), (5, 36, 33, 47), (4, 50, 27, 27)),
 )
 CPU_QUICK = ((8, 512, 28, 28), (8, 2048, 7, 7), (5, 36, 33, 47))
 CUDA_QUICK = tuple((256, c, side, side) for c, side in PICTURES)
+# Of tools/gpu_plans.py: channels, side and images.
+GPU_STAGES = ((64, 112, 128), *((channels, side, 256) for channels, side in PICTURES))
 
 
 def grid(
@@ -94,30 +101,29 @@ def grid(
     """The product of operators, shapes, dtypes and layouts."""
     made, layouts = [], options.pop("layouts", LAYOUTS)
     for operator, dtype, shape, layout in product(operators, dtypes, shapes, layouts):
-        name = f"{KINDS.get(shape[1:]) or FURTHER.get(shape, 'other')} {name_of(shape)}"
+        name = "tiny " * (shape == TINY) + name_of(shape)
         made.append(Case("operators", operator, name, shape, layout, dtype, **options))
     return made
 
 
-def operators(
-    device: torch.device, *, everything: bool = False, quick: bool = False, threads: int = 1
-) -> list[Case]:
+def operators(device: torch.device, *, quick: bool = False, threads: int = 1) -> list[Case]:
     """Small inputs last: where time runs out, the figures that matter are there."""
-    ppcr, others, wide, flat = ("ppcr",), ("add_relu", "gate"), DTYPES[:1], {"layouts": LAYOUTS[:1]}
+    ppcr, others, wide, cuda = ("ppcr",), ("add_relu", "gate"), DTYPES[:1], device.type == "cuda"
+    flat: dict[str, Any] = {"layouts": LAYOUTS[:1]}
     once: dict[str, Any] = {"plain": ("pooled once",)}
     few: dict[str, Any] = {**once, "backends": FUSED}
-    compiled: dict[str, Any] = {"modes": ("default",)}
-    if everything:
-        made = _everything(MODES_CUDA if device.type == "cuda" else ("default",))
-    elif quick and device.type == "cuda":
-        made = grid(ppcr, CUDA_QUICK, ("float16", "float32"), **few)
-        # compiling takes most of the time
-        some = {("float16", CUDA_QUICK[1]), ("float16", CUDA_QUICK[-1])}
-        made = [replace(c, **compiled) if (c.dtype, c.shape) in some else c for c in made]
+    compiled: dict[str, Any] = {"compiled": ("pooled once",)}
+    if quick and cuda:
+        made = grid(ppcr, CUDA_QUICK, ("float16",), **few, **compiled)
+        made += grid(ppcr, CUDA_QUICK, wide, **few)
     elif quick:
         made = grid(ppcr, CPU_QUICK[:1], wide, **few, **compiled)
         made += grid(ppcr, CPU_QUICK[1:], wide, **flat, **few)
         made += grid(others, CPU_QUICK[:1], wide, **flat, **few)
+    elif cuda:
+        options: dict[str, Any] = {"compiled": ("pooled once", "level by level")}
+        shapes = (*CUDA_QUICK, *FURTHER)
+        made = grid(OPERATORS, shapes, DTYPES, other_layers=OTHER_LAYERS, **options)
     else:
         made = grid(ppcr, CPU_FEW, wide, other_layers=OTHER_LAYERS, **compiled)
         made += grid(ppcr, CPU, wide, backends=FUSED, **compiled)
@@ -125,17 +131,6 @@ def operators(
     made += grid(ppcr, [TINY], wide, other_layers=("F.layer_norm",), **flat, **once)
     made += grid(others, [TINY], wide, **flat, **once)
     return [replace(case, threads=threads, rotate=case.shape != TINY) for case in made]
-
-
-def _everything(modes: tuple[str, ...]) -> list[Case]:
-    stages = [(n, *shape) for n, shape in product(BATCHES, KINDS) if shape != TINY[1:]]
-    shapes = [*sorted(stages, key=lambda shape: -torch.Size(shape).numel()), *FURTHER]
-    options: dict[str, Any] = {"compiled": ("pooled once", "level by level")}
-    made = grid(OPERATORS, shapes, ("bfloat16", "float32", "float16"), modes=modes, **options)
-    for number, case in enumerate(made):
-        if case.operator == "ppcr" and len(case.shape) == 4:
-            made[number] = replace(case, other_layers=OTHER_LAYERS)
-    return made + grid(OPERATORS, shapes, ("float64",), **options)
 
 
 AXES = {"pixels": "pixels per image", "channels": "channels"}
@@ -156,59 +151,51 @@ def scaling(device: torch.device, *, quick: bool, threads: Sequence[int]) -> lis
     return [
         Case("scaling", "ppcr", axis, shape, threads=n, levels=levels, **options)
         for n, (axis, points) in product(threads, series.items())
-        for shape, levels in (points[:: -2 if axis != "levels" else -1][::-1] if quick else points)
+        for shape, levels in (points[::-2] if quick else points)
     ]
 
 
-def size_of(case: str, shape: Sequence[int], levels: Sequence[int]) -> int:
-    """Where a shape and levels are on the axis that a case names."""
-    sizes = {"pixels": torch.Size(shape[2:]).numel(), "channels": shape[1], "batch": shape[0]}
-    return sizes.get(case, sum(levels))
-
-
-Stages = Mapping[str, Sequence[Tensor]]
-
-
-def maps(
-    suite: str, dtypes: Sequence[str], *, quick: bool, threads: int, stages: Stages | None = None
+def feature_maps(
+    device: torch.device, *, quick: bool, threads: int, stages: Mapping[str, Inputs] | None = None
 ) -> list[Case]:
     """The eight shapes, or what ``stages`` of a network see; beside plain PyTorch in float32."""
-    given: dict[str, Any] = {name_of(shape): None for shape in SHAPES}
-    if stages is not None:
-        given = {f"{stage} {name_of(t[0].shape)}": t for stage, t in stages.items()}
     compiled = ("native", "triton", "pooled once", "level by level")[: 4 if stages is None else 3]
+    inputs: list[tuple[str, Shape, Inputs | None]] = [("", shape, None) for shape in SHAPES]
+    if stages is not None:
+        inputs = [(f"{name} ", tuple(given.x.shape), given) for name, given in stages.items()]
     options: dict[str, Any] = {"directions": ("forward", "step"), "rotate": False}
-    options |= {"threads": threads, "compiled": compiled}
-    made = []
-    few = list(given.items())[: 2 if quick else None]
-    for (name, tensors), layout, dtype in product(few, LAYOUTS, dtypes):
-        shape = tuple(map(int, name.split()[-1].split("x")))
-        plain, modes = (tuple(GATES), ("default",)) if dtype == "float32" else ((), ())
-        more = {"given": tensors, "plain": plain, "modes": modes}
-        made.append(Case(suite, "ppcr", name, shape, layout, dtype, **options, **more))
+    options |= {"suite": "shapes" if stages is None else "retina", "threads": threads}
+    made, few = [], inputs[: 2 if quick else None]
+    for (stage, shape, given), layout, dtype in product(few, LAYOUTS, DTYPES[:3]):
+        options |= {"case": stage + name_of(shape), "shape": shape, "given": given}
+        wide = dtype == "float32"
+        options |= {"plain": tuple(GATES) * wide, "compiled": compiled * wide}
+        made.append(Case(operator="ppcr", layout=layout, dtype=dtype, **options))
     return made
 
 
 VARIANTS = ("none", "PPCR fused", "PPCR unfused", "PPCR plain", "SE", "CBAM")
 OWN = VARIANTS[1:4]  # the same network three times over
-NETWORKS = {"resnet18": (16, 32), "resnet50": (4, 224)}  # images and their side, on a CPU
-COMPILED = ("resnet18", "channels_last")  # of those that a CPU measures
-CUDA_IMAGES = {"resnet18": 1024, "resnet50": 256}
+# Pictures on a CPU and on CUDA, and their side.
+NETWORKS = {"resnet18": (16, 1024, 32), "resnet50": (4, 256, 224)}
 
 
-def end_to_end(
-    device: torch.device, *, everything: bool, network: str | None, quick: bool, threads: int
-) -> list[Case]:
-    """Both networks eagerly in float32, and ResNet-18 compiled; with ``everything`` the product."""
-    made, precisions = [], ("float32", "bfloat16 autocast")
+def end_to_end(device: torch.device, *, quick: bool, threads: int) -> list[Case]:
+    """On a CPU both networks eagerly in float32, and ResNet-18 compiled; else the product."""
+    made, cuda, precisions = [], device.type == "cuda", ("float32", "bfloat16 autocast")
     for name, layout, dtype, compiled in product(NETWORKS, LAYOUTS, precisions, (False, True)):
-        chosen = dtype == "float32" and (not compiled or (name, layout) == COMPILED)
-        if (everything or chosen) and not (network and (network != name or compiled)):
-            images, side = NETWORKS[name]
-            shape = (CUDA_IMAGES[name] if device.type == "cuda" else images, 3, side, side)
+        some = not compiled or (name, layout) == ("resnet18", "channels_last")
+        if cuda or (dtype == "float32" and some):
+            few, many, side = NETWORKS[name]
+            shape = (many if cuda else few, 3, side, side)
             label = f"{name} {name_of(shape)}" + ", compiled" * compiled
-            options: dict[str, Any] = {"modes": ("default",) * compiled}
-            options["variants"] = VARIANTS if everything or not compiled else VARIANTS[:4]
+            options: dict[str, Any] = {"compiled": (name,) * compiled}
+            options["variants"] = VARIANTS if cuda or not compiled else VARIANTS[:4]
             options["directions"] = ("step", "inference")
             made.append(Case("end_to_end", name, label, shape, layout, dtype, threads, **options))
     return made[:1] if quick else made
+
+
+SUITES: dict[str, Callable[..., list[Case]]]
+SUITES = {"retina": feature_maps, "shapes": feature_maps, "operators": operators}
+SUITES |= {"scaling": scaling, "end-to-end": end_to_end}

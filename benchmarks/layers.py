@@ -1,13 +1,11 @@
 """Makes a layer's case ready to be timed: inputs, calls, and errors against float64."""
 
-from __future__ import annotations
-
 import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,48 +19,46 @@ from ppcr_ext.testing import Errors
 from . import baselines, timing
 from .baselines import BOUNDS, LOWER_BOUND, OPERATORS, WITH_AUTOGRAD, Implementation
 from .cases import Case
+from .results import Row
 
 Key = tuple[str, str]  # what, direction
 Result = TypeVar("Result")
 
-POOL_BYTES_CUDA = 1 << 30  # inputs together at least this much: many times any L2
-# On a CPU 1.5 times the last cache, but no more than this: a core never owns a larger one.
-POOL_BYTES_MOST = 400 << 20
+# Inputs together take at least this much. A core owns no larger cache, nor a GPU a fourth of it.
+POOL_BYTES = {"cpu": 400 << 20, "cuda": 1 << 30}
 COPIES_MOST = 1024
 SMALL = 4 << 20  # bytes of x below which autograd itself is a large part of a step
 
-# Plain PyTorch rounds half types between its kernels; another layer has other sums.
-PLAIN_FACTOR = 4
-OTHER_LIMITS = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+PLAIN_FACTOR = 4  # plain PyTorch rounds half types between its kernels
 
 
 @dataclass
 class Prepared:
-    """What :func:`benchmarks.runner.measure` times, and what a row says besides its times."""
+    """What a case times, and for every call the row that lacks only the times."""
 
+    case: Case
     by: timing.Clock
     base: str  # what the ratios are to, in the same direction
-    skipped: list[dict[str, str]] = field(default_factory=list)
     calls: dict[Key, timing.Call] = field(default_factory=dict)
-    about: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    rows: dict[Key, Row] = field(default_factory=dict)
 
-    def add(self, what: str, direction: str, call: timing.Call, about: dict[str, Any]) -> None:
-        self.calls[what, direction], self.about[what, direction] = call, about
+    def add(self, what: str, direction: str, kind: str, call: timing.Call, **about: Any) -> None:
+        place: list[Any] = [*self.case.place, direction, what, kind]
+        self.calls[what, direction], self.rows[what, direction] = call, Row(*place, **about)
 
 
 class InputPool:
-    """Copies of the inputs in such a number that a call does not find its own in a cache.
+    """Copies of the inputs in such a number that a call does not find its own in a cache."""
 
-    The calls share them in turn. On a CUDA device results are kept for a turn, so that the
-    allocator does not hand out warm memory either.
-    """
+    # The calls share them in turn. On a CUDA device results are kept for a turn, so that the
+    # allocator does not hand out warm memory either.
 
     def __init__(self, case: Case, device: torch.device) -> None:
         self.inputs = inputs = inputs_of(case, device)
         self.own = [inputs.x, inputs.grad, *([inputs.residual] * inputs.has_residual)]
-        own = sum(t.nbytes for t in self.own)
-        count = min(COPIES_MOST, max(2, -(-cache_bytes(device) // own))) if case.rotate else 1
-        self.copies, self.bytes = [[t.clone() for t in self.own] for _ in range(count)], own * count
+        turns = math.ceil(POOL_BYTES[device.type] / sum(t.nbytes for t in self.own))
+        count = min(COPIES_MOST, max(2, turns)) if case.rotate else 1
+        self.copies = [[t.clone() for t in self.own] for _ in range(count)]
         self.kept: list[object] = [None] * (count if device.type == "cuda" else 1)
         self.targets = [torch.zeros_like(inputs.x) for _ in self.kept]
         self._turn = itertools.cycle(range(count))
@@ -83,36 +79,16 @@ class InputPool:
 
 def inputs_of(case: Case, device: torch.device) -> testing.Inputs:
     """The case's own tensors, or random ones drawn on the device."""
-    dtype = getattr(torch, case.dtype)
-    generator = torch.Generator(device).manual_seed(0)
-    draw = partial(torch.randn, generator=generator, device=device)
-    images, channels, *spatial = case.shape
+    dtype, gate = getattr(torch, case.dtype), case.operator == "gate"
     if case.given is not None:
-        x, grad, weight, bias = (t.to(device) for t in case.given)
-    else:
-        like_y = (images, 1 if case.operator == "gate" else channels, *spatial)
-        x, grad = 1.5 + 2 * draw(case.shape), draw(like_y)
-        weight, bias = (draw(n).to(accumulation_dtype(dtype)) for n in (sum(case.levels), 1))
+        return case.given.to(dtype, case.layout)
+    draw = partial(torch.randn, generator=torch.Generator(device).manual_seed(0), device=device)
+    images, channels, *spatial = case.shape
+    x, grad = 1.5 + 2 * draw(case.shape), draw((images, 1 if gate else channels, *spatial))
     residual = draw(case.shape) if case.operator == "add_relu" else x
-    inputs = testing.Inputs("ppcr", x, residual, weight, bias, grad, case.levels)
-    inputs = inputs.to(dtype, case.layout)
-    if case.operator == "add_relu":
-        # Where rounding decides which side of 0 a value is on, it decides on the whole gradient.
-        near = (testing.truth(inputs).values["y"] + inputs.residual.double()).abs() < 0.05
-        inputs.residual = inputs.residual + 0.25 * near.to(dtype)
-    inputs.operator = OPERATORS[case.operator].function
-    return inputs
-
-
-def cache_bytes(device: torch.device) -> int:
-    """How many bytes of inputs no cache keeps."""
-    if device.type == "cuda":
-        return POOL_BYTES_CUDA
-    units, sizes = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}, [0]
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        sizes.append(int(text.rstrip("KMG")) * units.get(text[-1:], 1))
-    return min(POOL_BYTES_MOST, max(sizes) * 3 // 2 or POOL_BYTES_MOST)
+    weight, bias = (draw(n).to(accumulation_dtype(dtype)) for n in (sum(case.levels), 1))
+    tensors = x, residual, weight, bias, grad
+    return testing.Inputs(OPERATORS[case.operator], *tensors, case.levels).to(dtype, case.layout)
 
 
 class Program:
@@ -120,7 +96,7 @@ class Program:
 
     def __init__(self, implementation: Implementation, pool: InputPool) -> None:
         self.implementation, self.pool = implementation, pool
-        self.infer, self.train = implementation.program(), implementation.program()
+        self.infer, self.train = (implementation.program(pool.inputs.x.device) for _ in range(2))
         own = implementation.parameters
         self.frozen = [p.detach() for p in own]
         self.leaves = [p if p.requires_grad else p.clone().requires_grad_() for p in own]
@@ -145,30 +121,22 @@ class Program:
         prepare = self.prepare_backward if direction == "backward" else None
         return timing.Call(getattr(self, direction), direction != "forward", prepare)
 
-    def check(self, exact: testing.Truth, dtype: str) -> tuple[float, Errors, bool]:
-        """Error of y without gradients, those of a step, and whether both are within limits."""
-        one, inputs = self.implementation, self.pool.inputs
+    def check(self, exact: testing.Truth) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the rows of forward and of the other directions say about errors."""
+        inputs = self.pool.inputs
+        limits = testing.tolerance(inputs.x.dtype, inputs.levels)
+        if self.implementation.kind == "plain" and inputs.x.itemsize == 2:
+            limits = Errors(*[PLAIN_FACTOR * limits.y] * 3)  # all three are alike
         with torch.no_grad():
-            inferred = self.forward()
-        y, dx, *others = self.step()
-        results, expected = {"y": y.detach(), "dx": dx}, exact.values["y"]
-        if one.exact is None:
-            limits = testing.tolerance(inputs.x.dtype, inputs.levels)
-            names = (*["dresidual"] * inputs.has_residual, "dweight", "dbias")
-            results |= zip(names, others, strict=True)
-            if one.kind == "plain" and dtype in ("float16", "bfloat16"):
-                limits = Errors(*[PLAIN_FACTOR * limits.y] * 3)  # all three are alike
-        else:
-            limits, wide = Errors(*[OTHER_LIMITS[dtype]] * 3), inputs.x.double().requires_grad_()
-            own = [p.detach().double() for p in one.parameters]
-            with torch.no_grad():
-                expected = one.exact(wide, *own)
-            trained = one.exact(wide, *own)
-            values = {"y": trained.detach()}
-            (values["dx"],) = torch.autograd.grad(trained, wide, inputs.grad.double())
-            exact = testing.Truth(values, values)
-        error, errors = testing.relative(inferred, expected), exact.errors(results)
-        return error, errors, error <= limits.y and errors.within(limits)
+            error = exact.error("y", self.forward())
+        y, *gradients = self.step()
+        if inputs.has_residual:  # rounding may decide which side of 0 a value is on
+            exact = testing.truth(inputs, y)
+        names = ("dx", *["dresidual"] * inputs.has_residual, "dweight", "dbias")
+        errors = exact.errors({"y": y.detach(), **dict(zip(names, gradients, strict=True))})
+        within = error <= limits.y and errors.within(limits)
+        step = {"error_y": errors.y, "error_dx": errors.dx, "error_parameters": errors.parameters}
+        return {"error_y": error, "within": within}, step | {"within": within}
 
 
 def peak_bytes(call: timing.Call, device: torch.device) -> int:
@@ -195,10 +163,9 @@ def peak_bytes(call: timing.Call, device: torch.device) -> int:
 
 def usable_backends(device: torch.device) -> tuple[list[str], dict[str, str]]:
     """The backends that take a tensor of the device, best first, and why the others do not."""
-    usable, names = [], ppcr_ext.available_backends()
-    reasons = {name: why for name, why in ppcr_ext.backends().items() if name not in names}
+    usable, reasons = list[str](), dict[str, str]()
     small = testing.make_inputs("ppcr", (1, 4, 2, 2), device=device)
-    for name in names:
+    for name in ppcr_ext.backends():
         try:
             ppcr_ext.ppcr(small.x, small.weight, small.bias, backend=name)
             usable.append(name)
@@ -207,73 +174,41 @@ def usable_backends(device: torch.device) -> tuple[list[str], dict[str, str]]:
     return usable, reasons
 
 
-def offer(
-    case: Case, backends: Sequence[str], own: list[Tensor], device: torch.device
-) -> list[Implementation]:
+def offer(case: Case, backends: Sequence[str], pool: InputPool) -> list[Implementation]:
     """All implementations of a case, the compiled ones last."""
+    own = [t for t in (pool.inputs.weight, pool.inputs.bias) if t is not None]
     names = [name for name in backends if case.backends is None or name in case.backends]
     made = [baselines.backend(case.operator, name, own, case.levels) for name in names]
     made += [baselines.plain(case.operator, name, own, case.levels) for name in case.plain]
-    dtype = getattr(torch, case.dtype)
-    made += [baselines.other_layer(n, case.shape, dtype, device) for n in case.other_layers]
-    return made + [one.compiled(m) for m in case.modes for one in made if one.name in case.compiled]
+    if case.operator == "ppcr" and len(case.shape) == 4:  # what the other layers take
+        made += [baselines.other_layer(name, pool.inputs.x) for name in case.other_layers]
+    some = [one for one in made if one.name in case.compiled]
+    return made + [replace(one, name=f"{one.name} compiled", is_compiled=True) for one in some]
 
 
-Offer = Callable[..., list[Implementation]]
-
-
-def prepare(
-    case: Case, backends: Sequence[str], device: torch.device, offered: Offer = offer
-) -> Prepared:
+def prepare(case: Case, backends: Sequence[str], device: torch.device) -> Prepared:
     """Every implementation in every direction, compared with float64, and the lower bounds."""
     torch.compiler.reset()  # so that no case meets the compiled code of another
     torch.set_num_threads(case.threads)
-    pool, dtype = InputPool(case, device), getattr(torch, case.dtype)
-    made, exact = Prepared(timing.clock(device), LOWER_BOUND), testing.truth(pool.inputs)
-    refused: dict[object, str] = {}
-    for one in offered(case, backends, [pool.inputs.weight, pool.inputs.bias], device):
-        if one.mode is None:
-            x, _, *residual = (t[:1] for t in pool.own)
-            try:
-                with torch.no_grad():
-                    one.layer(x, *residual, *one.parameters)
-            except (ValueError, TypeError) as error:
-                refused[one.layer] = str(error)
-        if reason := refused.get(one.layer):
-            made.skipped.append({"case": str(case), "what": one.name, "reason": reason})
-            continue
-        program = Program(one, pool)
-        inferred, trained, within = program.check(exact, case.dtype)
+    pool, made = InputPool(case, device), Prepared(case, timing.clock(device), LOWER_BOUND)
+    exact = testing.truth(pool.inputs)
+    for one in offer(case, backends, pool):
+        program = Program(one, pool)  # another layer computes something else
+        forward, step = program.check(exact) if one.kind != "other layer" else ({}, {})
         for direction in case.directions:
-            about: dict[str, Any] = {"kind": one.kind, "within": within, "error_y": inferred}
-            if direction != "forward":
-                about |= {"error_y": trained.y, "error_dx": trained.dx}
-                about |= {} if one.exact else {"error_parameters": trained.parameters}
-            made.add(one.name, direction, program.call(direction), about)
-    del exact
-    _add_bounds(made, case, pool)
-    copied = torch.equal(pool.copy(), pool.inputs.x)
-    about = {"kind": "copy", "error_y": 0.0, "within": copied}
-    made.add("copy", "forward", timing.Call(pool.copy), about)
-    for (what, direction), call in made.calls.items():
-        counted = OPERATORS["ppcr" if what == "copy" else case.operator]
-        needed = counted.necessary_bytes(direction, case.shape, dtype)
-        more = {"necessary_bytes": needed, "peak_bytes": peak_bytes(call, device)}
-        made.about[what, direction] |= more
-    return made
-
-
-def _add_bounds(made: Prepared, case: Case, pool: InputPool) -> None:
-    wide = [t.double() for t in pool.own]
-    for direction in case.directions if case.operator in BOUNDS else ():
-        bound = BOUNDS[case.operator][direction]
-        pairs = zip(bound(*pool.own), bound(*wide), strict=True)
-        error = max(testing.relative(got, expected) for got, expected in pairs)
-        within = error <= testing.tolerance(pool.inputs.x.dtype).y
-        runs: dict[str, Callable[..., object]] = {LOWER_BOUND: bound}
+            figures = forward if direction == "forward" else step
+            made.add(one.name, direction, one.kind, program.call(direction), **figures)
+    for direction in case.directions if case.operator != "gate" else ():
+        runs: dict[str, Callable[..., object]] = {LOWER_BOUND: BOUNDS[case.operator, direction]}
         if direction != "forward" and pool.inputs.x.nbytes <= SMALL:
-            runs[WITH_AUTOGRAD] = partial(baselines.with_autograd, bound)
+            runs[WITH_AUTOGRAD] = partial(baselines.with_autograd, BOUNDS[case.operator, direction])
         for what, run in runs.items():
             call = timing.Call(lambda run=run: pool.keep(run(*pool.next())))
-            about = {"kind": LOWER_BOUND, "error_y": error, "within": within}
-            made.add(what, direction, call, about)
+            made.add(what, direction, LOWER_BOUND, call)
+    copied = torch.equal(pool.copy(), pool.inputs.x)
+    made.add("copy", "forward", "copy", timing.Call(pool.copy), error_y=0.0, within=copied)
+    for (what, direction), row in made.rows.items():
+        counted = "ppcr" if what == "copy" else case.operator
+        row.necessary_bytes = baselines.necessary_bytes(counted, direction, pool.inputs.x)
+        row.peak_bytes = peak_bytes(made.calls[what, direction], device)
+    return made

@@ -1,10 +1,7 @@
-"""torchvision's ResNets with PPCR, with other attention layers, and without.
+"""torchvision's ResNets with PPCR after every residual block's last normalization, or without.
 
-PPCR stands after the last normalization of every residual block: *fused* with the addition and the
-ReLU, *unfused*, and in *plain* PyTorch, the best formulation of :mod:`benchmarks.baselines`.
+It is *fused* with the addition and the ReLU, *unfused*, or in *plain* PyTorch, pooled once.
 """
-
-from __future__ import annotations
 
 import copy
 from typing import Any
@@ -12,17 +9,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision
+from timm.layers import cbam, squeeze_excite
 from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights
+from torchvision.transforms.functional import five_crop
 
 import ppcr_ext
-from ppcr_ext.testing import LEVELS, relative
+from ppcr_ext.testing import LEVELS, Inputs, relative
 
 from . import baselines, timing
 from .cases import OWN, Case
 from .layers import Prepared, peak_bytes
 
-# Relative L2 error of a whole network's loss gradient; see check().
-TOLERANCE = {"float32": 0.02, "bfloat16 autocast": 0.2}
+ATTENTION = {"SE": squeeze_excite.SEModule, "CBAM": cbam.CbamModule}
+TOLERANCE = {"float32": 0.02, "bfloat16 autocast": 0.2}  # see check()
 
 
 def insert_drawn(model: nn.Module, fuse: bool = True) -> nn.Module:
@@ -46,23 +46,19 @@ class Plain(nn.Module):
 
 def network(name: str, variant: str) -> nn.Module:
     """A network with random weights, the same for all variants."""
-    from timm.layers.cbam import CbamModule
-    from timm.layers.squeeze_excite import SEModule
-
     torch.manual_seed(0)
     model: nn.Module = getattr(torchvision.models, name)(num_classes=10)
     if name == "resnet18":  # for small pictures, as usual: no early reduction
         model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     if variant in OWN:
         insert_drawn(model, fuse=variant == "PPCR fused")
-    attention = {"SE": SEModule, "CBAM": CbamModule}.get(variant)
     for block in [block for block in model.modules() if hasattr(block, "downsample")]:
+        last = "bn3" if hasattr(block, "bn3") else "bn2"
         if variant == "PPCR plain":
             block.ppcr = Plain(block.ppcr)  # type: ignore[arg-type]
-        if attention is not None:
-            last = "bn3" if hasattr(block, "bn3") else "bn2"
+        elif variant in ATTENTION:
             norm = getattr(block, last)
-            setattr(block, last, nn.Sequential(norm, attention(norm.num_features)))
+            setattr(block, last, nn.Sequential(norm, ATTENTION[variant](norm.num_features)))
     return model
 
 
@@ -72,15 +68,11 @@ def loss(model: nn.Module, x: Tensor, target: Tensor, amp: bool) -> Tensor:
 
 
 def check(models: dict[str, nn.Module], x: Tensor, target: Tensor, dtype: str) -> dict[str, float]:
-    """Relative L2 errors, against float64, of the loss's gradient with respect to the pictures.
-
-    It has passed through every layer twice. Raises AssertionError where one is off: a wrong program
-    is not timed. Rounding grows with depth, and where it takes a value across zero, a ReLU lets its
-    gradient pass or not: with a few pictures one such value is some 1e-3 of the whole, whatever
-    computes it. So float32 is held to 0.02 and bfloat16 to 0.2, or to three times the error that
-    the reference makes in the same precision; a wrong gate, sign or bin changes the gradient by
-    more than half of it.
-    """
+    """Relative L2 errors, against float64, of the loss's gradient with respect to the pictures."""
+    # Raises AssertionError where one is off: a wrong program is not timed. Rounding takes values
+    # across zero, where a ReLU lets their gradient pass or not, whatever computes it: with few
+    # pictures one of them is 1e-3 of the whole. So the limit is TOLERANCE, or three times the error
+    # of the reference in the same precision. A wrong gate, sign or bin is off by more than a half.
     reference = copy.deepcopy(models["PPCR unfused"])
     for layer in reference.modules():
         if isinstance(layer, ppcr_ext.PPCR):
@@ -91,11 +83,9 @@ def check(models: dict[str, nn.Module], x: Tensor, target: Tensor, dtype: str) -
         return torch.autograd.grad(loss(copy.deepcopy(model), x, target, amp), x)[0]
 
     expected = gradient(copy.deepcopy(reference).double(), x.double(), False)
-    errors = {
-        name: relative(gradient(model, x, dtype != "float32"), expected)
-        for name, model in {"reference": reference, **models}.items()
-        if name in ("reference", *OWN)
-    }
+    checked = {"reference": reference, **{name: models[name] for name in OWN}}
+    amp = dtype != "float32"
+    errors = {name: relative(gradient(m, x, amp), expected) for name, m in checked.items()}
     limit = min(0.5, max(TOLERANCE[dtype], 3 * errors.pop("reference")))
     for name, off in errors.items():
         if not off <= limit:  # no assert: python -O would time it
@@ -123,7 +113,7 @@ class Program:
     def __init__(self, model: nn.Module, case: Case, x: Tensor, target: Tensor) -> None:
         self.model, self.x, self.target, self.amp = model, x, target, case.dtype != "float32"
         self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-        self.forward: Any = torch.compile(model, dynamic=False) if case.modes else model
+        self.forward: Any = torch.compile(model, dynamic=False) if case.compiled else model
 
     def step(self) -> None:
         self.model.train()
@@ -148,21 +138,20 @@ def prepare(case: Case, device: torch.device, first: bool, order: list[str]) -> 
     models = {name: network(case.operator, name).to(device) for name in order}
     for model in models.values():
         model.to(memory_format=form)
-    few, errors = slice(0, min(images, 16)), dict[str, float]()
+    errors: dict[str, float] = {}
     if first and set(OWN) <= set(models):
-        errors = check(models, x[few], target[few], case.dtype)
-    made = Prepared(timing.HostClock(device), "none")
+        errors = check(models, x[:16], target[:16], case.dtype)
+    made = Prepared(case, timing.HostClock(device), "none")
     for name, model in models.items():
         program = Program(model, case, x, target)
-        step = timing.Call(program.step, grad=True, warm=False)
-        about: dict[str, Any] = {"kind": "network", "error_dx": errors.get(name)}
-        made.add(name, "step", step, about)
-        made.add(name, "inference", timing.Call(program.inference, warm=False), dict(about))
+        for direction, run in (("step", program.step), ("inference", program.inference)):
+            call = timing.Call(run, grad=direction == "step", warm=False)
+            made.add(name, direction, "network", call, error_dx=errors.get(name))
         if first:
-            about["saved_bytes"] = saved_bytes(model, x, target, amp)
+            made.rows[name, "step"].saved_bytes = saved_bytes(model, x, target, amp)
         if first and device.type == "cuda":
             program.step()
-            about["peak_bytes"] = peak_bytes(step, device)
+            made.rows[name, "step"].peak_bytes = peak_bytes(made.calls[name, "step"], device)
     return made
 
 
@@ -170,33 +159,30 @@ def retina_batch(size: int = 224) -> Tensor:
     """``[8, 3, size, size]``: scikit-image's fundus photograph, in four flips and four crops."""
     import skimage.data
 
-    photograph = torch.from_numpy(skimage.data.retina()).permute(2, 0, 1)[None].float() / 255
-    side, crop = photograph.shape[-1], photograph.shape[-1] * 2 // 3
-    corners = [(top, left) for top in (0, side - crop) for left in (0, side - crop)]
-    views = [photograph.flip(dims) for dims in ((), (2,), (3,), (2, 3))]
-    views += [photograph[..., top : top + crop, left : left + crop] for top, left in corners]
-    options: dict[str, Any] = {"size": (size, size), "mode": "bilinear", "antialias": True}
-    batch = torch.cat([F.interpolate(view, **options) for view in views])
-    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
-    return (batch - mean) / std  # ImageNet's, as usual
+    photograph = torch.from_numpy(skimage.data.retina()).permute(2, 0, 1)
+    views = [photograph.flip(dims) for dims in ((), (1,), (2,), (1, 2))]
+    views += five_crop(photograph, [photograph.shape[-1] * 2 // 3])[:4]
+    preprocess = ResNet50_Weights.DEFAULT.transforms(crop_size=size, resize_size=size)
+    return torch.stack([preprocess(view) for view in views])
 
 
-def retina_inputs() -> dict[str, tuple[Tensor, ...]]:
-    """x, grad (scaled to a mean square of 1), weight and bias of each stage's last PPCR layer."""
+def retina_inputs(device: torch.device) -> dict[str, Inputs]:
+    """What the last PPCR layer of each stage sees; grad has a mean square of 1."""
     torch.manual_seed(0)
     model = insert_drawn(torchvision.models.resnet50()).train()
-    seen: dict[str, tuple[Any, ...]] = {}
-    for stage in ("layer1", "layer2", "layer3", "layer4"):
+    seen: list[tuple[Any, ...]] = []
 
-        def keep(layer: Any, inputs: tuple[Tensor, ...], y: Tensor, stage: str = stage) -> None:
-            y.retain_grad()  # of the layer alone: where a hook is, the block adds by itself
-            seen[stage] = (inputs[0], y, layer.weight, layer.bias)
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+        y.retain_grad()  # of the layer alone: where a hook is, the block adds by itself
+        seen.append((layer, inputs[0], y))
 
+    stages = ("layer1", "layer2", "layer3", "layer4")
+    for stage in stages:
         getattr(model, stage)[-1].ppcr.register_forward_hook(keep)
-    batch = retina_batch()
-    loss(model, batch, torch.arange(len(batch)), False).backward()
+    loss(model, retina_batch(), torch.arange(8), False).backward()
     found = {}
-    for stage, (x, y, *own) in seen.items():
-        grad = y.grad / y.grad.square().mean().sqrt()
-        found[stage] = tuple(t.detach().contiguous() for t in (x, grad, *own))
+    for stage, (layer, x, y) in zip(stages, seen, strict=True):
+        grad, own = y.grad / y.grad.square().mean().sqrt(), (layer.weight, layer.bias)
+        x, weight, bias, grad = (t.detach().to(device) for t in (x, *own, grad))
+        found[stage] = Inputs("ppcr", x, x, weight, bias, grad)
     return found

@@ -1,11 +1,11 @@
 """The pictures of a record, in colours that the colour-blind tell apart."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from . import report
 from .baselines import LOWER_BOUND, WITH_AUTOGRAD
@@ -22,43 +22,36 @@ STYLES: dict[str, tuple[str, str]] = {
     **{"level by level": ("#009E73", "^"), "copy": ("#888888", "D")},
     **{LOWER_BOUND: ("#000000", "|"), WITH_AUTOGRAD: ("#000000", "+")},
 }
-Value = Callable[[Row], float | None]
 
 
 def draw(record: Record, out: Path) -> list[Path]:
     """All pictures of a record; those of layers show ppcr in the dtype of the README."""
-    title, name = report.machine(record), record.command
+    title, name = record.machine, record.command
     if name == "scaling":
         return [_scaling(record, out / "scaling.png", title)]
-    rows, ratio = report.timed(record.rows), attrgetter("ratio")
     if name == "end_to_end":
-        rows = [row for row in rows if row.what != "none"]
+        rows = [row for row in record.rows if row.what != "none"]
         label = "time over that of the network without attention (lines: 95 % intervals)"
-        return [_dots(rows, ratio, out / "end_to_end.png", label, title)]
-    dtype, hidden = report.headline_dtype(record), ("copy", "other layer")
-    rows = [row for row in rows if (row.operator, row.dtype) == ("ppcr", dtype)]
-    rows = [row for row in rows if row.kind not in hidden]
+        return [_dots(rows, "ratio", out / "end_to_end.png", label, title)]
+    rows = [row for row in record.headline if row.kind not in ("copy", "other layer")]
     both = [row for row in rows if row.direction != "backward"]
-    plain = [row for row in both if row.kind == "plain"]
     above = [row for row in both if row.what != LOWER_BOUND]
-    times = f"times as long as {report.fused_of(rows)} (log scale)"
-    wanted: list[tuple[list[Row], Value, str, str]] = [
-        (rows, attrgetter("copy_fraction"), "_roofline", "share of a copy's bandwidth"),
-        (plain, attrgetter("over_fused"), "_speedup", times),
-    ]
-    if name != "operators":
-        wanted = [(above, ratio, "", "time over the lower bound (log scale)")]
-    title = f"ppcr, {dtype}, {title}"
+    wanted = [(above, "ratio", "", "time over the lower bound (log scale)")]
+    if name == "operators":
+        plain = [row for row in both if row.kind == "plain"]
+        times = f"times as long as {record.fused} (log scale)"
+        wanted = [(rows, "copy_fraction", "_roofline", "share of a copy's bandwidth")]
+        wanted += [(plain, "over_fused", "_speedup", times)]
     return [
-        _dots(one, v, out / f"{name}{end}.png", label, title)
-        for one, v, end, label in wanted
-        if one
+        _dots(some, value, out / f"{name}{end}.png", label, f"ppcr, {some[0].dtype}, {title}")
+        for some, value, end, label in wanted
+        if some
     ]
 
 
-def _dots(rows: Sequence[Row], value: Value, path: Path, label: str, title: str) -> Path:
-    """A panel for every direction, a line for every input, a marker for every series."""
-    of = (attrgetter("direction"), report.label, attrgetter("what"))
+def _dots(rows: Sequence[Row], value: str, path: Path, label: str, title: str) -> Path:
+    """A panel for forward, backward or both, a line for every input, a marker for every series."""
+    of = (attrgetter("passes"), attrgetter("label"), attrgetter("what"))
     panels, names, whats = (list(dict.fromkeys(map(one, rows))) for one in of)
     networks = rows[0].kind == "network"
     size = (15, 2.4 + (0.6 if networks else 0.36) * len(names))
@@ -67,21 +60,19 @@ def _dots(rows: Sequence[Row], value: Value, path: Path, label: str, title: str)
     axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
     for panel, axis in zip(panels, axes[0], strict=True):
         for number, what in enumerate(whats):
-            shown = [row for row in rows if (row.direction, row.what) == (panel, what)]
-            points = [(v, row) for row in shown if (v := value(row)) is not None]
-            # the lines of networks would cover each other
-            shift = (number / max(1, len(whats) - 1) - 0.5) * 0.5 * networks
-            ends = [(v - (row.ratio_low or v), (row.ratio_high or v) - v) for v, row in points]
-            style = _style(what.split(" compiled")[0], hollow=" compiled" in what)
+            found = [row for row in rows if (row.passes, row.what) == (panel, what)]
+            found = [row for row in found if getattr(row, value) is not None]
+            at = np.array([names.index(row.label) for row in found], dtype=float)
+            interval = None
+            if networks:  # whose lines would cover each other
+                at += (number / max(1, len(whats) - 1) - 0.5) * 0.5
+                ends = [(row.ratio_low, row.ratio, row.ratio_high) for row in found]
+                interval = np.diff(np.array(ends, dtype=float)).T
+            style = _style(what.removesuffix(" compiled"), hollow=" compiled" in what)
             style |= {"markersize": 11 if style["marker"] in "|+" else 7, "linestyle": "none"}
-            axis.errorbar(
-                [v for v, _ in points],
-                [names.index(report.label(row)) + shift for _, row in points],
-                xerr=list(zip(*ends, strict=True)) if networks else None,
-                label=what,
-                zorder=4 if "native" in what or "fused" in what else 3,
-                **style,
-            )
+            style |= {"zorder": 4 if "native" in what or "fused" in what else 3}
+            x = [getattr(row, value) for row in found]
+            axis.errorbar(x, at, xerr=interval, label=what, **style)
         axis.axvline(1, color="black", linewidth=1)
         if "log" in label:
             axis.set_xscale("log", subs=())
@@ -89,10 +80,9 @@ def _dots(rows: Sequence[Row], value: Value, path: Path, label: str, title: str)
             axis.xaxis.set_major_formatter("{x:g}")
         elif not networks:
             axis.set_xlim(left=0)
-        step = networks and panel == "step"
-        axis.set(title="training step" if step else report.words(panel), xlabel=label)
-    found = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*found, loc="outside lower center", ncols=min(6, len(whats)), frameon=False)
+        axis.set(title=panel, xlabel=label)
+    legend = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=min(6, len(whats)), frameon=False)
     figure.savefig(path, dpi=110)
     return path
 
@@ -101,21 +91,20 @@ def _scaling(record: Record, path: Path, title: str) -> Path:
     """A column for every axis, the two directions one above the other."""
     title = f"Time against size, with the exponents of a power law. {title}"
     found, (figure, panels) = report.series(record.rows), _figure(2, len(AXES), (16, 9.5), title)
-    for (axis, label), column in zip(AXES.items(), panels.T, strict=True):
-        for direction, panel in zip(("forward", "step"), column, strict=True):
-            shown = {key: points for key, points in found.items() if key[::3] == (axis, direction)}
-            spans = set()
-            for (_, threads, what, _), points in shown.items():
-                name = report.series_name(what, threads)
-                if fitted := report.fit(points):
-                    name += f": {fitted[0]:.2f}"
-                    spans.add(f"{fitted[2]} to {fitted[3]}")
-                style = _style(what, hollow=threads > 1)
-                style |= {"linestyle": "--" if threads > 1 else "-", "label": name}
+    for axis, column in zip(AXES, panels.T, strict=True):
+        for passes, panel in zip(("forward", "forward+backward"), column, strict=True):
+            ranges = set()
+            shown = [(key[2], points) for key, points in found.items() if key[:2] == (axis, passes)]
+            for name, points in shown:
+                exponent, fitted = report.fit(points)
+                ranges.add(fitted)
+                several = not name.endswith(" 1 thread")
+                style = _style(name.split(",")[0], hollow=several)
+                style |= {"linestyle": "--" if several else "-", "label": f"{name}: {exponent:.2f}"}
                 panel.plot(*zip(*points, strict=True), **style)
-            panel.set(xlabel=label, ylabel="microseconds", yscale="log")
+            panel.set(xlabel=AXES[axis], ylabel="microseconds", yscale="log")
             panel.set_xscale("log", base=2)
-            panel.set_title(f"{report.words(direction)}; exponents over {', '.join(sorted(spans))}")
+            panel.set_title(f"{passes}; exponents over {', '.join(sorted(ranges))}")
             panel.legend(fontsize=8, frameon=False, loc="upper left")
             low, high = panel.get_ylim()
             panel.set_ylim(low, high * (high / low) ** 0.4)  # room for the legend

@@ -4,71 +4,42 @@ They come from benchmarks/results/. ``--take DIR`` first copies the complete fil
 benchmarks/results/<device>/, or to the folder there that ``--name`` says, and draws them.
 """
 
-from __future__ import annotations
-
 import argparse
-import json
 import re
 import shutil
 import sys
 from pathlib import Path
 
-from . import pictures, shares
-from .report import END, SECTIONS, START, headline, page, processors
-from .results import read
+from . import pictures
+from .report import END, START, page, records, section
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def measured(folder: Path) -> list[Path]:
-    """The measured files of a folder, or of a pattern of folders."""
-    return sorted(p for stem in SECTIONS for p in folder.parent.glob(f"{folder.name}/{stem}.json"))
-
-
 def devices(results: Path = RESULTS) -> list[Path]:
     """The folders of measured devices, GPUs first."""
-    folders = {path.parent for path in measured(results / "*")}
+    folders = {path.parent for path in results.glob("*/*.json")}
     return sorted(folders, key=lambda path: (path.name.startswith("cpu"), path.name))
-
-
-def section(results: Path = RESULTS) -> str:
-    """The README's results as Markdown; a sentence where nothing is measured yet."""
-    folders = devices(results)
-    if not folders:
-        return "No measured files yet."
-    links = ", ".join(f"[{f.name}](benchmarks/results/{f.name}/README.md)" for f in folders)
-    # Of further processors a line each.
-    parts = [headline(f) for f in folders if not f.name.startswith("cpu-")]
-    if len(folders) > len(parts):
-        parts.append(f"Eight shapes on every processor:\n\n{processors(folders)}")
-    parts.append(f"All figures, with errors and memory, and the files they come from: {links}.")
-    return "\n\n".join(parts)
 
 
 def texts(root: Path = ROOT) -> dict[Path, str]:
     """Every file that is made from measured ones, with what it should say."""
     results, readme = root / "benchmarks" / "results", root / "README.md"
     made = {folder / "README.md": page(folder) for folder in devices(results)}
-    for file in sorted(results.glob("*/plans.json")):  # of tools/gpu_plans.py
-        own = file.with_name("README.md")
-        parts = (made.get(own), shares.page(json.loads(file.read_text())))
-        made[own] = "\n".join(part for part in parts if part)
     before, _, rest = readme.read_text().partition(START)
     _, end, after = rest.partition(END)
     if not end:
         raise ValueError(f"README.md must hold the markers {START} and {END}")
-    return {readme: f"{before}{START}\n{section(results)}\n{END}{after}", **made}
+    return {readme: f"{before}{START}\n{section(devices(results))}\n{END}{after}", **made}
 
 
 def take(source: Path, results: Path = RESULTS, name: str = "") -> list[Path]:
-    """Copies every complete JSON file, with its CSV, to its device's folder, and draws it there.
-
-    ``name`` is that folder's where the device's own will not do, such as ``cpu-zen4``.
-    """
+    """Copies every complete JSON file, with its CSV, to its device's folder, and draws it there."""
+    # ``name`` is that folder's where the device's own will not do, such as ``cpu-zen4``.
     taken: list[Path] = []
-    for path in measured(source):
-        record = read(path)
+    for stem, record in records(source).items():
+        path = source / f"{stem}.json"
         if not record.complete:
             raise ValueError(f"{path} is incomplete: its run was interrupted (--resume goes on)")
         if record.settings.get("quick"):

@@ -1,152 +1,123 @@
 """Tables of what was measured: for the terminal, for the README, and for a page of each device."""
 
-from __future__ import annotations
-
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from statistics import fmean, geometric_mean
+from statistics import geometric_mean, linear_regression, median
 from typing import Any
 
-import numpy as np
 import torch
 
 from ppcr_ext import testing
+from ppcr_ext.testing import LAYOUTS
 
 from .baselines import LOWER_BOUND, WITH_AUTOGRAD
-from .cases import VARIANTS, size_of
+from .cases import VARIANTS
 from .results import Record, Row, read
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 FITTED = 4  # the largest points: what a call costs at least hides the slope of the small ones
-BASELINES = ("reference", "plain", "other layer", "network")
-HEADLINE = tuple(f"{o} {d}" for o in ("ppcr", "add_relu") for d in ("forward", "forward+backward"))
+PLAIN = ("pooled once compiled", "pooled once")
 SPREAD = "spread of the lower bound"
-BEST_COMPILED = "pooled once compiled"
 FASTER = "Bold: faster than `{0}`."
 METHOD = (
     "Times over those of `{0}`, geometric means and ranges over all inputs; at most {1} rounds. "
-    "The lower bound is `x * 0.5` forward and `x + gy` backward (with a residual `x + residual`, "
-    "`x + gy` and `residual * 0.5`), for small inputs also with a run of the autograd engine "
-    "through an identity. Its spread is the distance of its quartiles over its median. " + FASTER
+    "[docs/benchmarks.md](../../../docs/benchmarks.md) has the lower bounds and the baselines; the "
+    "spread is the distance of the quartiles over the median. " + FASTER
 )
 NETWORKS = (
     "Time over that of the network without attention in the same round: medians, with their 95 % "
     "confidence intervals. A step is forward, loss, backward and SGD. "
 ) + FASTER.format("PPCR fused")
+DEVICES = (
+    "The layer's time over its lower bound, the plainest operation that moves the same bytes, and "
+    "that of the best plain formulation over the layer's: geometric means and ranges over all "
+    "shapes, in both layouts."
+)
+PLANS = (
+    "CUDA kernels: the bandwidth at which they move what they must, over that of `y.copy_(x)`. "
+    "Above 1: more is read than in a copy, which is faster than writing. "
+    "{device}, PyTorch {torch}, driver {driver}, {date}; `tools/gpu_plans.py`, device time."
+)
 COSTS = "What a call costs: microseconds on a tensor of 1x8x2x2."
-MEMORY = "Peak memory above the inputs, results included, in multiples of x's bytes; means over "
+MEMORY = "Peak memory above the inputs, results included, in multiples of x's bytes."
 HOST = "Microseconds of the host that launches a call / of the device."
 
 Cell = tuple[str, str, Any]  # line, column, one of the values that meet there
 
 
-def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Markdown whose columns line up."""
-    cells = [list(header), *map(list, lines)]
-    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-    form = " | ".join(f"{{:{'>' if i else '<'}{width}}}" for i, width in enumerate(widths))
-    rule = ["-" * (width - 1) + (":" if i else "-") for i, width in enumerate(widths)]
-    return "\n".join(f"| {form.format(*line)} |" for line in (cells[0], rule, *cells[1:]))
+def summary(line: str, column: str, values: list[Any]) -> str:
+    """What a cell says: all of its texts, or the mean of its numbers."""
+    if isinstance(values[0], str):
+        return " / ".join(values)
+    if SPREAD in line + column:  # may be 0
+        return f"{median(values):.1%} ({min(values):.1%} to {max(values):.1%})"
+    return f"{geometric_mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def pivot(
     cells: Iterable[Cell],
-    text: Callable[[str, list[Any]], str] = lambda line, values: values[0],
+    text: Callable[[str, str, list[Any]], str] = summary,
     lines: Iterable[str] = (),
     columns: Iterable[str] = (),
 ) -> str:
-    """A table with the text of the values of each line and column, ``-`` where there are none.
-
-    Lines and columns, after those that are given, are in the order of the cells.
-    """
+    """A Markdown table: what ``text`` makes of a cell's values, ``-`` where there are none."""
+    # Lines and columns, after those that are given, are in the order of the cells.
     found: dict[str, dict[str, list[Any]]] = {line: {} for line in lines}
     header = dict.fromkeys(columns)
     for line, column, value in cells:
         header.setdefault(column)
         values = found.setdefault(line, {}).setdefault(column, [])
         values += [] if value is None else [value]
-    body = (
-        [text(line, v) if (v := at.get(c)) else "-" for c in header] for line, at in found.items()
-    )
-    return table(["", *header], ([line, *texts] for line, texts in zip(found, body, strict=True)))
-
-
-def words(direction: str) -> str:
-    return "forward+backward" if direction == "step" else direction
-
-
-def call_of(row: Row) -> str:
-    return f"{row.operator} {words(row.direction)}"
-
-
-def label(row: Row) -> str:
-    return ", ".join([row.case, row.layout, *([row.dtype] * (row.dtype != "float32"))])
-
-
-def mean_and_range(values: Sequence[float], form: str = ".2f") -> str:
-    return f"{geometric_mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
-def is_faster(row: Row) -> bool:
-    """Whether it is a baseline that is faster than ours, which every table marks."""
-    return row.kind in BASELINES and (row.over_fused or 1) < 1
+    texts = [["", *header]]
+    for line, at in found.items():
+        texts.append([line, *(text(line, c, at[c]) if at.get(c) else "-" for c in header)])
+    widths = [max(3, *map(len, column)) for column in zip(*texts, strict=True)]
+    texts.insert(1, ["-" * (width - 1) + (":" if i else "-") for i, width in enumerate(widths)])
+    form = " | ".join(f"{{:{'>' if i else '<'}{width}}}" for i, width in enumerate(widths))
+    return "\n".join(f"| {form.format(*line)} |" for line in texts)
 
 
 def bold(text: str, row: Row) -> str:
-    return f"**{text}**" if is_faster(row) else text
+    return f"**{text}**" if row.is_faster else text
 
 
-def machine(record: Record) -> str:
-    """Where, with what and when."""
-    env, where = record.environment, record.environment["device"]
-    if where == "cpu":
-        threads = " and ".join(map(str, sorted({row.threads for row in record.rows})))
-        where = f"{env['cpu']} ({env['capability']}), {threads} thread{'s' * (threads != '1')}"
-    return f"{where}, PyTorch {env['torch']}, {env['date'][:10]}, commit {env['commit']}"
+def faster(rows: Iterable[Row]) -> str:
+    """All cells in which a baseline is faster, with its time over ours."""
+    found = [row for row in rows if row.is_faster]
+    texts = [f"{r.what}, {r.operator} {r.passes}, {r.label} ({r.over_fused:.2f})" for r in found]
+    return "; ".join(texts) or "none"
 
 
-def fused_of(rows: Iterable[Row]) -> str:
-    """The backend that all others are compared with."""
-    return next((row.what for row in rows if row.over_fused == 1), "native")
-
-
-def timed(rows: Iterable[Row]) -> list[Row]:
-    """The rows with times, without the tiny input."""
-    return [row for row in rows if row.rounds and not row.case.startswith("tiny")]
-
-
-def headline_dtype(record: Record) -> str:
-    """What is trained in on that device."""
-    wanted = "float32" if record.environment["device"] == "cpu" else "bfloat16"
-    return wanted if any(row.dtype == wanted for row in record.rows) else record.rows[0].dtype
-
-
-def ratio_table(rows: Sequence[Row], kinds: Sequence[str], columns: Iterable[str] = ()) -> str:
+def ratio_table(rows: Sequence[Row], fused: str, in_float32: dict[Any, float]) -> str:
     """The fused backend beside its lower bounds, then how many times as long the others take."""
-    fused, cells, ratios = fused_of(rows), list[Cell](), dict[str, list[float]]()
+    # ``in_float32`` has its times in that dtype, by case, layout and call.
+    cells, ratios = list[Cell](), dict[str, list[float]]()
     bound, share = f"**{fused}** over the lower bound", f"**{fused}**, share of a copy's bandwidth"
     autograd = f"{bound} with autograd"
     for row in rows:
-        at, ratio = call_of(row), row.over_fused
+        at, ratio = f"{row.operator} {row.passes}", row.over_fused
         if row.what == fused:
             cells += [(bound, at, row.ratio), (share, at, row.copy_fraction)]
+            if row.dtype != "float32" and (time := in_float32.get((row.case, row.layout, at))):
+                cells += [(f"**{fused}** over its time in float32", at, row.median_us / time)]
         elif row.what == LOWER_BOUND:
             cells += [(SPREAD, at, row.spread)]
         elif row.what == WITH_AUTOGRAD:
             cells += [(autograd, at, 1 / ratio if ratio else None)]
-        elif row.kind in kinds and ratio:
+        elif ratio:
             cells += [(f"{row.what} over {fused}", at, ratio)]
             ratios.setdefault(cells[-1][0], []).append(ratio)
 
-    def text(line: str, values: list[float]) -> str:
-        """Bold, and with the number of inputs, where a baseline is faster than ours."""
-        found = mean_and_range(values, ".1%" if line == SPREAD else ".2f")
-        faster = sum(value < 1 for value in values) if line in ratios else 0
-        return f"**{found}, {faster} of {len(values)} faster**" if faster else found
+    def text(line: str, column: str, values: list[float]) -> str:
+        """Bold, and with the number of inputs, where something is faster than ours."""
+        found = summary(line, column, values)
+        count = sum(value < 1 for value in values) if line in ratios else 0
+        return f"**{found}, {count} of {len(values)} faster**" if count else found
 
     slowest_last = sorted(ratios, key=lambda line: geometric_mean(ratios[line]))
-    return pivot(cells, text, [bound, SPREAD, autograd, share, *slowest_last], columns)
+    return pivot(cells, text, [bound, SPREAD, autograd, share, *slowest_last])
 
 
 def bound_table(rows: Sequence[Row]) -> str:
@@ -154,34 +125,10 @@ def bound_table(rows: Sequence[Row]) -> str:
     cells: list[Cell] = []
     for row in rows:
         if row.what == LOWER_BOUND:
-            cells.append((label(row), SPREAD, f"{row.spread:.1%}"))
+            cells.append((row.label, SPREAD, f"{row.spread:.1%}"))
         elif row.ratio is not None and row.kind != "other layer":
-            cells.append((label(row), row.what, bold(f"{row.ratio:.2f}", row)))
-    return pivot(cells, lambda _, texts: " / ".join(texts), (), (SPREAD, WITH_AUTOGRAD))
-
-
-def worst(rows: Sequence[Row]) -> str:
-    """Where the fused backend does worst beside the fastest plain formulation."""
-    found = [(r.over_fused, r) for r in rows if r.kind == "plain" and r.over_fused is not None]
-    if not found:
-        return ""
-    ratio, row = min(found, key=lambda one: one[0])
-    return (
-        f"Where `{fused_of(rows)}` does worst it takes {1 / ratio:.2f} times as long as the "
-        f"fastest plain formulation ({row.what}; {call_of(row)}, {label(row)})."
-    )
-
-
-def other_types(rows: Iterable[Row]) -> str:
-    """Forward time of the fused backends over that in float32."""
-    fused = [row for row in rows if call_of(row) == "ppcr forward" and row.kind == "fused"]
-    times = {(row.case, row.layout, row.what, row.dtype): row.median_us for row in fused}
-    found: dict[str, list[float]] = {}
-    for (case, layout, what, dtype), time in times.items():
-        if dtype != "float32" and (wide := times.get((case, layout, what, "float32"))):
-            found.setdefault(f"{what} {dtype}", []).append(time / wide)
-    means = ", ".join(f"{name} {mean_and_range(found[name])}" for name in sorted(found))
-    return f"Other types, forward time over float32's: {means}." if means else ""
+            cells.append((row.label, row.what, bold(f"{row.ratio:.2f}", row)))
+    return pivot(cells, columns=(SPREAD, WITH_AUTOGRAD))
 
 
 def error_table(rows: Iterable[Row]) -> str:
@@ -195,7 +142,7 @@ def error_table(rows: Iterable[Row]) -> str:
                 cells.append((name, title, None if error is None else (error, limit)))
             cells.append((name, "within", (not row.within, None)))
 
-    def text(_: str, values: list[tuple[float, float | None]]) -> str:
+    def text(_: str, __: str, values: list[tuple[float, float | None]]) -> str:
         # NaN must show, and max() would lose it
         error, limit = max(values, key=lambda value: (math.isnan(value[0]), value[0]))
         if limit is None:
@@ -206,81 +153,71 @@ def error_table(rows: Iterable[Row]) -> str:
 
 
 def _layers(record: Record) -> list[str]:
-    rows = timed(record.rows)
-    parts = [METHOD.format(fused_of(rows), record.settings["rounds"])]
+    rows, fused = record.timed, record.fused
+    parts = [METHOD.format(fused, record.settings["rounds"])]
+    in_float32 = {
+        (row.case, row.layout, f"{row.operator} {row.passes}"): row.median_us
+        for row in rows
+        if (row.what, row.dtype) == (fused, "float32")
+    }
     for operator, dtype in dict.fromkeys((row.operator, row.dtype) for row in rows):
         same = [row for row in rows if (row.operator, row.dtype) == (operator, dtype)]
-        if any(row.kind == "plain" for row in same):
-            parts += [f"{operator}, {dtype}:", ratio_table(same, (*BASELINES, "fused"))]
-    parts += [worst(rows), other_types(rows)]
+        parts += [f"{operator}, {dtype}:", ratio_table(same, fused, in_float32)]
+    parts.append(f"Faster than `{fused}`: {faster(rows)}.")
     if record.command in ("shapes", "retina"):
         wide = [row for row in rows if row.dtype == "float32"]
         parts += ["Time over the lower bound, forward / forward+backward:", bound_table(wide)]
     parts += ["Largest relative errors against float64:", error_table(record.rows)]
     costs, memory, host = list[Cell](), list[Cell](), list[Cell]()
     for row in record.rows:
-        name, at = f"{row.operator}, {row.what}", words(row.direction)
+        name, at = f"{row.operator}, {row.what}", row.passes
         if row.case.startswith("tiny") and row.kind != "copy":
             costs.append((name, at, bold(f"{row.median_us:.1f}", row)))
         elif row.rounds and row.kind in ("fused", "reference", "plain"):
             if row.peak_bytes is not None and row.dtype == rows[0].dtype:
-                memory.append((name, at, row.peak_bytes / row.tensor_bytes))
+                size = math.prod(row.shape) * getattr(torch, row.dtype).itemsize
+                memory.append((name, at, row.peak_bytes / size))
             if row.host_us is not None and row.kind == "fused":
                 both = f"{row.host_us:.1f} / {row.median_us:.1f}"
-                host.append((f"{name}, {label(row)}", at, both))
-    bounds = [f"{o}, {WITH_AUTOGRAD}" for o in ("ppcr", "add_relu")]
-    if costs:
-        parts += [COSTS, pivot(costs, lines=[*(line for line, *_ in costs), *bounds])]
-    if memory:
-        mean = pivot(memory, lambda _, values: f"{fmean(values):.2f}")
-        parts += [MEMORY + "the inputs.", mean]
-    return [part for part in [*parts, *([HOST, pivot(host)] if host else [])] if part]
+                host.append((f"{name}, {row.label}", at, both))
+    for title, cells in ((COSTS, costs), (MEMORY, memory), (HOST, host)):
+        parts += [title, pivot(cells)] if cells else []
+    return parts
 
 
-Series = tuple[str, int, str, str]  # axis, threads, what, direction
-
-
-def series(rows: Iterable[Row]) -> dict[Series, list[tuple[int, float]]]:
-    """``{..: [(size, microseconds), ..]}``, in order of size; without the lower bounds."""
-    found: dict[Series, list[tuple[int, float]]] = {}
+def series(rows: Iterable[Row]) -> dict[Any, list[tuple[int, float]]]:
+    """Sizes and microseconds by axis, direction, and what is timed; without the lower bounds."""
+    found: dict[Any, list[tuple[int, float]]] = {}
     for row in rows:
         if row.kind != LOWER_BOUND:
-            point = (size_of(row.case, row.shape, row.levels), row.median_us)
-            found.setdefault((row.case, row.threads, row.what, row.direction), []).append(point)
+            name = f"{row.what}, {row.on_threads}"
+            found.setdefault((row.case, row.passes, name), []).append((row.size, row.median_us))
     return {key: sorted(points) for key, points in found.items()}
 
 
-def fit(points: Sequence[tuple[int, float]]) -> tuple[float, float, int, int] | None:
-    """Exponent, factor, first and last size of a power law through the largest points."""
+def fit(points: Sequence[tuple[int, float]]) -> tuple[float, str]:
+    """The exponent of a power law through the largest points, and their range."""
     last = points[-FITTED:]
     if len(last) < 2:
-        return None
-    sizes, times = np.log(np.array(last, dtype=float)).T
-    exponent, constant = np.polyfit(sizes, times, 1)
+        return math.nan, "a single size"
+    logarithms = [[math.log(value) for value in values] for values in zip(*last, strict=True)]
+    slope = linear_regression(*logarithms).slope
     # without the sign of a zero
-    return round(float(exponent), 2) + 0.0, float(np.exp(constant)), last[0][0], last[-1][0]
-
-
-def series_name(what: str, threads: int) -> str:
-    return f"{what}, {threads} thread{'s' * (threads > 1)}"
+    return round(slope, 2) + 0.0, f"{last[0][0]} to {last[-1][0]}"
 
 
 def _scaling(record: Record) -> list[str]:
-    lines = []
-    for (axis, threads, what, direction), points in series(record.rows).items():
-        if what != "copy" and (found := fit(points)):
-            name = f"{series_name(what, threads)}, {words(direction)}"
-            lines.append([name, axis, f"{found[0]:.2f}", f"{found[2]} to {found[3]}"])
-    faster = "; ".join(
-        f"{series_name(row.what, row.threads)}, {row.case} "
-        f"{size_of(row.case, row.shape, row.levels)}, {words(row.direction)} ({row.over_fused:.2f})"
-        for row in filter(is_faster, record.rows)
-    )
+    cells: list[Cell] = []
+    for (axis, passes, name), points in series(record.rows).items():
+        if not name.startswith("copy"):
+            exponent, sizes = fit(points)
+            cells.append((f"{name}, {passes}", axis, f"{exponent:.2f} ({sizes})"))
     text = (
-        f"Time as a power of one quantity while the others stay, fitted to the largest {FITTED} "
-        f"sizes: 1 is proportional. Faster than `{fused_of(record.rows)}`: {faster or 'none'}."
+        f"Exponents of time as a power of one quantity while the others stay, fitted to the "
+        f"largest {FITTED} sizes, which are in brackets: 1 is proportional. "
+        f"Faster than `{record.fused}`: {faster(record.rows)}."
     )
-    return [text, table(["", "of", "exponent", "range"], lines)]
+    return [text, pivot(cells)]
 
 
 def network_table(rows: Iterable[Row]) -> str:
@@ -288,19 +225,42 @@ def network_table(rows: Iterable[Row]) -> str:
     for row in rows:
         if row.what != "none":
             text = f"{row.ratio:.3f} ({row.ratio_low:.3f} to {row.ratio_high:.3f})"
-            cells.append((f"{label(row)}, {row.direction}", row.what, bold(text, row)))
+            cells.append((f"{row.label}, {row.direction}", row.what, bold(text, row)))
     return pivot(cells, columns=VARIANTS[1:])
 
 
 def _networks(record: Record) -> list[str]:
     saved = [
-        (label(row), row.what, f"{row.saved_bytes / 2**20:.0f}")
+        (row.label, row.what, f"{row.saved_bytes / 2**20:.0f}")
         for row in record.rows
         if row.saved_bytes is not None and "compiled" not in row.case
     ]
     parts = [f"{record.settings['rounds']} rounds. {NETWORKS}", network_table(record.rows)]
     memory = "MB that autograd keeps from forward to backward:"
     return [*parts, memory, pivot(saved, columns=VARIANTS)]
+
+
+def plans(results: dict[str, Any]) -> list[str]:
+    """What tools/gpu_plans.py measured: for every layout a table, with all runs in each cell."""
+    abouts = {run["name"]: run["about"] for run in results["runs"]}
+    parts = [
+        PLANS.format(**results),
+        "\n".join(f"- {name}: {about}" for name, about in abouts.items()),
+    ]
+    for layout in LAYOUTS:
+        cells: list[Cell] = []
+        for name, row in ((run["name"], row) for run in results["runs"] for row in run["rows"]):
+            if row["layout"] == layout:
+                channels, side, images = row["stage"]
+                line = f"{images}x{channels}x{side}x{side}, {row['dtype']}"
+                share = f"{row['share']:.2f}" + "°" * (row.get("build") == "earlier")
+                cells.append((line, f"{row['operation']} {row['direction']}", (name, share)))
+
+        def text(_: str, __: str, values: list[Any]) -> str:
+            return " → ".join(dict(values).get(name, "-") for name in abouts)
+
+        parts += [f"{layout}, {' → '.join(abouts)}:", pivot(cells, text)]
+    return parts
 
 
 # By the name of the file: title, section, pictures.
@@ -326,54 +286,48 @@ def records(folder: Path) -> dict[str, Record]:
 def page(folder: Path) -> str:
     """Everything measured on the device of a folder."""
     parts = [f"# Measured on {folder.name}", "Written by `make results` from the files beside it."]
+    if (file := folder / "plans.json").is_file():
+        parts += plans(json.loads(file.read_text()))
     for stem, record in records(folder).items():
         title, _, pictures = SECTIONS[stem]
-        parts += [f"## {title}", f"{machine(record)}.", console(record)]
+        parts += [f"## {title}", f"{record.machine}.", console(record)]
         parts += [f"![{title}]({name}.png)" for name in pictures]
     return "\n\n".join(parts) + "\n"
 
 
-def processors(folders: Iterable[Path]) -> str:
-    """A line for each CPU on which the shapes were measured."""
-    cells = list[Cell]()
+def device_table(folders: Iterable[Path]) -> str:
+    """A column for each device on which the shapes, or else the operators, were measured, and
+    below it every input on which something else is faster."""
+    cells, losses = list[Cell](), list[str]()
     for folder in folders:
-        record = records(folder).get("shapes")
-        if record is None or record.environment["device"] != "cpu":
-            continue
-        line = f"{folder.name}: {machine(record)}"
-        rows = [row for row in timed(record.rows) if row.dtype == "float32"]
-        fused = fused_of(rows)
-        for row in rows:
-            if row.what == fused:
-                cells.append((line, f"{words(row.direction)} over the lower bound", row.ratio))
-            elif row.what == BEST_COMPILED and row.over_fused:
-                at = f"{row.what} over {fused}, {words(row.direction)}"
-                cells.append((line, at, row.over_fused))
-        lost = {(row.case, row.layout, row.direction) for row in rows if is_faster(row)}
-        cells.append((line, "cells where a baseline is faster", float(len(lost))))
-
-    def text(_: str, values: list[Any]) -> str:
-        return mean_and_range(values) if len(values) > 1 else f"{values[0]:.0f}"
-
-    return pivot(cells, text)
+        found = records(folder)
+        if record := found.get("shapes") or found.get("operators"):
+            device = f"{folder.name}: {record.machine}"
+            rows = [row for row in record.headline if row.direction != "backward"]
+            first = (record.fused, LOWER_BOUND)  # so that their lines stand side by side
+            for row in sorted(rows, key=lambda row: (row.direction, row.what not in first)):
+                if row.what == record.fused:
+                    cells.append((f"{row.passes} over the lower bound", device, row.ratio))
+                elif row.what == LOWER_BOUND:
+                    cells.append((f"{SPREAD}, {row.passes}", device, row.spread))
+                elif row.what in PLAIN:
+                    line = f"{row.what} over {record.fused}, {row.passes}"
+                    cells.append((line, device, row.over_fused))
+            losses.append(f"Faster than `{record.fused}` on {folder.name}: {faster(rows)}.")
+    return "\n\n".join([pivot(cells), *losses])
 
 
-def headline(folder: Path) -> str:
-    """The README's few lines on the device of a folder."""
-    found, parts = records(folder), list[str]()
-    if record := found.get("operators") or found.get("shapes"):
-        dtype, fused = headline_dtype(record), fused_of(record.rows)
-        rows = [row for row in timed(record.rows) if row.dtype == dtype]
-        rows = [row for row in rows if call_of(row) in HEADLINE]
-        columns = [call for call in HEADLINE if call in map(call_of, rows)]
-        count, picture = len({row.case for row in rows}), SECTIONS[record.command][2][-1]
-        parts += [
-            f"Time over that of `{fused}`: geometric means over up to {count} shapes in both "
-            f"layouts, with the range; {dtype}, {machine(record)}. {FASTER.format(fused)}",
-            ratio_table(rows, ("plain",), columns),
-            f"![Time, input by input](benchmarks/results/{folder.name}/{picture}.png)",
-        ]
-    if record := found.get("end_to_end"):
-        large = [row for row in record.rows if row.operator == "resnet50"] or record.rows
-        parts += [f"Whole networks ({machine(record)}). {NETWORKS}", network_table(large)]
-    return "\n\n".join(parts) or "No measured files yet."
+def section(folders: Sequence[Path]) -> str:
+    """The README's results. Of further processors it has a line in the table, and no more."""
+    parts = [DEVICES, device_table(folders)]
+    for folder in (folder for folder in folders if not folder.name.startswith("cpu-")):
+        found, where = records(folder), f"benchmarks/results/{folder.name}"
+        if record := found.get("operators") or found.get("shapes"):
+            picture = SECTIONS[record.command][2][-1]
+            parts.append(f"![Time over native, input by input]({where}/{picture}.png)")
+        if record := found.get("end_to_end"):
+            large = [row for row in record.rows if row.operator == "resnet50"] or record.rows
+            parts += [f"Whole networks ({record.machine}). {NETWORKS}", network_table(large)]
+    links = ", ".join(f"[{f.name}](benchmarks/results/{f.name}/README.md)" for f in folders)
+    parts.append(f"All figures, with errors and memory, and the files they come from: {links}.")
+    return "\n\n".join(parts)

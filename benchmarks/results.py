@@ -1,8 +1,5 @@
 """What a run leaves behind: rows, their files, where they were measured, and comparisons."""
 
-from __future__ import annotations
-
-import contextlib
 import csv
 import json
 import math
@@ -10,17 +7,17 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .baselines import LOWER_BOUND
-from .cases import PLACE, Place, name_of
+from .cases import Key, Place, name_of
 
 NOISE = 0.10  # medians that differ by no more than this are the same
 RULE = (
@@ -29,20 +26,13 @@ RULE = (
 )
 # Of two environments whose rows may stand in one file.
 SAME = ("commit", "device", "cpu", "cores", "capability", "torch", "ppcr_ext")
+PACKAGES = ("timm", "torchvision", "numpy", "triton", "ppcr_ext")
 
 
 @dataclass
-class Row:
+class Row(Place):
     """One implementation in one direction on one case, in microseconds per call."""
 
-    suite: str
-    operator: str
-    case: str
-    shape: Sequence[int]
-    layout: str
-    dtype: str
-    threads: int
-    levels: Sequence[int]
     direction: str
     what: str
     kind: str  # fused, reference, plain, other layer, lower bound, copy, network
@@ -74,16 +64,18 @@ class Row:
         self.shape, self.levels = tuple(self.shape), tuple(self.levels)
 
     @property
-    def place(self) -> Place:
-        return tuple(getattr(self, name) for name in PLACE)
-
-    @property
-    def tensor_bytes(self) -> int:
-        return torch.Size(self.shape).numel() * getattr(torch, self.dtype).itemsize
-
-    @property
     def spread(self) -> float:
         return (self.high_us - self.low_us) / self.median_us
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether it is faster than our fused backend, which every table marks."""
+        return self.kind not in (LOWER_BOUND, "copy") and (self.over_fused or 1) < 1
+
+    @property
+    def passes(self) -> str:
+        step = "training step" if self.kind == "network" else "forward+backward"
+        return step if self.direction == "step" else self.direction
 
 
 def derived(rows: list[Row]) -> list[Row]:
@@ -113,7 +105,34 @@ class Record:
     settings: dict[str, Any]
     complete: bool = False
     rows: list[Row] = field(default_factory=list)
-    skipped: list[dict[str, str]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)  # in older files
+
+    @property
+    def machine(self) -> str:
+        """Where, with what and when."""
+        env, where = self.environment, self.environment["device"]
+        if where == "cpu":
+            threads = " and ".join(sorted({row.on_threads for row in self.rows}))
+            where = f"{env['cpu']} ({env['capability']}), {threads}"
+        return f"{where}, PyTorch {env['torch']}, {env['date'][:10]}, commit {env['commit']}"
+
+    @property
+    def fused(self) -> str:
+        """The backend that all others are compared with."""
+        return next((row.what for row in self.rows if row.over_fused == 1), "native")
+
+    @property
+    def timed(self) -> list[Row]:
+        """The rows with times, without the tiny input."""
+        return [row for row in self.rows if row.rounds and not row.case.startswith("tiny")]
+
+    @property
+    def headline(self) -> list[Row]:
+        """The timed rows of ppcr in the dtype that is trained in on that device."""
+        wanted = "float32" if self.environment["device"] == "cpu" else "bfloat16"
+        dtypes = [row.dtype for row in self.rows]
+        dtype = wanted if wanted in dtypes else dtypes[0]
+        return [row for row in self.timed if (row.operator, row.dtype) == ("ppcr", dtype)]
 
     def write(self, where: Path) -> list[Path]:
         """``where``.json and ``where``.csv; returns them."""
@@ -148,18 +167,22 @@ def read(path: Path) -> Record:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Where and with what a run is made."""
-    cuda, found = device.type == "cuda", dict[str, Any]()
-    affinity = getattr(os, "sched_getaffinity", None)
-    for package in ("timm", "torchvision", "numpy", "triton", "ppcr_ext"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    found |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": _commit()}
-    found |= {"device": torch.cuda.get_device_name(device) if cuda else "cpu"}
-    found |= {"cpu": _cpu_model(), "cores": len(affinity(0)) if affinity else os.cpu_count()}
-    found |= {"capability": torch.backends.cpu.get_cpu_capability()}
-    found |= {"cuda": torch.version.cuda if cuda else None, "threads": torch.get_num_threads()}
-    found |= {"system": platform.platform(terse=True), "python": platform.python_version()}
-    return found | {"torch": torch.__version__}
+    cuda = device.type == "cuda"
+    named = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return {
+        **{one.name: one.version for one in metadata.distributions() if one.name in PACKAGES},
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "cpu": named[1] if named else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.version.cuda if cuda else None,
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def _commit() -> str:
@@ -177,53 +200,44 @@ def _git(*args: str) -> str:
     return subprocess.run(["git", *args], capture_output=True, **options).stdout.strip()
 
 
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        if found := re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()):
-            return found[1]
-    return platform.processor() or platform.machine()
-
-
-def timings(record: Record) -> dict[Place, tuple[Row, float]]:
-    """The rows by place, what and direction, each with the time that its machine is judged by.
-
-    That is the copy's; in whole networks the one without attention, in older files of layers the
-    lower bound. Copies and lower bounds are not judged.
-    """
-    bases: dict[Place, float] = {}
+def timings(record: Record) -> dict[Key, Any]:
+    """Every timing's quartiles and median: in microseconds, and over those of a base."""
+    # That is the copy, which tells how fast the machine was; of whole networks the one without
+    # attention, in older files the lower bound. Copies and lower bounds have no entry.
+    bases: dict[Key, float] = {}
     for base in (LOWER_BOUND, "none", "copy"):  # the last that there is
         bases |= {row.place: row.median_us for row in record.rows if row.what == base}
-    judged = [row for row in record.rows if row.rounds and row.kind not in ("copy", LOWER_BOUND)]
-    found = {(*row.place, row.what, row.direction): (row, bases.get(row.place)) for row in judged}
-    return {key: (row, base) for key, (row, base) in found.items() if base is not None}
+    found: dict[Key, Any] = {}
+    for row in record.rows:
+        if row.rounds and row.kind not in ("copy", LOWER_BOUND) and row.place in bases:
+            times = (row.low_us, row.median_us, row.high_us)
+            found[(*row.place, row.what, row.direction)] = np.outer(
+                (1, 1 / bases[row.place]), times
+            )
+    return found
 
 
-def slower(old: tuple[Row, float], new: tuple[Row, float]) -> bool:
+def slower(old: Any, new: Any) -> bool:
     """By :data:`RULE`: a slower machine slows the copy too, and a disturbed copy changes alone."""
-    (a, then), (b, now) = old, new
-    return all(
-        b.low_us / y > a.high_us / x and b.median_us / y > (1 + NOISE) * a.median_us / x
-        for x, y in ((1, 1), (then, now))
-    )
+    return bool(np.all(new[:, 0] > old[:, 2]) and np.all(new[:, 1] > (1 + NOISE) * old[:, 1]))
 
 
-def compare(old: Record, new: Record) -> tuple[str, list[Place]]:
+def compare(old: Record, new: Record) -> tuple[str, list[Key]]:
     """(a report, the keys of what got slower)."""
-    names = ("device", "cpu", "capability", "cores", "torch")
-    then, now = ({name: one.environment.get(name) for name in names} for one in (old, new))
-    others = [name for name in names if then[name] != now[name]]
-    lines = [f"another {name}: {then[name]} then, {now[name]} now" for name in others]
+    was, now = old.environment, new.environment
+    others = [name for name in SAME[1:] if was.get(name) != now.get(name)]
+    lines = [f"another {name}: {was.get(name)} then, {now.get(name)} now" for name in others]
     before, after = timings(old), timings(new)
     both = [key for key in after if key in before]
     found = [key for key in both if slower(before[key], after[key])]
     faster = sum(slower(after[key], before[key]) for key in both)
-    times = {key: (before[key][0].median_us, after[key][0].median_us) for key in found}
-    for key, (a, b) in sorted(times.items(), key=lambda one: -one[1][1] / one[1][0]):
+    for key in found:
         words = ", ".join(name_of(p) if isinstance(p, tuple) else str(p) for p in key)
+        a, b = before[key][0, 1], after[key][0, 1]
         lines.append(f"slower: {words}: {a:.1f} us then, {b:.1f} us now ({b / a:.2f}x)")
     lines.append(
-        f"compared {len(both)} timings with commit {old.environment.get('commit')}: {len(found)} "
-        f"slower, {faster} faster; {len(after) - len(both)} only now, {len(before) - len(both)} "
-        f"only then ({RULE})"
+        f"compared {len(both)} timings with commit {was.get('commit')}: {len(found)} slower, "
+        f"{faster} faster; {len(after) - len(both)} only now, {len(before) - len(both)} only then "
+        f"({RULE})"
     )
     return "\n".join(lines), found

@@ -1,14 +1,12 @@
 """Runs a suite: progress, files after every case, interruption, resumption, and comparison."""
 
-from __future__ import annotations
-
 import gc
 import math
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,95 +16,76 @@ from scipy.stats import binom  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from . import layers, pictures, report, timing
-from .cases import PLACE, Case
-from .layers import Key, Prepared
+from .cases import Case
+from .layers import Key
 from .results import SAME, Record, Row, compare, derived, environment, read, rounded
 
 INTERRUPTED = 130  # exit status, as a shell has it
 ROUNDS_PER_NETWORK = 5  # see batches()
-Measured = tuple[
-    list[Row], list[dict[str, str]]
-]  # the rows of a case, and what could not take part
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median, and the bounds of its 95 % confidence interval, for any distribution of the values.
-
-    With fewer than six values the bounds are the whole range, whose confidence is smaller.
-    """
+    """Median, and the bounds of its 95 % confidence interval, whatever the distribution is."""
+    # With fewer than six values the bounds are the whole range, whose confidence is smaller.
     ordered, n = sorted(values), len(values)
     rank = max(1, int(binom.ppf(0.025, n, 0.5)))
     return statistics.median(ordered), ordered[rank - 1], ordered[n - rank]
 
 
 def batches(case: Case, rounds: int) -> list[int]:
-    """The rounds of each set of calls.
-
-    Where its memory happens to be makes a network some percent faster or slower than its twin, for
-    as long as it lives; so networks are made anew every few rounds, unless that would compile them
-    again. The inputs of a layer rotate instead.
-    """
-    anew = case.variants and not case.modes
+    """The rounds of each set of calls."""
+    # Where its memory happens to be makes a network some percent faster or slower than its twin,
+    # for as long as it lives; so networks are made anew every few rounds, unless that would compile
+    # them again. The inputs of a layer rotate instead.
+    anew = case.variants and not case.compiled
     count = math.ceil(rounds / ROUNDS_PER_NETWORK) if anew else 1
     return [(rounds + i) // count for i in range(count)]
 
 
-def prepare(
-    case: Case, backends: Sequence[str], device: torch.device, first: bool, shuffle: random.Random
-) -> Prepared:
-    if not case.variants:
-        return layers.prepare(case, backends, device)
-    from . import networks  # with torchvision and timm, which layers do not need
-
-    order = shuffle.sample(case.variants, len(case.variants))
-    return networks.prepare(case, device, first, order)
-
-
 def measure(
-    case: Case,
-    backends: Sequence[str],
-    device: torch.device,
-    rounds: int,
-    limit: float | None = None,
-    tick: Callable[[], object] | None = None,
-    preparing: Callable[..., Prepared] = prepare,
-) -> Measured:
+    case: Case, backends: Sequence[str], device: torch.device, rounds: int, limit: float | None
+) -> list[Row]:
     """No timing lasts longer than ``limit`` seconds once timing.FEWEST rounds are done."""
     samples: dict[Key, list[timing.Sample]] = {}
     first, loads, shuffle = None, list[float](), random.Random(0)
     for count in batches(case, rounds):
-        made = preparing(case, backends, device, first is None, shuffle)
-        options: dict[str, Any] = {"by": made.by, "tick": tick, "limit": limit or math.inf}
-        timed, load = timing.interleave(made.calls, count, **options)
+        if case.variants:
+            from . import networks  # with torchvision and timm, which layers do not need
+
+            order = shuffle.sample(case.variants, len(case.variants))
+            made = networks.prepare(case, device, first is None, order)
+        else:
+            made = layers.prepare(case, backends, device)
+        timed, load = timing.interleave(made.calls, count, made.by, limit or math.inf)
         for key, values in timed.items():
             samples.setdefault(key, []).extend(values)
-        loads += [] if load is None else [load]
+        loads.append(load)
         made.calls.clear()
         first = first or made
         gc.collect()
     assert first is not None
-    share, rows = statistics.fmean(loads) if loads else None, list[Row]()
-    place: dict[str, Any] = {name: getattr(case, name) for name in PLACE}
     for (what, direction), found in samples.items():
-        times = [sample.seconds * 1e6 for sample in found]
-        host = [sample.host * 1e6 for sample in found if sample.host is not None]
-        about = place | first.about[what, direction] | {"other_load": share, "rounds": len(times)}
-        row = Row(direction=direction, what=what, **about)
-        quantiles = map(float, np.quantile(times, (0.1, 0.25, 0.5, 0.75, 0.9)))
-        row.lowest_us, row.low_us, row.median_us, row.high_us, row.highest_us = quantiles
-        row.host_us = statistics.median(host) if host else None
-        bound = samples.get((first.base, direction))
-        if bound is not None and what != "copy":
-            ratios = [one.seconds / other.seconds for one, other in zip(found, bound, strict=True)]
-            row.ratio, row.ratio_low, row.ratio_high = median_interval(ratios)
-        if row.necessary_bytes is not None:
-            row.gb_per_s = row.necessary_bytes / row.median_us / 1e3
-        rows.append(row)
-    copied = next((row.gb_per_s for row in rows if row.kind == "copy"), None)
-    for row in rows:
-        if copied and row.gb_per_s is not None:
-            row.copy_fraction = row.gb_per_s / copied
-    return derived(rows), first.skipped
+        row, bound = first.rows[what, direction], samples.get((first.base, direction))
+        fill(row, found, bound if what != "copy" else None)
+        row.other_load = statistics.fmean(loads)
+    copied = first.rows["copy", "forward"].gb_per_s if ("copy", "forward") in first.rows else None
+    for row in first.rows.values():
+        row.copy_fraction = row.gb_per_s / copied if row.gb_per_s and copied else None
+    return derived(list(first.rows.values()))
+
+
+def fill(row: Row, found: Sequence[timing.Sample], bound: Sequence[timing.Sample] | None) -> None:
+    """Puts the samples of a call into its row, with their ratios to those of a lower bound."""
+    row.rounds = len(found)
+    quantiles = np.quantile([one.seconds * 1e6 for one in found], (0.1, 0.25, 0.5, 0.75, 0.9))
+    row.lowest_us, row.low_us, row.median_us, row.high_us, row.highest_us = map(float, quantiles)
+    host = statistics.median(one.host * 1e6 for one in found)
+    row.host_us = None if math.isnan(host) else host
+    if bound is not None:
+        ratios = [a.seconds / b.seconds for a, b in zip(found, bound, strict=True)]
+        row.ratio, row.ratio_low, row.ratio_high = median_interval(ratios)
+    if row.necessary_bytes is not None:
+        row.gb_per_s = row.necessary_bytes / row.median_us / 1e3
 
 
 def resume(record: Record, path: Path) -> str:
@@ -115,13 +94,11 @@ def resume(record: Record, path: Path) -> str:
         return f"nothing to resume: no {path}"
     old, commit = read(path), record.environment["commit"]
     if commit == "unknown" or commit.endswith("+"):
-        return (
-            "not resumed: the working tree differs from its commit, and what was measured with it"
-        )
+        return "not resumed: the working tree differs from its commit, so that rows may differ"
     differing = [name for name in SAME if old.environment.get(name) != record.environment.get(name)]
     if differing or old.settings != rounded(record.settings):
         return f"not resumed: other {', '.join(differing) or 'settings'} than those of {path}"
-    record.rows, record.skipped = old.rows, old.skipped
+    record.rows = old.rows
     return f"resumed {len(old.rows)} rows of {path}"
 
 
@@ -134,7 +111,6 @@ def run(
     *,
     resuming: bool = False,
     against: Path | None = None,
-    measuring: Callable[..., Measured] = measure,
 ) -> int:
     """Measures all cases into ``out``/``suite``.*; returns the exit status of the command."""
     begin, where = time.perf_counter(), out / suite
@@ -150,16 +126,12 @@ def run(
         print(resume(record, where.with_suffix(".json")))
     done = {row.place for row in record.rows}
     left = [case for case in cases if case.place not in done]
-    form = "{l_bar}{bar}| round {n_fmt} of {total_fmt}, {elapsed}, {remaining} left"
     try:
-        with tqdm(total=rounds * len(left), bar_format=form, smoothing=0, file=sys.stderr) as bar:
-            for number, case in enumerate(left, 1):
-                bar.set_description(str(case))
-                rows, skipped = measuring(case, backends, device, rounds, limit, bar.update)
-                record.rows += rows
-                record.skipped += skipped
+        with tqdm(left, file=sys.stderr, unit="input") as bar:
+            for case in bar:
+                bar.set_description(f"{case.operator}, {case.label}")
+                record.rows += measure(case, backends, device, rounds, limit)
                 record.write(where)
-                bar.update(number * rounds - bar.n)  # a limit may have ended it before
         record.complete = True
     except KeyboardInterrupt:
         print("INTERRUPTED, incomplete: what was measured is kept")
@@ -167,22 +139,19 @@ def run(
     if record.rows:
         written += pictures.draw(record, out)
         print(report.console(record))
-    seconds = time.perf_counter() - begin
-    print(f"wrote {', '.join(map(str, written))} in {seconds:.0f} s")
+    print(f"wrote {', '.join(map(str, written))} in {time.perf_counter() - begin:.0f} s")
     return _judge(record, older) or (0 if record.complete else INTERRUPTED)
 
 
 def _judge(record: Record, older: Record | None) -> int:
-    """Prints what was skipped, what is wrong and what got slower."""
-    for one in {(s["what"], s["reason"]): s for s in record.skipped}.values():
-        print(f"skipped {one['what']} ({one['case']} and the like): {one['reason']}")
+    """Prints what was disturbed, what is wrong and what got slower."""
     disturbed = [row for row in record.rows if (row.other_load or 0) > timing.DISTURBED]
     for row in {row.place: row for row in disturbed}.values():
-        where = f"{row.operator} {report.label(row)}: {row.other_load:.0%}"
+        where = f"{row.operator} {row.label}: {row.other_load:.0%}"
         print(f"WARNING: other processes used the processor; do not trust the times of {where}")
     wrong = [row for row in record.rows if not row.within]
     for row in wrong:
-        where = f"{row.what}, {row.operator} {row.direction}, {row.case}, {row.layout}, {row.dtype}"
+        where = f"{row.what}, {row.operator} {row.direction}, {row.label}"
         errors = f"y {row.error_y}, dx {row.error_dx}, dweight and dbias {row.error_parameters}"
         print(f"error above tolerance: {where}: {errors}")
     text, slower = compare(older, record) if older is not None else ("", [])

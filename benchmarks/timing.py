@@ -1,7 +1,5 @@
 """Times calls fairly: all of them in every round, in a new random order, without the compiler."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import math
@@ -13,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -23,7 +21,6 @@ SHORTEST = 1e-3  # seconds that a timing lasts at least: shorter calls are repea
 TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds; the kernel counts processor time in these
 
 Key = TypeVar("Key")
-Found = TypeVar("Found")
 
 
 @dataclass
@@ -44,10 +41,10 @@ class Call:
 
 
 class Sample(NamedTuple):
-    """Seconds per call, and the host's share of them where the clock tells it apart."""
+    """Seconds per call, and those in which the host launched it where a clock tells them apart."""
 
     seconds: float
-    host: float | None = None
+    host: float = math.nan
 
 
 class HostClock:
@@ -69,23 +66,14 @@ class HostClock:
 
 
 class CudaClock:
-    """Times what a CUDA device does, by events in its current stream, and apart from it the host.
+    """Times what a CUDA device does, by events in its stream, and the host apart from it."""
 
-    An event that meets an idle device fires at once, and the time would be that of the Python code
-    which follows. So the device first sleeps, ``fill`` seconds, until the host has launched
-    everything. Where it woke up before that, nothing is returned and the next sleep is longer.
-    """
-
+    # An event that meets an idle device fires at once, and the time would be that of the host. So
+    # the device first sleeps, ``fill`` seconds, until the host has launched everything. Where it
+    # woke up before that, nothing is returned and the next sleep is longer.
     burst = 8  # so that what is launched during a sleep fits into the driver's queue
     longest_fill = 0.02  # a call that itself waits for the device is never launched in time
-
-    def __init__(self) -> None:
-        torch.cuda._sleep(1000)
-        self.cycles_per_second = 1e9
-        call = Call(lambda: torch.cuda._sleep(10_000_000), fill=self.longest_fill)
-        found = self.measure(call, call.run, 1)
-        assert found is not None
-        self.cycles_per_second = 1e7 / found.seconds
+    cycles_per_second = 2e9  # about
 
     def measure(self, call: Call, run: Callable[[], object], times: int) -> Sample | None:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -112,14 +100,12 @@ def clock(device: torch.device) -> Clock:
 
 
 def keep_memory() -> None:
-    """Asks glibc not to return freed memory to the system; does nothing without ``mallopt``.
-
-    Otherwise a call that follows one with other sizes pays for fresh pages, which costs as much as
-    ``x * 0.5`` itself and hits columns at random.
-    """
-    with suppress(OSError, AttributeError, TypeError):
+    """Asks glibc not to return freed memory to the system; does nothing without ``mallopt``."""
+    # Otherwise a call that follows one with other sizes pays for fresh pages, which costs as much
+    # as ``x * 0.5`` itself and hits columns at random.
+    trim_threshold, mmap_threshold = -1, -3  # the names M_* of malloc.h
+    with suppress(AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        trim_threshold, mmap_threshold = -1, -3  # the names M_* of malloc.h
         mallopt(mmap_threshold, 1 << 30)
         mallopt(trim_threshold, 2**31 - 1)
 
@@ -137,23 +123,19 @@ def quiet() -> Iterator[None]:
 
 
 def other_load() -> tuple[float, float]:
-    """Seconds over all cores, within some ticks: passed, and taken by others.
-
-    A single busy process, or the host of a virtual machine, makes every call wait for its time
-    slices, the lower bound included, and all ratios come out near 1. Zeros without /proc/stat.
-    """
-    try:
-        line = Path("/proc/stat").read_text().splitlines()[0]
-        user, nice, system, idle, iowait, irq, softirq, steal = map(int, line.split()[1:9])
-    except (OSError, ValueError):
-        return 0.0, 0.0
+    """Seconds over all cores, within some ticks: passed, and taken by others."""
+    # A single busy process, or the host of a virtual machine, makes every call wait for its time
+    # slices, the lower bound included, and all ratios come out near 1.
+    line = Path("/proc/stat").read_text().splitlines()[0]
+    user, nice, system, idle, iowait, irq, softirq, steal = map(int, line.split()[1:9])
     busy, ours = user + nice + system + irq + softirq + steal, os.times()
     return (busy + idle + iowait) * TICK, busy * TICK - ours.user - ours.system
 
 
 def sample(call: Call, by: Clock) -> Sample:
     """One timing of a call."""
-    seconds, host, left = 0.0, 0.0, call.repeats
+    seconds = host = 0.0
+    left = call.repeats
     with torch.set_grad_enabled(call.grad):
         if call.warm:
             call.run(*call.given())
@@ -161,48 +143,19 @@ def sample(call: Call, by: Clock) -> Sample:
             times = 1 if call.prepare is not None else min(left, by.burst)
             # What is given must not outlive its run, or the next preparation would run beside it.
             if found := by.measure(call, partial(call.run, *call.given()), times):
-                seconds, left = seconds + found.seconds, left - times
-                host = math.nan if found.host is None else host + found.host
-    return Sample(seconds / call.repeats, None if math.isnan(host) else host / call.repeats)
-
-
-def rounds_of(
-    calls: Mapping[Key, Callable[[], Found]], rounds: int, tick: Any = None, limit: float = math.inf
-) -> tuple[dict[Key, list[Found]], float | None]:
-    """What every call returns in every round, and the share of the processor that others took.
-
-    Each round has a new random order. ``tick`` is called after every round. No further round begins
-    once ``limit`` seconds have passed, if :data:`FEWEST` are done. A round during which others took
-    more than :data:`DISTURBED` is measured again, whatever it found; at most ``rounds`` are, so
-    that on a busy machine some are kept, and the share tells.
-    """
-    order, shuffle, spare = list(calls), random.Random(0), rounds
-    kept: dict[Key, list[Found]] = {key: [] for key in calls}
-    passed = taken = 0.0
-    done, begin = 0, time.perf_counter()
-    while done < rounds and (done < FEWEST or time.perf_counter() - begin < limit):
-        before = other_load()
-        shuffle.shuffle(order)
-        found = {key: calls[key]() for key in order}
-        seconds, took = (b - a for a, b in zip(before, other_load(), strict=True))
-        if spare and took > max(DISTURBED * seconds, 3 * TICK):
-            spare -= 1
-            continue
-        done, passed, taken = done + 1, passed + seconds, taken + took
-        for key, value in found.items():
-            kept[key].append(value)
-        if tick is not None:
-            tick()
-    return kept, max(0.0, taken) / passed if passed else None
+                seconds, host, left = seconds + found.seconds, host + found.host, left - times
+    return Sample(seconds / call.repeats, host / call.repeats)
 
 
 def interleave(
-    calls: Mapping[Key, Call], rounds: int, *, by: Clock | None = None, **options: Any
-) -> tuple[dict[Key, list[Sample]], float | None]:
-    """The samples of all calls, interleaved by :func:`rounds_of`, which takes the options.
-
-    Every call has run (and compiled) before the first round; :func:`quiet` makes sure of it.
-    """
+    calls: Mapping[Key, Call], rounds: int, by: Clock | None = None, limit: float = math.inf
+) -> tuple[dict[Key, list[Sample]], float]:
+    """A sample of every call in every round, and the share of the processor that others took."""
+    # Each round has a new random order. No further round begins once ``limit`` seconds have passed,
+    # if :data:`FEWEST` are done. A round during which others took more than :data:`DISTURBED` is
+    # measured again, whatever it found; at most ``rounds`` are, so that on a busy machine some are
+    # kept, and the share tells. Every call has run (and compiled) before the first round;
+    # :func:`quiet` makes sure of it.
     by = by or HostClock()
     for call in calls.values():  # compile, warm up, and find out how often to repeat
         call.repeats = 1
@@ -211,6 +164,20 @@ def interleave(
         if once < SHORTEST:
             once = min(once, *(sample(call, by).seconds for _ in range(2)))
         call.repeats = max(1, math.ceil(SHORTEST / max(once, 1e-7)))
+    kept: dict[Key, list[Sample]] = {key: [] for key in calls}
+    order, shuffle, spare, done = list(calls), random.Random(0), rounds, 0
+    passed = taken = 0.0
+    begin = time.perf_counter()
     with quiet():
-        timed = {key: partial(sample, call, by) for key, call in calls.items()}
-        return rounds_of(timed, rounds, **options)
+        while done < rounds and (done < FEWEST or time.perf_counter() - begin < limit):
+            before = other_load()
+            shuffle.shuffle(order)
+            found = {key: sample(calls[key], by) for key in order}
+            seconds, took = (b - a for a, b in zip(before, other_load(), strict=True))
+            if spare and took > max(DISTURBED * seconds, 3 * TICK):
+                spare -= 1
+                continue
+            done, passed, taken = done + 1, passed + seconds, taken + took
+            for key, one in found.items():
+                kept[key].append(one)
+    return kept, max(0.0, taken) / max(passed, TICK)

@@ -99,13 +99,17 @@ def train(
 
 def draw(path: Path, image: Tensor, gates: dict[str, np.ndarray], title: str) -> None:
     """The picture, and every layer's gate map over it, on a colour scale of the layer's own."""
-    figure, axes = plt.subplots(
-        1, len(gates) + 1, figsize=(4 * (len(gates) + 1), 4.2), layout="constrained", sharey=True
+    rows = -(-(len(gates) + 1) // 3)
+    figure, grid = plt.subplots(
+        rows, 3, figsize=(12, 4.2 * rows), layout="constrained", sharex=True, sharey=True
     )
+    axes = grid.flat
+    for panel in axes[len(gates) + 1 :]:
+        panel.set_visible(False)
     shown = image[0].permute(1, 2, 0).numpy()
     axes[0].imshow(shown)
-    axes[0].set(title="picture", ylabel="row (pixels)")
-    for panel, (name, gate) in zip(axes[1:], gates.items(), strict=True):
+    axes[0].set(title="picture")
+    for panel, (name, gate) in zip(axes[1 : len(gates) + 1], gates.items(), strict=True):
         low, high = np.quantile(gate, (0.01, 0.99))
         panel.imshow(shown.mean(-1), cmap="gray", vmin=0, vmax=1)
         overlay = panel.imshow(gate, cmap="viridis", alpha=0.75, vmin=low, vmax=high)
@@ -113,8 +117,8 @@ def draw(path: Path, image: Tensor, gates: dict[str, np.ndarray], title: str) ->
         bar = figure.colorbar(overlay, ax=panel, shrink=0.8, extend="both")
         bar.set_label("gate")
         bar.solids.set_alpha(1)
-    for panel in axes:
-        panel.set_xlabel("column (pixels)")
+    figure.supxlabel("column (pixels)")
+    figure.supylabel("row (pixels)")
     figure.suptitle(title)
     files.write_atomically(path, lambda part: figure.savefig(part, dpi=110))
     plt.close(figure)

@@ -31,8 +31,9 @@ __all__ = [
 
 
 def _version() -> str:
-    """The version is written in pyproject.toml alone, where a checkout reads it that was never
-    installed."""
+    """The version, which is written in pyproject.toml alone. A checkout that was never installed
+    reads it there.
+    """
     pyproject = Path(__file__).resolve().parent.parent / "pyproject.toml"
     if pyproject.is_file():
         found = re.search(r'^name = "ppcr_ext"\nversion = "(.+)"$', pyproject.read_text(), re.M)

@@ -1,6 +1,6 @@
-"""``python -m ppcr_ext``: versions, backends with reasons, and compiled CUDA architectures.
+"""Prints the versions, the backends with reasons, and the compiled CUDA architectures.
 
-With ``--check`` every usable backend is run against float64; the exit status is 1 where one is off.
+With --check it runs every usable backend against float64; the exit status is 1 where one is off.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def print_report() -> None:
 
 
 def usable() -> Iterator[tuple[str, torch.device]]:
-    """Every backend with every device of this machine that it runs on."""
+    """Yields every backend with every device of this machine that it runs on."""
     found = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(devices.count()))]
     for backend in BACKENDS:
         for device in found:
@@ -66,7 +66,7 @@ def usable() -> Iterator[tuple[str, torch.device]]:
 
 
 def check(backend: str, device: torch.device, operator: str, dtype: torch.dtype) -> float:
-    """The largest error of a backend as a share of what it may be, over shapes and layouts."""
+    """Returns the largest error of a backend over shapes and layouts, as a share of its limit."""
     shares = []
     for shape, levels in CASES:
         limits = testing.tolerance(dtype, levels)
@@ -79,7 +79,9 @@ def check(backend: str, device: torch.device, operator: str, dtype: torch.dtype)
 
 
 def print_checks() -> int:
-    """A table of all errors as shares of the tolerances; 1 where one exceeds it, else 0."""
+    """Prints a table of all errors as shares of the tolerances. Returns 1 if one exceeds it, else
+    0.
+    """
     kinds = [str(dtype).removeprefix("torch.") for dtype in testing.DTYPES]
     print("largest error against float64, as a share of the tolerance")
     print(f"{'backend':<11}{'device':<9}{'operator':<15}" + "".join(f"{k:>10}" for k in kinds))
@@ -106,8 +108,10 @@ def print_checks() -> int:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m ppcr_ext", description=__doc__)
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--check", action="store_true", help="run every backend against float64")
-    choice.add_argument("--json", action="store_true", help="the report as JSON")
+    choice.add_argument(
+        "--check", action="store_true", help="compare all usable backends with float64"
+    )
+    choice.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
     if options.check:
         return print_checks()

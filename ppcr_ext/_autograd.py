@@ -47,8 +47,9 @@ def _by_backend(name: str, composite: Callable[..., Tensor]) -> dict[str, Operat
 
 
 class Fused(torch.autograd.Function):
-    """Autograd around the raw operators: cheaper than a registered formula, and complete to any
-    order."""
+    """Autograd around the raw operators. It is cheaper than a registered formula, and complete to
+    any order.
+    """
 
     @staticmethod
     def forward(
@@ -76,7 +77,7 @@ class Fused(torch.autograd.Function):
 
 
 def _y_for_residual(y: Tensor, rest: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What is kept beside x: (weight, bias), or (y, weight, bias) in place of the residual."""
+    """What is kept beside x: (weight, bias), or (y, weight, bias) where there is a residual."""
     return rest if len(rest) == 2 else (y, *rest[1:])
 
 

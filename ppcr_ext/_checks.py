@@ -1,4 +1,6 @@
-"""Checks of arguments: ValueError or TypeError that names the argument, before any kernel runs."""
+"""Checks of arguments. They raise ValueError or TypeError with the argument's name before any
+kernel runs.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +19,19 @@ _DENSE = torch.strided
 
 
 def is_integer(value: Any) -> bool:
-    """Whether it is an int or one of NumPy's."""
+    """Whether a value is an int or an integer of NumPy."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a float, an int, or one of NumPy's."""
+    """Whether a value is a float, an int, or a number of NumPy."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def check_levels(levels: Levels, channels: int) -> tuple[int, tuple[int, ...]]:
-    """L, the number of contexts, and a copy of the levels as ints.
+    """Returns L, the number of contexts, and a copy of the levels as ints.
 
-    Raises TypeError or ValueError where they do not fit C channels.
+    Raises TypeError or ValueError if they do not fit C channels.
     """
     listed = isinstance(levels, (tuple, list, Sequence))
     if not listed or isinstance(levels, str):
@@ -71,7 +73,7 @@ def check_backend(backend: str | None) -> None:
 def check_arguments(
     x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float, backend: str | None
 ) -> tuple[int, tuple[int, ...], float]:
-    """L, and the levels and eps as Python's own numbers; raises TypeError or ValueError."""
+    """Returns L, and the levels and eps as numbers of Python. Raises TypeError or ValueError."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a Tensor, got {type(x).__name__}")
     if x.layout is not _DENSE:
@@ -109,7 +111,7 @@ def _check_parameter(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """Whether weight or bias fits an x of a dtype on a device."""
+    """Raises where weight or bias does not fit an x of a dtype on a device."""
     if not isinstance(value, Tensor):
         wanted = "a Tensor or None" if name == "bias" else "a Tensor"
         raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")

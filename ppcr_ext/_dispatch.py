@@ -61,13 +61,15 @@ def warn_once(device: torch.device, best: str, stacklevel: int = 6) -> None:
 
 
 def _devices() -> list[torch.device]:
-    """The CPU and every CUDA device, or one where there is none: what cannot run says why."""
+    """The CPU and every CUDA device. Where there is no CUDA device, one is listed all the same, so
+    that backends can say why it is not usable.
+    """
     indexes = range(max(1, devices.count()))
     return [torch.device("cpu"), *(torch.device("cuda", index) for index in indexes)]
 
 
 def _on_cuda(name: str) -> str:
-    """What a backend says of the CUDA devices, in one word where they are alike."""
+    """What a backend says of the CUDA devices, in one phrase if they are alike."""
     states = {str(d): why_not(name, d, 2) or "usable" for d in _devices()[1:]}
     if len(set(states.values())) == 1:
         return f"cuda: {states['cuda:0']}"
@@ -75,9 +77,16 @@ def _on_cuda(name: str) -> str:
 
 
 def backends() -> dict[str, str]:
-    """Every backend, best first, with what it can run on here and the reason where it cannot.
+    """Every backend, best first, with what it can run on here, and the reason where it cannot.
 
     The question does not start CUDA, so that the process may still fork.
+
+    Returns:
+        A dict of the names ``"native"``, ``"triton"`` and ``"reference"`` to a sentence on each.
+
+    Example:
+        >>> ppcr_ext.backends()["reference"]
+        'usable on every device: plain PyTorch, slow'
     """
     reason = _native.why_not(torch.device("cpu"))
     cpu = f"cpu: {reason}" if reason else f"cpu ({_native.cpu_capability()}): usable"
@@ -92,6 +101,13 @@ def available_backends() -> tuple[str, ...]:
     """The names of the backends that can run on some device of this machine, best first.
 
     The question does not start CUDA, so that the process may still fork.
+
+    Returns:
+        Some of ``"native"``, ``"triton"`` and ``"reference"``; the last is always there.
+
+    Example:
+        >>> ppcr_ext.available_backends()[-1]
+        'reference'
     """
     found = _devices()
     return tuple(name for name in BACKENDS if any(why_not(name, d, 2) is None for d in found))

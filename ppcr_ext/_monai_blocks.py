@@ -14,13 +14,15 @@ from .module import PPCR, can_fuse
 
 
 class PPCRResNetBlock(ResNetBlock):
-    """MONAI's ``ResNetBlock``, ending in ``relu(ppcr(bn2(..)) + residual)``; takes its arguments.
+    """MONAI's ``ResNetBlock``, ending in ``relu(ppcr(bn2(..)) + residual)``. It takes the same
+    arguments.
 
     Attributes:
-        ppcr: the :class:`ppcr_ext.PPCR` layer, or any other in its place; all other parameters
-            keep their state-dict keys.
-        fuse: recalibration, addition and ReLU in one pass (the default). Else, and where hooks
-            look at the layer's own output or gradients, three steps with the same result.
+        ppcr: the :class:`ppcr_ext.PPCR` layer, or any other in its place; all other parameters keep
+            their state-dict keys.
+        fuse: whether recalibration, addition and ReLU run in one pass, which is the default.
+            Otherwise, and while hooks look at the layer's own output or gradients, they run in
+            three steps with the same result.
     """
 
     fuse = True
@@ -36,9 +38,15 @@ class PPCRResNetBlock(ResNetBlock):
 
 
 class PPCRResNetBottleneck(ResNetBottleneck):
-    """MONAI's ``ResNetBottleneck`` whose end is ``relu(ppcr(bn3(..)) + residual)``.
+    """MONAI's ``ResNetBottleneck``, ending in ``relu(ppcr(bn3(..)) + residual)``. It takes the same
+    arguments.
 
-    Arguments and attributes as for :class:`PPCRResNetBlock`.
+    Attributes:
+        ppcr: the :class:`ppcr_ext.PPCR` layer, or any other in its place; all other parameters keep
+            their state-dict keys.
+        fuse: whether recalibration, addition and ReLU run in one pass, which is the default.
+            Otherwise, and while hooks look at the layer's own output or gradients, they run in
+            three steps with the same result.
     """
 
     fuse = True

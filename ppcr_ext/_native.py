@@ -1,4 +1,4 @@
-"""The compiled kernels: finds and loads their libraries, and keeps the reason where it cannot."""
+"""The compiled kernels: finds and loads their libraries, and keeps the reason if it cannot."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def cpu_capability() -> str | None:
 
 
 def _text(library: Path, function: str) -> str:
-    """What a function of a library says that takes nothing and returns a C string."""
+    """Calls a function of a library that takes nothing and returns a C string."""
     query = getattr(ctypes.CDLL(str(library)), function)
     query.restype = ctypes.c_char_p
     return str(query().decode())
@@ -111,7 +111,7 @@ def build(verbose: bool) -> Path:
 
 
 def load() -> None:
-    """Loads the built library, or keeps why it cannot."""
+    """Loads the built library, or keeps the reason why it cannot."""
     global _reason
     if _library is not None:  # the package is reloaded, its modules are not
         return
@@ -132,7 +132,7 @@ def load() -> None:
 
 
 def _why_not_loaded(path: Path) -> str | None:
-    """Loads a library; None, or why that failed."""
+    """Loads a library. Returns None, or the reason why that failed."""
     if _is_cut_off(path):
         why = "it is cut off, as by a full disk or a copy that was interrupted"
         return f"{path} does not load: {why}"

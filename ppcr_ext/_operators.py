@@ -64,7 +64,7 @@ def _fake_gate(x: Tensor, *rest: Any) -> Tensor:
 
 
 def _fake_gradients(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """Of x, of the residual where y is among the arguments, and of the parameters."""
+    """The gradients of x, of the residual if y is among the arguments, and of the parameters."""
     *y, weight, bias, _, _ = rest
     return *(output_like(x) for _ in (x, *y)), *parameter_gradients(weight, bias)
 

@@ -1,5 +1,6 @@
-"""Registers the operators with PyTorch, in one place: once when the package is imported, and again
-after a build, for what it brought."""
+"""Registers the operators with PyTorch, in one place: when the package is imported, and after a
+build what it brought.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +16,36 @@ from ._triton import operators as _triton
 
 
 def load() -> None:
-    """Called when the package is imported: loads the compiled libraries and registers all."""
+    """Loads the compiled libraries and registers all. The import of the package calls it."""
     _native.load()
     _register()
 
 
 def build(verbose: bool = True) -> Path:
-    """JIT-compiles the extension now, with ninja, into PyTorch's extension cache, and loads it.
+    """Compiles the extension now, with ninja, into PyTorch's extension cache, and loads it.
 
-    The cache is keyed by the sources, the flags and the version of PyTorch: a second call, in this
-    process or a later one, compiles nothing, and later imports of ppcr_ext find it by themselves.
-    The CUDA library is built too where a CUDA device is visible or PPCR_BUILD_CUDA=1, for that
-    device or TORCH_CUDA_ARCH_LIST. Honours CXX, MAX_JOBS, DEBUG and TORCH_EXTENSIONS_DIR.
+    The cache is keyed by the sources, the flags and the version of PyTorch. A second call, in this
+    process or a later one, compiles nothing, and later imports of ppcr_ext find the library by
+    themselves. The CUDA library is built too where a CUDA device is visible or PPCR_BUILD_CUDA=1,
+    for that device or TORCH_CUDA_ARCH_LIST. CXX, MAX_JOBS, DEBUG and TORCH_EXTENSIONS_DIR are
+    honoured.
 
     Args:
-        verbose: show the progress of the compiler, one line a file.
+        verbose: whether to show the progress of the compiler, one line for each file.
 
     Returns:
-        The loaded CPU library. Where one is loaded already that one: a process cannot exchange it.
+        The path of the loaded CPU library. If a library is loaded already, it is that one, since a
+        process cannot exchange it.
 
     Raises:
-        RuntimeError: no compiler or no ninja, the compiler failed, or the cache cannot be written;
-            the message holds the remedy.
+        ValueError: PPCR_BUILD_CUDA has a value other than auto, 0 and 1.
+        RuntimeError: there is no compiler or no ninja, the compiler failed, or the cache cannot be
+            written; the message holds the remedy.
+
+    Example:
+        >>> library = ppcr_ext.build(verbose=False)  # doctest: +SKIP
+        >>> library.suffix  # doctest: +SKIP
+        '.so'
     """
     path = _native.build(verbose)
     _register()
@@ -44,8 +53,9 @@ def build(verbose: bool = True) -> Path:
 
 
 def _register() -> None:
-    """Triton's operators, whether or not Triton is there; fake kernels and derivatives of them and
-    of the compiled ones; how they are split over devices. All of it outlives a reload."""
+    """Registers Triton's operators, whether or not Triton is there, then the fake kernels and
+    derivatives of all operators, and how they are split over devices. All of it outlives a reload.
+    """
     _triton.define()
     if _native.library() is not None:
         _register_for_tracing("native", "")

@@ -1,4 +1,5 @@
-"""How the operators run on DTensors: split along the batch or a spatial dimension, else gathered.
+"""How the operators run on DTensors. These are split along the batch or a spatial dimension;
+otherwise they are gathered.
 
 PyTorch's interface for this is experimental. Where it is missing, DTensor says that it knows no
 strategy.
@@ -18,9 +19,9 @@ _registered: set[Any] = set()
 
 @torch.compiler.assume_constant_result  # the compiler need not look into it
 def register() -> None:
-    """Tells DTensor about the operators, where the program has imported it.
+    """Tells DTensor about the operators, if the program has imported it.
 
-    Called at import, and for every x of a subclass of Tensor.
+    It is called at import, and for every x of a subclass of Tensor.
     """
     if "torch.distributed.tensor" not in sys.modules:
         return
@@ -45,9 +46,9 @@ def _register(operator: Any, strategy: Any) -> None:
 
 
 def _forward(x: Any, *others: Any) -> list[tuple[list[Any], list[Any]]]:
-    """(x[, residual], weight, bias, levels, eps) -> y.
+    """The choices for (x[, residual], weight, bias, levels, eps) -> y.
 
-    Of each choice the placements of the results, then those of the arguments.
+    A choice holds the placements of the results, then those of the arguments.
     """
     maps, bias = 1 + (len(others) == 5), others[-3]
     from torch.distributed.tensor import Replicate
@@ -58,9 +59,9 @@ def _forward(x: Any, *others: Any) -> list[tuple[list[Any], list[Any]]]:
 
 
 def _backward(grad: Any, *others: Any) -> list[tuple[list[Any], list[Any]]]:
-    """(grad, x[, y], weight, bias, levels, eps) -> dx[, dresidual], dweight, dbias.
+    """The choices for (grad, x[, y], weight, bias, levels, eps) -> dx[, dresidual], dweight, dbias.
 
-    The last two are sums over all pixels.
+    The last two results are sums over all pixels.
     """
     from torch.distributed.tensor import Partial, Replicate
 
@@ -75,7 +76,7 @@ def _backward(grad: Any, *others: Any) -> list[tuple[list[Any], list[Any]]]:
 
 
 def _places(x: Any) -> list[Any]:
-    """Gathered, or split along any dimension but the channels'."""
+    """The placements of x: gathered, or split along any dimension but that of the channels."""
     from torch.distributed.tensor import Replicate, Shard
 
     return [Replicate(), *(Shard(dim) for dim in range(len(x.shape)) if dim != 1)]

@@ -1,4 +1,4 @@
-"""timm's residual blocks with PPCR in their ``se`` slot, for ``networks``, where timm is."""
+"""timm's residual blocks with PPCR in their ``se`` slot, which ``networks`` imports."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from .module import can_fuse
 
 
 class PPCRBasicBlock(BasicBlock):
-    """timm's ``BasicBlock`` whose end is ``relu(ppcr(bn2(..)) + shortcut)``.
+    """timm's ``BasicBlock``, ending in ``relu(ppcr(bn2(..)) + shortcut)``.
 
     Attributes:
         se: the :class:`ppcr_ext.PPCR` layer, or any other in its place.
-        fuse: recalibration, addition and ReLU in one pass, without stochastic depth or another
-            activation. Else, and where hooks look at the layer's own output or gradients, in
-            three steps.
+        fuse: whether recalibration, addition and ReLU run in one pass, which needs a block without
+            stochastic depth and with ReLU. Otherwise, and while hooks look at the layer's own
+            output or gradients, they run in three steps.
     """
 
     fuse = True
@@ -27,9 +27,13 @@ class PPCRBasicBlock(BasicBlock):
 
 
 class PPCRBottleneck(Bottleneck):
-    """timm's ``Bottleneck`` whose end is ``relu(ppcr(bn3(..)) + shortcut)``.
+    """timm's ``Bottleneck``, ending in ``relu(ppcr(bn3(..)) + shortcut)``.
 
-    Attributes as for :class:`PPCRBasicBlock`.
+    Attributes:
+        se: the :class:`ppcr_ext.PPCR` layer, or any other in its place.
+        fuse: whether recalibration, addition and ReLU run in one pass, which needs a block without
+            stochastic depth and with ReLU. Otherwise, and while hooks look at the layer's own
+            output or gradients, they run in three steps.
     """
 
     fuse = True

@@ -37,28 +37,36 @@ def ppcr(
     eps: float = 1e-5,
     backend: str | None = None,
 ) -> Tensor:
-    """Pyramid pixel context recalibration, ``y = x * g``: gates every pixel of x by its own
-    multi-scale channel context.
+    """Pyramid pixel context recalibration, ``y = x * g``: multiplies every pixel of x by a gate
+    that is computed from the pixel's own channels.
+
+    It is differentiable in x, weight and bias, as often as wanted. For backward only x is kept.
 
     Args:
         x: ``[N, C, *spatial]`` with any number of spatial dimensions, float32, float16, bfloat16 or
             float64. Contiguous and channels_last layouts (of any rank) are read as they are; any
             other stride costs one copy.
-        weight: ``[L]``, the shared weights of pixel context integration, ``L = sum(levels)``;
-            float32, or x's dtype (float64 for a float64 x).
-        bias: ``[1]`` with the same dtypes, or None.
-        levels: bins of each level of cross-channel pyramid pooling, each from 1 to C, with L >= 2
-            in all. The fused backends take L <= 64.
-        eps: added to the variance in pixel normalization; positive.
+        weight: ``[L]``, the weights of pixel context integration, which all pixels share, with ``L
+            = sum(levels)``; float32, or x's dtype (float64 for a float64 x).
+        bias: ``[1]``, the bias of pixel context integration, with the same dtypes; or None.
+        levels: the number of bins of each level of cross-channel pyramid pooling, each from 1 to C,
+            with L >= 2 in all. The fused backends take L <= 64.
+        eps: added to the variance in pixel normalization, in units of x squared; positive.
         backend: ``"native"``, ``"triton"``, ``"reference"``, or None for the best that can run.
 
     Returns:
-        y: shape, dtype and memory format of x. It is differentiable in x, weight and bias; for
-            backward only x is kept.
+        y, with the shape, dtype and memory format of x.
 
     Raises:
-        TypeError, ValueError: an argument is not as above; the message names it.
+        TypeError: an argument has a type, dtype or layout that is not as above; the message names
+            it.
+        ValueError: a shape, device or value is not as above; the message names it.
         RuntimeError: the named backend cannot run; the message says why.
+
+    Example:
+        >>> x, weight = torch.randn(2, 8, 5, 5), torch.zeros(7)
+        >>> torch.equal(ppcr_ext.ppcr(x, weight), 0.5 * x)
+        True
     """
     return _run(PPCR, (x, weight, bias), levels, eps, backend)
 
@@ -72,9 +80,35 @@ def ppcr_gate(
     eps: float = 1e-5,
     backend: str | None = None,
 ) -> Tensor:
-    """The gate g of every pixel alone: ``[N, 1, *spatial]``, values in [0, 1], dtype of x.
+    """The gate g of every pixel alone: the sigmoid of its integrated context.
 
-    Arguments and errors are those of :func:`ppcr`.
+    It is differentiable in x, weight and bias.
+
+    Args:
+        x: ``[N, C, *spatial]`` with any number of spatial dimensions, float32, float16, bfloat16 or
+            float64. Contiguous and channels_last layouts (of any rank) are read as they are; any
+            other stride costs one copy.
+        weight: ``[L]``, the weights of pixel context integration, which all pixels share, with ``L
+            = sum(levels)``; float32, or x's dtype (float64 for a float64 x).
+        bias: ``[1]``, the bias of pixel context integration, with the same dtypes; or None.
+        levels: the number of bins of each level of cross-channel pyramid pooling, each from 1 to C,
+            with L >= 2 in all. The fused backends take L <= 64.
+        eps: added to the variance in pixel normalization, in units of x squared; positive.
+        backend: ``"native"``, ``"triton"``, ``"reference"``, or None for the best that can run.
+
+    Returns:
+        The gates ``[N, 1, *spatial]``, with values in [0, 1] and the dtype of x, contiguous.
+
+    Raises:
+        TypeError: an argument has a type, dtype or layout that is not as above; the message names
+            it.
+        ValueError: a shape, device or value is not as above; the message names it.
+        RuntimeError: the named backend cannot run; the message says why.
+
+    Example:
+        >>> x, weight, bias = torch.randn(2, 8, 5), torch.zeros(7), torch.tensor([100.0])
+        >>> ppcr_ext.ppcr_gate(x, weight, bias).mean(), ppcr_ext.ppcr_gate(x, weight).shape
+        (tensor(1.), torch.Size([2, 1, 5]))
     """
     return _run(GATE, (x, weight, bias), levels, eps, backend)
 
@@ -90,14 +124,37 @@ def ppcr_add_relu(
     backend: str | None = None,
 ) -> Tensor:
     """``relu(x * g + residual)``, the end of a residual block, in the same single pass as
-    :func:`ppcr`.
+    :func:`ppcr_ext.ppcr`.
+
+    It is differentiable in x, residual, weight and bias. For backward x and y are kept.
 
     Args:
+        x: ``[N, C, *spatial]`` with any number of spatial dimensions, float32, float16, bfloat16 or
+            float64. Contiguous and channels_last layouts (of any rank) are read as they are; any
+            other stride costs one copy.
         residual: shape and device of x, and its dtype (under autocast it is cast to it). Its layout
             is brought to x's.
+        weight: ``[L]``, the weights of pixel context integration, which all pixels share, with ``L
+            = sum(levels)``; float32, or x's dtype (float64 for a float64 x).
+        bias: ``[1]``, the bias of pixel context integration, with the same dtypes; or None.
+        levels: the number of bins of each level of cross-channel pyramid pooling, each from 1 to C,
+            with L >= 2 in all. The fused backends take L <= 64.
+        eps: added to the variance in pixel normalization, in units of x squared; positive.
+        backend: ``"native"``, ``"triton"``, ``"reference"``, or None for the best that can run.
 
-    The other arguments, the result and the errors are those of :func:`ppcr`. For backward x and y
-    are kept.
+    Returns:
+        y, with the shape, dtype and memory format of x.
+
+    Raises:
+        TypeError: an argument has a type, dtype or layout that is not as above; the message names
+            it.
+        ValueError: a shape, device or value is not as above; the message names it.
+        RuntimeError: the named backend cannot run; the message says why.
+
+    Example:
+        >>> x, weight = torch.ones(1, 8, 2), torch.zeros(7)
+        >>> ppcr_ext.ppcr_add_relu(x, -x, weight).sum(), ppcr_ext.ppcr_add_relu(x, x, weight).sum()
+        (tensor(0.), tensor(24.))
     """
     return _run(ADD_RELU, (x, residual, weight, bias), levels, eps, backend)
 
@@ -109,7 +166,7 @@ def ppcr_or_add_relu(
     bias: Tensor | None,
     **options: Any,
 ) -> Tensor:
-    """What torch.fx records where only a run of the graph tells whether there is a residual."""
+    """What torch.fx records if only a run of the graph tells whether there is a residual."""
     if residual is None:
         return ppcr(x, weight, bias, **options)
     return ppcr_add_relu(x, residual, weight, bias, **options)
@@ -209,8 +266,9 @@ def _run_fused(
 
 
 def _needs_composite(tracing: bool) -> bool:
-    """torch.func transforms, forward-mode AD and ONNX export see plain PyTorch, which they
-    differentiate, batch and translate."""
+    """Whether the call must be plain PyTorch, which torch.func transforms and forward-mode AD
+    differentiate and batch, and which ONNX export translates.
+    """
     if transforms_active() or getattr(forward_ad, "_current_level", -1) >= 0:
         return True
     return tracing and torch.onnx.is_in_onnx_export()  # which alone costs 2 us a call

@@ -16,30 +16,38 @@ recorder: Callable[[PPCR, Tensor], None] | None = None
 
 
 class PPCR(nn.Module):
-    """Pyramid pixel context recalibration (arXiv 2303.01917) as a drop-in layer: ``y = x * g``,
-    with one gate per pixel.
+    """Pyramid pixel context recalibration (arXiv 2303.01917) as a layer: ``y = x * g``, with one
+    gate for every pixel.
+
+    An affine pixel normalization would fold into the weights and the bias exactly, so the layer has
+    none. The gates of a new layer are all ``init_gate``, and the first gradient of its weights is
+    not zero.
 
     Args:
         channels: C of the input ``[N, C, *spatial]``.
-        levels: bins of each level of cross-channel pyramid pooling; ``L = sum(levels)`` contexts
-            per pixel.
-        eps: added to the variance in pixel normalization.
-        bias: learn the bias of pixel context integration.
+        levels: the number of bins of each level of cross-channel pyramid pooling, each from 1 to C;
+            ``L = sum(levels)`` contexts for every pixel, at least 2.
+        eps: added to the variance in pixel normalization, in units of the input squared; positive.
+        bias: whether to learn the bias of pixel context integration.
         init_gate: the gate of every pixel at the start, in (0, 1); anything but 0.5 needs
-            ``bias=True``. Pass a value near 1 when the layer goes into a pretrained network, so
-            that it starts almost as the identity.
+            ``bias=True``. Pass a value near 1 when the layer goes into a pretrained network, which
+            then starts close to what it was.
         backend: ``"native"``, ``"triton"``, ``"reference"``, or None for the best that can run.
-        device, dtype: of the parameters. float32 parameters serve float32, float16 and bfloat16
-            inputs.
+        device: where the parameters are made.
+        dtype: of the parameters. float32 parameters serve float32, float16 and bfloat16 inputs.
 
     Attributes:
-        weight: ``[L]``, zero at the start: every gate is ``init_gate``, and the first gradient is
-            not zero. An affine pixel normalization would fold into these weights and the bias
-            exactly, so the layer has none.
-        bias: ``[1]``, or None.
+        weight: ``[L]``, the weights of pixel context integration; zero at the start.
+        bias: ``[1]``, or None; ``logit(init_gate)`` at the start.
 
     Raises:
-        TypeError, ValueError: an argument is not as above.
+        TypeError: an argument has the wrong type; the message names it.
+        ValueError: an argument has a value that is not as above; the message names it.
+
+    Example:
+        >>> layer = ppcr_ext.PPCR(256, init_gate=0.9)
+        >>> layer(torch.randn(2, 256, 7, 7)).shape
+        torch.Size([2, 256, 7, 7])
     """
 
     bias: nn.Parameter | None
@@ -78,27 +86,41 @@ class PPCR(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """weight to zero, bias to logit(init_gate)."""
+        """Sets the weights to zero and the bias to ``logit(init_gate)``, as in a new layer.
+
+        Example:
+            >>> layer = ppcr_ext.PPCR(8)
+            >>> layer.reset_parameters()
+        """
         nn.init.zeros_(self.weight)
         if self.bias is not None:
             nn.init.constant_(self.bias, math.log(self.init_gate / (1 - self.init_gate)))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Recalibrates x; with a residual also adds it and applies ReLU, in the same single pass.
+        """Recalibrates x. With a residual it also adds it and applies ReLU, in the same single
+        pass.
 
-        Call the layer itself, ``layer(x)`` or ``layer(x, residual)``: whatever PyTorch hangs onto
-        a call then runs.
+        Call the layer itself, ``layer(x)`` or ``layer(x, residual)``: then its hooks run, and
+        everything else that PyTorch attaches to the call of a module.
 
         Args:
             x: ``[N, C, *spatial]``, float32, float16, bfloat16 or float64.
-            residual: None, or of x's shape, dtype (under autocast it is cast to it) and device.
+            residual: None, or a tensor of x's shape, device and dtype (under autocast it is cast to
+                x's dtype).
 
         Returns:
-            ``x * g`` or ``relu(x * g + residual)``: shape, dtype and memory format of x. See
-            :func:`ppcr_ext.ppcr` and :func:`ppcr_ext.ppcr_add_relu`.
+            ``x * g`` or ``relu(x * g + residual)``, with the shape, dtype and memory format of x.
+            See :func:`ppcr_ext.ppcr` and :func:`ppcr_ext.ppcr_add_relu`.
 
         Raises:
-            TypeError, ValueError: an argument is not as above; the message names it.
+            TypeError: an argument has a type, dtype or layout that is not as above.
+            ValueError: a shape or device is not as above.
+            RuntimeError: the backend that the layer names cannot run; the message says why.
+
+        Example:
+            >>> layer, x = ppcr_ext.PPCR(8), torch.ones(1, 8, 2)
+            >>> layer(x).sum().item(), layer(x, residual=-x).sum().item()
+            (8.0, 0.0)
         """
         if recorder is not None:
             recorder(self, x)
@@ -130,18 +152,53 @@ class PPCR(nn.Module):
         )
 
     def add_relu(self, x: Tensor, residual: Tensor) -> Tensor:
-        """A name for ``layer(x, residual)``."""
+        """Another name for ``layer(x, residual)``.
+
+        Args:
+            x: ``[N, C, *spatial]``, as for :meth:`forward`.
+            residual: a tensor of x's shape, device and dtype.
+
+        Returns:
+            ``relu(x * g + residual)``, with the shape, dtype and memory format of x.
+
+        Raises:
+            TypeError: an argument has a type, dtype or layout that is not as above.
+            ValueError: a shape or device is not as above.
+            RuntimeError: the backend that the layer names cannot run; the message says why.
+
+        Example:
+            >>> layer, x = ppcr_ext.PPCR(8), torch.randn(1, 8, 2)
+            >>> torch.equal(layer.add_relu(x, x), layer(x, x))
+            True
+        """
         if residual is None:
             raise TypeError("residual must be a Tensor, got NoneType")
         y: Tensor = self(x, residual)
         return y
 
     def gate(self, x: Tensor) -> Tensor:
-        """The gate map ``[N, 1, *spatial]``; see :func:`ppcr_ext.ppcr_gate`.
+        """The gate map of an input.
 
-        No call of the layer: its hooks do not run, so that parameters that a hook prepares
-        (pruned, offloaded, sharded) are read as they are. The map of a call is what
-        :func:`ppcr_ext.record_gates` gives.
+        This is no call of the layer. Its hooks do not run, and parameters that a hook prepares
+        (pruned, offloaded or sharded ones) are read as they are. :func:`ppcr_ext.record_gates`
+        gives the maps of calls.
+
+        Args:
+            x: ``[N, C, *spatial]``, as for :meth:`forward`.
+
+        Returns:
+            The gates ``[N, 1, *spatial]``, with values in [0, 1] and the dtype of x. See
+            :func:`ppcr_ext.ppcr_gate`.
+
+        Raises:
+            TypeError: x has a type, dtype or layout that is not as above.
+            ValueError: x has another shape or device.
+            RuntimeError: the backend that the layer names cannot run; the message says why.
+
+        Example:
+            >>> layer = ppcr_ext.PPCR(8)
+            >>> layer.gate(torch.randn(1, 8, 2)).tolist()
+            [[[0.5, 0.5]]]
         """
         if isinstance(x, Tensor):
             self._check_channels(x)
@@ -150,7 +207,9 @@ class PPCR(nn.Module):
         )
 
     def __prepare_scriptable__(self) -> None:
-        """What ``torch.jit.script`` asks first, of the layer and of all networks that hold it."""
+        """Raises the error of ``torch.jit.script``, which asks for this first, of the layer and of
+        all networks that hold it.
+        """
         remedy = "record the network with torch.jit.trace(model, example) or torch.export.export"
         raise TypeError(f"PPCR cannot be compiled by torch.jit.script: {remedy}")
 
@@ -164,6 +223,15 @@ class PPCR(nn.Module):
             raise ValueError(f"x must have {self.channels} channels, got {list(x.shape)}")
 
     def extra_repr(self) -> str:
+        """The options of the layer, for its repr.
+
+        Returns:
+            A line such as ``256, levels=(1, 2, 4), eps=1e-05, bias=True, backend=None``.
+
+        Example:
+            >>> ppcr_ext.PPCR(8)
+            PPCR(8, levels=(1, 2, 4), eps=1e-05, bias=True, backend=None)
+        """
         options = f"levels={self.levels}, eps={self.eps}, bias={self.bias is not None}"
         return f"{self.channels}, {options}, backend={self.backend!r}"
 
@@ -171,7 +239,7 @@ class PPCR(nn.Module):
 def can_fuse(layer: nn.Module | None) -> bool:
     """Whether a residual block may leave its addition and ReLU to the layer.
 
-    To a PPCR it may, unless hooks look at what the layer itself puts out, or at its gradient.
+    It may if the layer is a PPCR and no hooks look at the layer's own output or its gradient.
     """
     if not isinstance(layer, PPCR):
         return False

@@ -1,8 +1,8 @@
-"""Puts PPCR into networks that exist: the ResNets of torchvision, timm and MONAI by themselves,
-any other network by module names.
+"""Puts PPCR into existing networks: into the ResNets of torchvision, timm and MONAI without further
+advice, and into any other network by the names of modules.
 
-These libraries are optional: their blocks are known by name, and those of ours that stand in their
-place imported when needed.
+The libraries are optional. Their blocks are recognized by name, and the blocks of this package that
+take their place are imported when they are needed.
 """
 
 from __future__ import annotations
@@ -35,13 +35,21 @@ def __getattr__(name: str) -> Any:
 
 
 class Inserted(list[str]):
-    """The names of the inserted layers, in the order of ``model.named_modules()``.
+    """The list of the names of the inserted layers, in the order of ``model.named_modules()``.
+
+    Args:
+        names: the names.
+        renamed_keys: the value of the attribute.
 
     Attributes:
-        renamed_keys: state-dict keys of the host network that changed, old to new. It is empty for
-            residual networks. Where it is not,
-            ``{renamed_keys.get(k, k): v for k, v in checkpoint.items()}`` is a checkpoint of the
-            host for the new network.
+        renamed_keys: the keys of the host's state dict that changed, old to new. It is empty for
+            residual networks. Where it is not, ``{renamed_keys.get(k, k): v for k, v in
+            checkpoint.items()}`` turns a checkpoint of the host into one for the new network.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1))
+        >>> ppcr_ext.insert_ppcr(model, modules=["0"]).renamed_keys
+        {'0.weight': '0.0.weight', '0.bias': '0.0.bias'}
     """
 
     def __init__(self, names: Sequence[str], renamed_keys: dict[str, str]) -> None:
@@ -61,43 +69,53 @@ def insert_ppcr(
     init_gate: float = 0.5,
     backend: str | None = None,
 ) -> Inserted:
-    """Inserts PPCR layers into a network, in place. Where it raises, the network is as it was.
+    """Inserts PPCR layers into a network, in place. If it raises, the network is as it was.
 
-    Without ``modules``, into the residual blocks of the ResNets (ResNeXt and Wide ResNet too) of
-    torchvision, timm and MONAI, wherever in ``model`` they are, as in the encoders of
-    segmentation_models_pytorch: after the block's last normalization, before the addition. The
-    keys of the state dict stay, so that checkpoints of the host still load (with ``strict=False``:
-    the new parameters are not in them). A block or module that several names reach gets one layer,
-    which all of them see.
+    Without ``modules`` the layers go into the residual blocks of the ResNets (also ResNeXt and Wide
+    ResNet) of torchvision, timm and MONAI, wherever in ``model`` these are, as in the encoders of
+    segmentation_models_pytorch. A layer stands after the block's last normalization and before the
+    addition. The keys of the state dict stay, so that checkpoints of the host still load (with
+    ``strict=False``, since the new parameters are not in them). A block or module that several
+    names reach gets one layer, which all of them see.
 
-    Insert before the optimizer is made and before the network is wrapped (DistributedDataParallel,
-    FSDP, DataParallel) or compiled: they would not know of the new parameters. The network inside
-    such a wrapper cannot always be told from a plain one.
+    Insert before you make the optimizer, and before you wrap the network (DistributedDataParallel,
+    FSDP, DataParallel) or compile it: these would not know of the new parameters. The network
+    inside such a wrapper cannot always be told from a plain one.
 
     Args:
         model: the network. New parameters take the device and dtype of those of the block or module
             that they join (where it has none, of its parent's, then of the model's).
-        levels, eps, bias, init_gate, backend: of every layer, as for :class:`ppcr_ext.PPCR`. Pass
-            an ``init_gate`` near 1 for a pretrained network.
-        stages: which residual stages get it, 4 for ``layer4``; None for all.
-        fuse: recalibration, addition and ReLU of a residual block in one pass. The block no longer
-            calls its last activation, so hooks on it do not run. ``False`` computes the same in
-            three steps; blocks whose activation is not ReLU, timm's with stochastic depth and
-            Res2Net's allow no other.
-        modules: the names (as in ``model.named_modules()``) of modules after whose output
-            ``[N, C, *spatial]`` a layer is put, for any other network. C is the module's
-            ``num_features``, ``num_channels`` or ``out_channels``; for a module with none of these
-            give a mapping of names to C. Each such module is wrapped into an ``nn.Sequential``,
-            which changes its state-dict keys.
+        levels: of every layer, as for :class:`ppcr_ext.PPCR`.
+        stages: which residual stages get layers, 4 for ``layer4``; None for all.
+        fuse: whether recalibration, addition and ReLU of a residual block run in one pass. The
+            block then no longer calls its last activation, so hooks on that do not run. ``False``
+            computes the same in three steps. Blocks whose activation is not ReLU, timm's blocks
+            with stochastic depth, and Res2Net's need ``False``.
+        modules: the names (as in ``model.named_modules()``) of modules after whose output ``[N, C,
+            *spatial]`` a layer is put, for any other network. C is the module's ``num_features``,
+            ``num_channels`` or ``out_channels``; for a module with none of these give a mapping of
+            names to C. Each such module is wrapped into an ``nn.Sequential``, which changes its
+            keys in the state dict.
+        eps: of every layer, as for :class:`ppcr_ext.PPCR`.
+        bias: of every layer, as for :class:`ppcr_ext.PPCR`.
+        init_gate: of every layer, as for :class:`ppcr_ext.PPCR`. Pass a value near 1 for a
+            pretrained network.
+        backend: of every layer, as for :class:`ppcr_ext.PPCR`.
 
     Returns:
-        The names of the inserted layers; its ``renamed_keys`` says which keys of the host's state
-        dict changed.
+        The names of the inserted layers. The list also has ``renamed_keys``, the keys of the host's
+        state dict that changed.
 
     Raises:
-        TypeError, ValueError: nothing matched, a name or stage does not exist, a block has an
-            attention layer already or cannot be fused, the network is wrapped or compiled already,
-            or an argument is not as above.
+        TypeError: an argument has the wrong type.
+        ValueError: nothing matched, a name or stage does not exist, a block has an attention layer
+            already or cannot be fused, the network is wrapped or compiled already, or an argument
+            has a value that is not as above.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+        >>> ppcr_ext.insert_ppcr(model, modules=["0"], init_gate=0.9)
+        ['0.1']
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -142,9 +160,9 @@ def insert_ppcr(
 
 @dataclass
 class _Place:
-    """Where a layer goes: behind ``host`` (in it, for a residual block).
+    """Where a layer goes: after ``host``, or into it if it is a residual block.
 
-    ``insert`` puts it there; ``changed`` are the modules whose class or children that changes.
+    ``insert`` puts it there. ``changed`` are the modules whose class or children this changes.
     """
 
     name: str
@@ -155,7 +173,7 @@ class _Place:
 
 
 def _check_bare(model: nn.Module) -> None:
-    """Raises ValueError where something holds the network's parameters, or its code, already."""
+    """Raises ValueError if something holds the network's parameters, or its code, already."""
     for name, module in model.named_modules():
         holder = _holder(module)
         if holder:
@@ -188,7 +206,7 @@ def _holder(module: nn.Module) -> str | None:
 
 
 def _loaded(module: str, *names: str) -> tuple[Any, ...]:
-    """Classes of a module where the program has imported it: no other can be met."""
+    """Classes of a module that the program has imported. If it has not, no instance can be met."""
     found = sys.modules.get(module)
     return tuple(getattr(found, name) for name in names if hasattr(found, name))
 
@@ -206,8 +224,9 @@ def _all_names(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 @dataclass(frozen=True)
 class _Host:
-    """A kind of residual block: the library whose block of ours takes its place (None: there is
-    none), that block's name, the layer's slot, and the last convolution and activation."""
+    """A kind of residual block: the library whose block of ours takes its place (or None), that
+    block's name, the layer's slot, and the last convolution and activation.
+    """
 
     library: str | None
     block: str

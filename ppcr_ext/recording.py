@@ -1,4 +1,4 @@
-"""Looks inside a network: the gate maps of its PPCR layers."""
+"""Collects the gate maps of the PPCR layers of a network while it runs."""
 
 from __future__ import annotations
 
@@ -22,28 +22,40 @@ from ._operators import is_tracing
 def record_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     """Records the gate maps of every PPCR layer of a network that runs within the ``with`` block.
 
-    Yields a dict that fills while the network runs: the layer's name (as in
-    ``model.named_modules()``) to one gate map ``[N, 1, *spatial]`` per call of the layer, in the
-    order of the calls, in the dtype and on the device of its input, detached. Layers that have not
-    run are not in it. Outputs and gradients do not change; each map costs one more pass over the
-    layer's input, and nothing once the block is left, by an exception too. Fused layers, called
-    with a residual, are recorded like all others.
+    Outputs and gradients do not change. Each map costs one more pass over the layer's input, and
+    nothing once the block is left, by an exception too. Fused layers, which are called with a
+    residual, are recorded like all others.
 
-    Only calls from the thread (the context of ``contextvars``) that entered the block are
-    recorded, so threads can record the same network at the same time, each its own calls. Blocks
-    may be nested. A recomputation by activation checkpointing within the block is a call. Within
-    the block, whatever ``torch.compile`` has compiled runs eagerly, in all threads, and is compiled
-    again neither then nor afterwards. Exported programs and graphs of ``torch.fx`` have no PPCR
-    layers any more; within the block ``torch.export``, ``torch.fx``, ``make_fx``,
-    ``torch.jit.trace`` and ``torch.func`` transforms raise RuntimeError.
+    Only calls from the thread (the context of ``contextvars``) that entered the block are recorded.
+    Threads can record the same network at the same time, each its own calls. Blocks may be nested.
+    A recomputation by activation checkpointing within the block counts as a call.
+
+    Within the block, functions that ``torch.compile`` has compiled run eagerly, in all threads.
+    They need not be compiled again afterwards. Exported programs and graphs of ``torch.fx`` have no
+    PPCR layers any more, so nothing of them is recorded.
 
     Args:
-        model: the network, or a compiled, DistributedDataParallel or other wrapper of it: names
+        model: the network, or a compiled, DistributedDataParallel or other wrapper of it. The names
             are those of ``model`` as given.
+
+    Yields:
+        A dict that fills while the network runs. It maps the layer's name (as in
+        ``model.named_modules()``) to one gate map ``[N, 1, *spatial]`` for each call of the layer,
+        in the order of the calls. A map has the dtype and device of the layer's input, and is
+        detached. Layers that have not run are not in it.
 
     Raises:
         TypeError: model is not a module.
-        ValueError: it has no PPCR layer.
+        ValueError: model has no PPCR layer.
+        RuntimeError: a layer runs within the block under a ``torch.func`` transform, or while
+            ``torch.export``, ``torch.fx``, ``make_fx`` or ``torch.jit.trace`` records the network.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), ppcr_ext.PPCR(8))
+        >>> with ppcr_ext.record_gates(model) as gates:
+        ...     y = model(torch.randn(2, 3, 10, 10))
+        >>> gates["1"][0].shape
+        torch.Size([2, 1, 8, 8])
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -93,7 +105,7 @@ def _end() -> None:
 
 
 def _record(layer: module.PPCR, x: Tensor) -> None:
-    """Called by a layer for each of its inputs while anyone records."""
+    """A layer calls it for each of its inputs while anyone records."""
     found = [(c, c.names[layer]) for c in _collectors.get() if layer in c.names]
     if not found:
         return
@@ -114,5 +126,5 @@ def _record(layer: module.PPCR, x: Tensor) -> None:
 
 
 def _is_traced(x: Tensor) -> bool:
-    """Whether a graph is made of what is computed from x: by torch.fx, make_fx, export or jit."""
+    """Whether torch.fx, make_fx, export or jit makes a graph of what is computed from x."""
     return isinstance(x, torch.fx.Proxy) or is_tracing() or get_proxy_mode() is not None

@@ -1,14 +1,15 @@
 """What PPCR must compute, and how exactly: for the tests, the benchmarks, and a build of your own.
 
-Inputs are drawn, a backend computes them, and the errors are compared with what they may be::
+Inputs are drawn, a backend computes them, and the errors are compared with what they may be:
 
-    inputs = testing.make_inputs("ppcr", (8, 256, 56, 56), dtype=torch.float16)
-    results = testing.evaluate(ppcr_ext.ppcr, inputs, backend="native")
-    errors = testing.truth(inputs).errors(results)
-    assert errors.within(testing.tolerance(inputs.x.dtype, inputs.levels)), errors
+>>> inputs = testing.make_inputs("ppcr", (8, 64, 28, 28), dtype=torch.float16)
+>>> results = testing.evaluate(ppcr_ext.ppcr, inputs, backend="reference")
+>>> errors = testing.truth(inputs).errors(results)
+>>> errors.within(testing.tolerance(inputs.x.dtype, inputs.levels))
+True
 
 Results are dicts of tensors: ``y``, ``dx``, ``dweight``, and where they exist ``dbias`` and
-``dresidual``.
+``dresidual``. All errors are relative and have no unit.
 """
 
 from __future__ import annotations
@@ -16,45 +17,57 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .reference import accumulation_dtype, bins
-
-OPERATORS = ("ppcr", "ppcr_gate", "ppcr_add_relu")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-LAYOUTS = ("contiguous", "channels_last")  # at any rank
-LEVELS = (1, 2, 4)
-EPS = 1e-5
-
-# Channels and side at the end of every stage, for pictures of 224 x 224.
-STAGES = {
-    "ResNet-18": ((64, 56), (128, 28), (256, 14), (512, 7)),
-    "ResNet-50": ((256, 56), (512, 28), (1024, 14), (2048, 7)),
-}
-# The eight shapes whose speed is reported.
-SHAPES = (
-    (8, 64, 56, 56),
-    (8, 256, 56, 56),
-    (8, 512, 28, 28),
-    (8, 1024, 14, 14),
-    (8, 2048, 7, 7),
-    (1, 64, 224, 224),
-    (64, 32, 32, 32),
-    (32, 64, 8, 8),
+from ._inputs import (
+    DTYPES,
+    EPS,
+    LAYOUTS,
+    LEVELS,
+    OPERATORS,
+    SHAPES,
+    STAGES,
+    Inputs,
+    make_inputs,
+    to_layout,
 )
+from .reference import bins
+
+__all__ = [
+    "DTYPES",
+    "EPS",
+    "LAYOUTS",
+    "LEVELS",
+    "OPERATORS",
+    "SHAPES",
+    "STAGES",
+    "Errors",
+    "Inputs",
+    "Truth",
+    "evaluate",
+    "make_inputs",
+    "relative",
+    "to_layout",
+    "tolerance",
+    "truth",
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Errors:
     """Relative L2 errors, or limits of them.
 
-    Attributes:
+    Args:
         y: of the output.
         dx: of the gradient of x, or of the residual where that one is larger.
         parameters: of the gradient of weight or of bias, the larger one.
+
+    Example:
+        >>> errors, limits = testing.Errors(1e-6, 2e-6, 0.0), testing.Errors(4e-6, 4e-6, 4e-6)
+        >>> errors.share_of(limits), errors.within(limits)
+        (0.5, True)
     """
 
     y: float
@@ -65,11 +78,26 @@ class Errors:
         return f"y {self.y:.1e}, dx {self.dx:.1e}, dweight and dbias {self.parameters:.1e}"
 
     def share_of(self, limits: Errors) -> float:
-        """The largest ratio of an error to its limit. It is NaN where an error is."""
+        """The largest ratio of an error to its limit.
+
+        Args:
+            limits: what the errors may be, such as :func:`tolerance` gives.
+
+        Returns:
+            The ratio, at most 1 where all errors are within their limits; NaN where an error is
+            NaN.
+        """
         return _largest(self.y / limits.y, self.dx / limits.dx, self.parameters / limits.parameters)
 
     def within(self, limits: Errors) -> bool:
-        """Whether no error exceeds its limit. An error that is NaN does."""
+        """Whether no error exceeds its limit.
+
+        Args:
+            limits: what the errors may be, such as :func:`tolerance` gives.
+
+        Returns:
+            True or False. An error that is NaN exceeds any limit.
+        """
         return self.share_of(limits) <= 1
 
 
@@ -81,7 +109,7 @@ _TOLERANCES = {
 
 
 def tolerance(dtype: torch.dtype, levels: Sequence[int] = LEVELS) -> Errors:
-    """What the errors may be, for an x of ``dtype`` whose values are drawn as by make_inputs.
+    """What the errors may be, where the values of x are drawn as by :func:`make_inputs`.
 
     With u the unit roundoff (half a unit in the last place):
 
@@ -89,108 +117,52 @@ def tolerance(dtype: torch.dtype, levels: Sequence[int] = LEVELS) -> Errors:
       most. 7e-4 and 5e-3 leave 1.4 u and 1.3 u.
     * float32 has u = 6e-8, and normalization amplifies it. A context t_l carries an error of a few
       u of its size, which ``n_l = (t_l - mean(t)) / sqrt(var(t) + eps)`` divides by the spread of
-      the contexts: by A = max|t| / sqrt(var + eps) in all, which is 10 to 100 where the channels
-      are drawn from 1.5 + 2 N(0, 1), and larger at single pixels. Of y and the parameters that is
-      1e-5; dx meets it again in the normalization's own gradient, hence 5e-5.
+      the contexts. The factor is A = max|t| / sqrt(var + eps), which is 10 to 100 where the
+      channels are drawn from 1.5 + 2 N(0, 1), and larger at single pixels. Of y and the parameters
+      that is 1e-5; dx meets it again in the normalization's own gradient, hence 5e-5.
     * Other levels than (1, 2, 4) may have contexts that lie closer together (with two of them a
       normalized context is almost a sign), so that A is larger: five times as much, for dx six.
     * float64 has u = 1.1e-16, amplified in the same way.
 
     Larger offsets than 1.5 amplify more, in any implementation, and these limits are not for them.
+
+    Args:
+        dtype: of x: float32, float16, bfloat16 or float64.
+        levels: of the operator.
+
+    Returns:
+        The limits.
+
+    Raises:
+        KeyError: dtype is none of these.
+
+    Example:
+        >>> testing.tolerance(torch.float16)
+        Errors(y=0.0007, dx=0.0007, parameters=0.0007)
     """
     if dtype != torch.float32:
         return _TOLERANCES[dtype]
     return Errors(1e-5, 5e-5, 1e-5) if tuple(levels) == LEVELS else Errors(5e-5, 3e-4, 5e-5)
 
 
-def to_layout(t: Tensor, layout: str) -> Tensor:
-    """``t [N, C, *spatial]`` contiguous, or channels_last, which is defined here at any rank."""
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {LAYOUTS}, got {layout!r}")
-    if layout == "channels_last":
-        return t.movedim(1, -1).contiguous().movedim(-1, 1)
-    return t.contiguous()
-
-
-@dataclasses.dataclass
-class Inputs:
-    """The inputs of one call of an operator, and the gradient that comes back to its output.
-
-    ``residual`` is an input of ppcr_add_relu alone; the other operators ignore it.
-    """
-
-    operator: str
-    x: Tensor
-    residual: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    grad: Tensor
-    levels: tuple[int, ...] = LEVELS
-    eps: float = EPS
-
-    @property
-    def has_residual(self) -> bool:
-        return self.operator == "ppcr_add_relu"
-
-    def to(self, dtype: torch.dtype, layout: str) -> Inputs:
-        """x, residual and grad in another dtype and layout; the parameters stay."""
-        maps = {name: getattr(self, name) for name in ("x", "residual", "grad")}
-        moved: dict[str, Any] = {
-            name: to_layout(t.detach().to(dtype), layout) for name, t in maps.items()
-        }
-        return dataclasses.replace(self, **moved)
-
-
-def make_inputs(
-    operator: str,
-    shape: Sequence[int],
-    levels: Sequence[int] = LEVELS,
-    dtype: torch.dtype = torch.float32,
-    layout: str = "contiguous",
-    *,
-    parameter_dtype: torch.dtype | None = None,
-    bias: bool = True,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-) -> Inputs:
-    """Random inputs: x from 1.5 + 2 N(0, 1), all others from N(0, 1).
-
-    Args:
-        operator: one of :data:`OPERATORS`.
-        shape: of x, ``[N, C, *spatial]``.
-        levels: of the operator.
-        dtype, layout: of x, the residual and the gradient.
-        parameter_dtype: of weight and bias; float32, or float64 for a float64 x, where it is None.
-        bias: whether there is one.
-        device: where the tensors are put. The values do not depend on it.
-        seed: of the random values.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64)
-
-    kind = accumulation_dtype(dtype) if parameter_dtype is None else parameter_dtype
-    like_y = (shape[0], 1, *shape[2:]) if operator == "ppcr_gate" else shape
-    return Inputs(
-        operator,
-        x=to_layout((1.5 + 2 * draw(*shape)).to(device, dtype), layout),
-        residual=to_layout(draw(*shape).to(device, dtype), layout),
-        weight=draw(sum(levels)).to(device, kind),
-        bias=draw(1).to(device, kind) if bias else None,
-        grad=to_layout(draw(*like_y).to(device, dtype), layout),
-        levels=tuple(levels),
-    )
-
-
 def evaluate(
     function: Callable[..., Tensor], inputs: Inputs, **options: object
 ) -> dict[str, Tensor]:
-    """The output of ``function``, which is called as the operator is, and its gradients.
+    """The output of a function, which is called as the operator is, and its gradients.
 
     Args:
         function: ``ppcr_ext.ppcr``, or another that takes its arguments.
+        inputs: what it is called with.
         options: more keywords for it, such as ``backend="native"``.
+
+    Returns:
+        A dict of the results, with the keys ``y``, ``dx``, ``dweight``, and where they exist
+        ``dbias`` and ``dresidual``.
+
+    Example:
+        >>> inputs = testing.make_inputs("ppcr", (2, 8, 5, 5))
+        >>> sorted(testing.evaluate(ppcr_ext.ppcr, inputs, backend="reference"))
+        ['dbias', 'dweight', 'dx', 'y']
     """
     leaves = {"x": inputs.x, "weight": inputs.weight}
     if inputs.bias is not None:
@@ -216,20 +188,42 @@ def evaluate(
 class Truth:
     """The results in float64, and for each the tensor whose norm its error is relative to.
 
-    ``scales`` are the results themselves but for sums whose terms cancel. There the sum of the
-    absolute terms stands: over all pixels for the parameters' gradients, and over the contexts for
-    dx of ppcr_gate, which vanishes for two contexts.
+    Args:
+        values: the results by name, as of :func:`evaluate`.
+        scales: the results themselves but for sums whose terms cancel. There the sum of the
+            absolute terms stands: over all pixels for the parameters' gradients, and over the
+            contexts for dx of ppcr_gate, which vanishes for two contexts.
+
+    Example:
+        >>> exact = testing.truth(testing.make_inputs("ppcr", (2, 8, 5, 5)))
+        >>> exact.error("y", exact.values["y"]), exact.errors(exact.values).dx
+        (0.0, 0.0)
     """
 
     values: dict[str, Tensor]
     scales: dict[str, Tensor]
 
     def error(self, name: str, got: Tensor) -> float:
-        """The relative L2 error of one result."""
+        """The relative L2 error of one result.
+
+        Args:
+            name: of the result, such as ``"dx"``.
+            got: the result.
+
+        Returns:
+            The error; NaN where the result holds a NaN.
+        """
         return relative(got, self.values[name], self.scales[name])
 
     def errors(self, results: Mapping[str, Tensor]) -> Errors:
-        """The errors of results, which may lack some of the parameters' gradients."""
+        """The errors of all results.
+
+        Args:
+            results: what :func:`evaluate` gave. Some of the parameters' gradients may be missing.
+
+        Returns:
+            The errors, of the gradients the largest ones.
+        """
         found = {name: self.error(name, got) for name, got in results.items()}
 
         def largest(*names: str) -> float:
@@ -239,12 +233,25 @@ class Truth:
 
 
 def _largest(*values: float) -> float:
-    """NaN where one of them is."""
+    """The largest of the values, or NaN if one of them is NaN."""
     return math.nan if any(map(math.isnan, values)) else max(values, default=0.0)
 
 
 def relative(got: Tensor, exact: Tensor, scale: Tensor | None = None) -> float:
-    """L2 norm of the difference over that of ``scale``, or of the exact values where it is None."""
+    """L2 norm of a difference over that of a scale.
+
+    Args:
+        got: the result.
+        exact: what it should be.
+        scale: what the difference is relative to; the exact values where it is None.
+
+    Returns:
+        The ratio, computed in float64.
+
+    Example:
+        >>> testing.relative(torch.tensor([1.5]), torch.tensor([1.0]))
+        0.5
+    """
     exact = exact.double()
     scale = exact if scale is None else scale.double()
     return float((got.to(exact) - exact).norm() / scale.norm().clamp_min(1e-300))
@@ -259,9 +266,16 @@ def truth(
     Args:
         inputs: the inputs; their dtypes and layout do not matter.
         y: of ppcr_add_relu, the output whose zeros mask the gradients. The operator takes its own,
-            where rounding may have decided which side of 0 a value is on; pass it where the errors
-            of gradients shall not hold that. None: the exact output.
+            where rounding may have decided which side of 0 a value is on. Pass it if the errors of
+            the gradients should not hold that. None stands for the exact output.
         device: where to compute; that of x where it is None.
+
+    Returns:
+        The exact results, and what errors are relative to.
+
+    Example:
+        >>> testing.truth(testing.make_inputs("ppcr_gate", (2, 8, 5, 5))).values["y"].shape
+        torch.Size([2, 1, 5, 5])
     """
     x, grad, weight, residual = (
         t.detach().to(device, torch.float64).contiguous()

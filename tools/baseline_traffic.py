@@ -1,133 +1,46 @@
-"""What torch.compile makes of the plain formulations on a GPU: docs/baseline_traffic.md.
+"""What torch.compile makes of the plain formulations in Triton: docs/baseline_traffic.md.
 
 ``python tools/baseline_traffic.py [--only 64x56]`` counts kernels and the memory that they move. It
-needs no GPU: the formulations are traced with fake tensors and handed to Inductor, which is told
-that it compiles for an H200, and what each kernel reads and writes is taken from Inductor's own
-scheduler. Nothing is compiled by Triton. PyTorch is told lies about its devices, so that this runs
-in a process of its own.
+needs no GPU: the formulations are traced with fake tensors and handed to Inductor, which schedules
+Triton kernels for them, and what each kernel reads and writes is taken from its scheduler. Nothing
+is compiled.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
-import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+import torch._inductor.config
+from functorch.compile import make_boxed_func
+from torch._functorch.aot_autograd import aot_function
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.graph import GraphLowering
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import baselines
-from ppcr_ext.testing import LEVELS, STAGES
+from ppcr_ext import testing
+from ppcr_ext.testing import LAYOUTS, LEVELS, STAGES
 
 IMAGES = 256
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = (torch.float32, torch.float16)
 FORMULATIONS = ("pooled once", "level by level")
 # Kernels, and passes over the tensor: asserted in tests/test_cuda_plan.py.
 OURS = {"forward": (1, 2), "backward": (2, 3)}
 
 
-def traced(
-    name: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype
-) -> dict[str, torch.fx.GraphModule]:
-    """The graphs of forward and backward as torch.compile would cut them, for the CPU."""
-    from functorch.compile import make_boxed_func
-    from torch._functorch.aot_autograd import aot_function
-    from torch._functorch.partitioners import min_cut_rematerialization_partition
-    from torch._inductor.decomposition import select_decomp_table
-
-    graphs: dict[str, torch.fx.GraphModule] = {}
-
-    def keep(direction: str) -> Callable[..., Any]:
-        def compiler(graph: torch.fx.GraphModule, _: Any) -> Any:
-            graphs[direction] = graph
-            return make_boxed_func(graph)
-
-        return compiler
-
-    layer = baselines.plain("ppcr", name, [], LEVELS).layer
-    with FakeTensorMode():
-        x = torch.empty(shape, dtype=dtype).to(memory_format=LAYOUTS[layout]).requires_grad_()
-        own = [torch.empty(n, dtype=dtype, requires_grad=True) for n in (sum(LEVELS), 1)]
-        function = aot_function(
-            layer,
-            fw_compiler=keep("forward"),
-            bw_compiler=keep("backward"),
-            partition_fn=min_cut_rematerialization_partition,
-            decompositions=select_decomp_table(),
-        )
-        y = function(x, *own)
-        y.backward(torch.empty_like(y))
-    return graphs
-
-
-def pretend_gpu() -> None:
-    """From here on PyTorch believes in an H200, as far as Inductor asks before it compiles."""
-    import torch._subclasses.fake_tensor
-    import torch.utils._triton
-    import triton
-    from torch._dynamo.device_interface import CudaInterface
-    from triton.backends.compiler import GPUTarget
-
-    # fmt: off
-    h200 = types.SimpleNamespace(
-        name="NVIDIA H200", major=9, minor=0, multi_processor_count=132, total_memory=141 << 30,
-        warp_size=32, regs_per_multiprocessor=65536, max_threads_per_multi_processor=2048,
-        max_threads_per_block=1024, shared_memory_per_block=48 << 10, L2_cache_size=50 << 20,
-        shared_memory_per_block_optin=227 << 10, shared_memory_per_multiprocessor=228 << 10,
-        gcnArchName="", clock_rate=1980000, memory_clock_rate=3201000, memory_bus_width=6144,
-        is_integrated=0, uuid="",
-    )
-    triton.runtime.driver.set_active(types.SimpleNamespace(
-        get_current_target=lambda: GPUTarget("cuda", 90, 32), get_current_device=lambda: 0,
-        get_active_torch_device=lambda: torch.device("cuda", 0),
-        get_current_stream=lambda device=None: 0, get_device_interface=lambda: torch.cuda,
-    ))
-    answers = {
-        **dict.fromkeys(("is_available", "is_bf16_supported", "is_triton_capable"), True),
-        **dict.fromkeys(("current_device", "_exchange_device", "_maybe_exchange_device"), 0),
-        **dict.fromkeys(("synchronize", "raise_if_triton_unavailable", "_lazy_init"), None),
-        **dict.fromkeys(("set_rng_state", "set_device"), None),
-        "device_count": 1, "get_device_properties": h200, "get_device_capability": (9, 0),
-        "get_compute_capability": 90, "is_initialized": False,
-        "get_rng_state": torch.zeros(16, dtype=torch.uint8),
-    }
-    # fmt: on
-    for target, (name, value) in itertools.product(
-        (torch.cuda, CudaInterface, CudaInterface.Worker), answers.items()
-    ):
-        if hasattr(target, name):
-            answer = lambda *_, value=value, **__: value  # noqa: E731
-            setattr(target, name, answer if target is torch.cuda else staticmethod(answer))
-    # PyTorch 2.11 would allocate on the device.
-    torch._subclasses.fake_tensor.init_gpu_context = lambda *_: None
-    for function in vars(torch.utils._triton).values():
-        if hasattr(function, "cache_clear"):  # what it answered before
-            function.cache_clear()
-
-
-def kernels_of(graph: torch.fx.GraphModule, backward: bool) -> list[dict[str, int]]:
+def kernels_of(graph: torch.fx.GraphModule, inputs: list[Any]) -> list[dict[str, int]]:
     """The bytes of every tensor that each kernel touches, as Inductor would fuse a graph."""
-    import torch._inductor.config
-    from torch._inductor.compile_fx import compile_fx_inner
-    from torch._inductor.graph import GraphLowering
-    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
-
-    mode, device, inputs = FakeTensorMode(), torch.device("cuda:0"), []
-    for node in graph.graph.nodes:
-        if node.op == "placeholder":
-            value = node.meta["val"]
-            with mode:
-                options = {"dtype": value.dtype, "device": device}
-                inputs.append(torch.empty_strided(value.shape, value.stride(), **options))
-        elif "device" in node.kwargs:
-            node.kwargs = {**node.kwargs, "device": device}
-    graph.recompile()
     found: list[dict[str, int]] = []
 
     class Scheduled(Exception):
@@ -141,36 +54,59 @@ def kernels_of(graph: torch.fx.GraphModule, backward: bool) -> list[dict[str, in
                 found.append(accesses)  # a concatenation that its parts write into is no kernel
         raise Scheduled
 
-    original = GraphLowering.codegen
-    GraphLowering.codegen = look  # type: ignore[assignment, method-assign]
-    try:
-        with torch.no_grad(), torch._inductor.config.patch(compile_threads=1, fx_graph_cache=False):
-            FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*inputs)
-            compile_fx_inner(graph, inputs, is_backward=backward)
-    except Exception:
-        if not found:
-            raise
-    finally:
-        GraphLowering.codegen = original  # type: ignore[method-assign]
+    options = {"cpu_backend": "triton", "compile_threads": 1, "fx_graph_cache": False}
+    with (
+        torch._inductor.config.patch(options),
+        mock.patch.object(GraphLowering, "codegen", look),
+        torch.no_grad(),
+    ):
+        try:
+            compile_fx_inner(graph, inputs)
+        except Exception:
+            if not found:
+                raise
+    return found
+
+
+def kernels(
+    name: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype
+) -> dict[str, list[dict[str, int]]]:
+    """Those of forward and backward, in graphs as torch.compile would cut them."""
+    found: dict[str, list[dict[str, int]]] = {}
+
+    def compiler(
+        direction: str, graph: torch.fx.GraphModule, inputs: list[Any]
+    ) -> Callable[..., Any]:
+        found[direction] = kernels_of(graph, inputs)
+        return make_boxed_func(graph)
+
+    layer = baselines.plain("ppcr", name, [], LEVELS).layer
+    with FakeTensorMode():
+        x = testing.to_layout(torch.empty(shape, dtype=dtype), layout).requires_grad_()
+        own = [torch.empty(n, dtype=dtype, requires_grad=True) for n in (sum(LEVELS), 1)]
+        function = aot_function(
+            layer,
+            fw_compiler=partial(compiler, "forward"),
+            bw_compiler=partial(compiler, "backward"),
+            partition_fn=min_cut_rematerialization_partition,
+            decompositions=select_decomp_table(),
+        )
+        y = function(x, *own)
+        y.backward(torch.empty_like(y))
     return found
 
 
 def rows(stages: tuple[tuple[int, int], ...]) -> list[str]:
     """Lines of the table, a stage, dtype and formulation each, for both layouts if they agree."""
     cases = list(itertools.product(stages, DTYPES, FORMULATIONS, LAYOUTS))
-    graphs = [
-        traced(name, (IMAGES, c, side, side), layout, dtype)
-        for (c, side), dtype, name, layout in cases
-    ]
-    pretend_gpu()  # tracing comes before: it would ask the device for random numbers
     layouts: dict[tuple[str, str], list[str]] = {}  # of each line, but for its layout
-    for ((channels, side), dtype, name, layout), made in zip(cases, graphs, strict=True):
+    for (channels, side), dtype, name, layout in cases:
+        made = kernels(name, (IMAGES, channels, side, side), layout, dtype)
         unit, total, cells = IMAGES * channels * side * side * dtype.itemsize, 0.0, []
-        for direction, graph in made.items():
-            kernels = kernels_of(graph, direction == "backward")
-            sizes = [size for kernel in kernels for size in kernel.values()]
+        for accesses in made.values():
+            sizes = [size for kernel in accesses for size in kernel.values()]
             passes, units = sum(round(size / unit) for size in sizes), sum(sizes) / unit
-            cells += [f"{len(kernels)} | {passes} | {units:.2f}"]
+            cells += [f"{len(accesses)} | {passes} | {units:.2f}"]
             total += units
         ours = sum(units for _, units in OURS.values())
         bytes_of = [f"{count * unit / 1e6:.0f}" for count in (total, ours)]
@@ -186,10 +122,10 @@ def rows(stages: tuple[tuple[int, int], ...]) -> list[str]:
 PAGE = f"""\
 # What the plain formulations move under torch.compile
 
-Written by `python tools/baseline_traffic.py` with PyTorch {torch.__version__}: what its compiler \
-would
-launch on an H200 for {IMAGES} images, read from the compiler's own accounts. \
-Nothing was run or timed.
+Written by `python tools/baseline_traffic.py` with PyTorch {torch.__version__}: the Triton kernels \
+that its
+compiler would launch for {IMAGES} images, read from the compiler's own accounts. Nothing was run or
+timed. A GPU splits the sums over many pixels: a kernel more, and less than 2 % of the bytes.
 
 - A unit is the size of x. Passes are reads and writes of tensors as large as x. Units are all
   bytes, with the contexts and gates that are written and read between the kernels; each kernel

@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from cuda_on_cpu import build
 
-from benchmarks.shares import STAGES
+from benchmarks.cases import GPU_STAGES
 from ppcr_ext.testing import LAYOUTS
 
 # Multiprocessors, blocks of a cluster, shared memory of a block: NVIDIA's data sheets and the CUDA
@@ -76,7 +76,7 @@ def share(plan: dict[str, Any], operation: str, direction: str, side: int, size:
 def rows() -> Iterator[dict[str, Any]]:
     kernels = build.load(build.build(left_out=("bfloat16", "half", "float", "double")))
     for (device, limits), (dtype, size), stage, layout, operation, direction in itertools.product(
-        DEVICES.items(), SIZES.items(), STAGES, LAYOUTS, OPERATIONS, DIRECTIONS
+        DEVICES.items(), SIZES.items(), GPU_STAGES, LAYOUTS, OPERATIONS, DIRECTIONS
     ):
         channels, side, images = stage
         workload = {
@@ -107,7 +107,7 @@ def table(estimates: list[dict[str, Any]], device: str) -> str:
     columns = [f"{operation} {direction}" for operation in OPERATIONS for direction in DIRECTIONS]
     lines = [f"{device}, estimated share of a copy's bandwidth", " " * 42 + "  ".join(columns)]
     mine = [row for row in estimates if row["device"] == device]
-    for dtype, stage, layout in itertools.product(SIZES, STAGES, LAYOUTS):
+    for dtype, stage, layout in itertools.product(SIZES, GPU_STAGES, LAYOUTS):
         name = f"{stage[0]}x{stage[1]}x{stage[1]}"
         place = (dtype, name, layout)
         shares = [

@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 import ppcr_ext  # noqa: F401  registers the operators
 from benchmarks import timing
-from benchmarks.shares import STAGES, UNITS
+from benchmarks.baselines import TRAFFIC
+from benchmarks.cases import GPU_STAGES
 from ppcr_ext import testing
 
 OPS = torch.ops.ppcr_ext
@@ -121,11 +122,11 @@ def measure(
     copy = timing.Call(call_of(cell._replace(operation=COPY), inputs))
     samples, _ = timing.interleave({COPY: copy, **calls}, 1 if small else 5, by=by)
     os.environ.pop("PPCR_PLAN", None)
-    units, rows = UNITS[cell.operation, cell.direction], []
+    (units, _), rows = TRAFFIC[cell.operation, cell.direction], []
     copied = statistics.median(s.seconds for s in samples[COPY])
     for plan in calls:
         took = statistics.median(s.seconds for s in samples[plan])
-        host = statistics.median(s.host or 0 for s in samples[plan])
+        host = statistics.median(s.host for s in samples[plan])
         row = {"plan": plan, "microseconds": round(took * 1e6, 2), "host_us": round(host * 1e6, 2)}
         rows.append(cell._asdict() | row | {"share": round(units / 2 * copied / took, 4)})
     return rows
@@ -143,12 +144,12 @@ def main() -> int:
     file = options.out / ("sweep.json" if options.sweep else "plans.json")
     rows = json.loads(file.read_text())["rows"] if file.exists() else []
     measured = {(*(row[f] for f in Cell._fields[:-1]), tuple(row["stage"])) for row in rows}
-    stages = SMALL if options.small else STAGES
+    stages = SMALL if options.small else GPU_STAGES
     groups = itertools.product(stages, DTYPES, testing.LAYOUTS)
     print(torch.cuda.get_device_name(), torch.__version__)
     by = timing.clock(torch.device("cuda"))
     for stage, dtype, layout in groups:
-        cells = [Cell(*what, dtype, layout, stage) for what in UNITS]
+        cells = [Cell(*what, dtype, layout, stage) for what in TRAFFIC if what[0] != "gate"]
         wanted = [c for c in cells if all(word in str(c) for word in options.only.split())]
         cells = [c for c in wanted if tuple(c) not in measured]
         inputs = [make_inputs(stage, dtype, layout) for _ in range(KEPT if cells else 0)]
