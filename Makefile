@@ -39,7 +39,7 @@ BUILT := build/.built-$(if $(TORCH),$(TORCH),pinned)
 PACKAGED := build/.packaged
 
 .PHONY: help setup bench bench-full docs results test test-slow test-property test-minimal \
-    test-abi test-versions test-sdist package sanitize mutate cuda cuda-report cuda-host gpu \
+    test-abi test-versions test-sdist package sanitize arm mutate cuda cuda-report cuda-host gpu \
     gpu-rehearsal lock lint format clean
 
 # A target's "##" puts it into the list of users, "#@" into that of maintainers.
@@ -97,6 +97,9 @@ test-property: $(BUILT)  #@ thousands of random inputs, drawn anew, against floa
 
 sanitize: $(BUILT)  #@ the kernels, on the CPU, under AddressSanitizer, UBSan and ThreadSanitizer
 	$(BIN)/python tools/sanitize.py
+
+arm: $(INSTALLED)  #@ the kernels compiled for 64-bit Arm, and run under emulation
+	$(BIN)/python tools/arm.py
 
 mutate: $(BUILT)  #@ do the tests see planted faults in the kernels? MUTANTS=sample for a few
 	$(BIN)/python tools/mutate.py $(MUTANTS)

@@ -47,7 +47,7 @@ def choose(name: str | None, x: Tensor, contexts: int) -> str:
 
 
 @torch.compiler.assume_constant_result  # said while tracing: a call in the graph would break it
-def warn_once(device: torch.device, best: str, stacklevel: int = 5) -> None:
+def warn_once(device: torch.device, best: str, stacklevel: int = 6) -> None:
     if device in _warned:
         return
     _warned.add(device)

@@ -44,6 +44,11 @@ def why_not(device: torch.device) -> str | None:
     return f"there are no compiled kernels for {kind} tensors"
 
 
+def can_run(x: torch.Tensor) -> bool:
+    """Whether the compiled kernels can run on a tensor: ``why_not`` without a string on the CPU."""
+    return _library is not None if x.is_cpu else x.is_cuda and why_not(x.device) is None
+
+
 @torch.compiler.assume_constant_result  # the compiler cannot look into what it asks
 def why_not_on(index: int) -> str | None:
     """Why the CUDA library cannot run on a device of this machine, or None where it can."""

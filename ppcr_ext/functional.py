@@ -3,6 +3,7 @@ PyTorch's autograd, compiler or transforms."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 import torch.fx
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
-from . import _sharding
+from . import _native, _sharding
 from ._autograd import ADD_RELU, GATE, PPCR, Operation
 from ._checks import Levels, check_arguments, check_residual
 from ._dispatch import choose
@@ -66,8 +68,7 @@ def ppcr(
         >>> torch.equal(ppcr_ext.ppcr(x, weight), 0.5 * x)
         True
     """
-    contexts, levels, eps = check_arguments(x, weight, bias, levels, eps, backend)
-    return _run(PPCR, (x, weight, bias), contexts, levels, eps, backend)
+    return _run(PPCR, (x, weight, bias), levels, eps, backend)
 
 
 def ppcr_gate(
@@ -109,8 +110,7 @@ def ppcr_gate(
         >>> ppcr_ext.ppcr_gate(x, weight, bias).mean(), ppcr_ext.ppcr_gate(x, weight).shape
         (tensor(1.), torch.Size([2, 1, 5]))
     """
-    contexts, levels, eps = check_arguments(x, weight, bias, levels, eps, backend)
-    return _run(GATE, (x, weight, bias), contexts, levels, eps, backend)
+    return _run(GATE, (x, weight, bias), levels, eps, backend)
 
 
 def ppcr_add_relu(
@@ -156,9 +156,7 @@ def ppcr_add_relu(
         >>> ppcr_ext.ppcr_add_relu(x, -x, weight).sum(), ppcr_ext.ppcr_add_relu(x, x, weight).sum()
         (tensor(0.), tensor(24.))
     """
-    contexts, levels, eps = check_arguments(x, weight, bias, levels, eps, backend)
-    residual = check_residual(residual, x)
-    return _run(ADD_RELU, (x, residual, weight, bias), contexts, levels, eps, backend)
+    return _run(ADD_RELU, (x, residual, weight, bias), levels, eps, backend)
 
 
 def ppcr_or_add_relu(
@@ -174,14 +172,68 @@ def ppcr_or_add_relu(
     return ppcr_add_relu(x, residual, weight, bias, **options)
 
 
+# Tuples of levels that have been checked, by identity: (True, 2) equals (1, 2).
+_checked: dict[int, Levels] = {}
+
+
 def _run(
     operations: dict[str, Operation],
     tensors: tuple[Any, ...],
-    contexts: int,
     levels: Levels,
     eps: float,
     backend: str | None,
 ) -> Tensor:
+    """Checks take longer than the rest of a small call. A compiled operator refuses by itself what
+    they find in plain tensors, and only then are they made, to name the argument."""
+    known = not is_tracing() and id(levels) in _checked
+    if not (known and (backend is None or backend == "native") and _are_plain(tensors, eps)):
+        return _check_and_run(operations, tensors, levels, eps, backend)
+    try:
+        return _run_fused(operations["native"], tensors, levels, eps)
+    except Exception:
+        try:
+            _check(tensors, levels, eps, backend)
+        except (TypeError, ValueError) as error:
+            raise error from None
+        raise
+
+
+def _are_plain(tensors: tuple[Any, ...], eps: float) -> bool:
+    """Whether the operator of the compiled kernels is what an eager call runs in any case, and
+    whether it refuses whatever may be wrong with the tensors."""
+    x = tensors[0]
+    for t in tensors:
+        if t is not None and ((type(t) is not Tensor and type(t) is not Parameter) or t.is_meta):
+            return False
+    return (
+        type(x) is Tensor
+        and type(eps) is float
+        and 0 < eps < math.inf
+        and getattr(tensors[-3], "dtype", None) is x.dtype  # of a residual that autocast converts
+        and not _needs_composite(False)
+        and _native.can_run(x)
+    )
+
+
+def _check(
+    tensors: tuple[Any, ...], levels: Levels, eps: float, backend: str | None
+) -> tuple[tuple[Any, ...], int, Levels, float]:
+    x, *residual, weight, bias = tensors
+    contexts, levels, eps = check_arguments(x, weight, bias, levels, eps, backend)
+    if residual:
+        tensors = (x, check_residual(residual[0], x), weight, bias)
+    return tensors, contexts, levels, eps
+
+
+def _check_and_run(
+    operations: dict[str, Operation],
+    tensors: tuple[Any, ...],
+    levels: Levels,
+    eps: float,
+    backend: str | None,
+) -> Tensor:
+    given = levels
+    tensors, contexts, levels, eps = _check(tensors, levels, eps, backend)
     x = tensors[0]
     if type(x) is not Tensor:
         _sharding.register()
@@ -194,6 +246,16 @@ def _run(
     operation = operations[backend]
     if tracing:
         return operation.forward(*tensors, levels, eps)
+    if levels is given:  # a tuple, and not too many contexts for the compiled kernels
+        if len(_checked) >= 64:
+            _checked.clear()
+        _checked[id(levels)] = levels
+    return _run_fused(operation, tensors, levels, eps)
+
+
+def _run_fused(
+    operation: Operation, tensors: tuple[Any, ...], levels: Levels, eps: float
+) -> Tensor:
     if torch.is_grad_enabled():
         for t in tensors:  # any() takes twice as long
             if t is not None and t.requires_grad:

@@ -34,6 +34,7 @@ CUDA = (
     "tests/cuda_on_cpu/run_bfloat16.cpp",
     "tests/cuda_on_cpu/run_float.cpp",
 )
+FLAGS = ("-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer")
 ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 THREAD = ("-fsanitize=thread",)
 OVERRUN, RACE = "heap-buffer-overflow", "data race"
@@ -68,17 +69,16 @@ def torch_headers() -> Path:
 @functools.cache
 def sources_digest() -> bytes:
     digest = hashlib.sha256()
-    for folder in ("csrc", "tests/sanitize", "tests/cuda_on_cpu"):
+    for folder in ("csrc", "tests/cpu", "tests/sanitize", "tests/cuda_on_cpu"):
         for path in sorted((ROOT / folder).rglob("*.[ch]*")):
             digest.update(str(path).encode() + path.read_bytes())
     return digest.digest()
 
 
-def compile_source(program: str, source: str) -> Path:
+def compile_source(folder: str, source: str, compiler: tuple[str, ...]) -> Path:
     """The object of one source; it is not compiled again while all sources are the same."""
-    flags = ["-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", *PROGRAMS[program][1]]
-    command = [COMPILER, *flags, "-isystem", str(torch_headers()), "-c", str(ROOT / source)]
-    target = WORK / program / f"{Path(source).stem}.o"
+    command = [*compiler, "-isystem", str(torch_headers()), "-c", str(ROOT / source)]
+    target = WORK / folder / f"{Path(source).stem}.o"
     stamp = target.with_suffix(".stamp")
     digest = hashlib.sha256(" ".join(command).encode() + sources_digest()).hexdigest()
     if not (target.exists() and stamp.exists() and stamp.read_text() == digest):
@@ -91,7 +91,9 @@ def compile_source(program: str, source: str) -> Path:
 def build(pool: concurrent.futures.Executor, wanted: list[str]) -> None:
     """Compiles the objects of all programs side by side, then links them."""
     jobs = [(name, source) for name in wanted for source in PROGRAMS[name][0]]
-    objects = dict(zip(jobs, pool.map(lambda job: compile_source(*job), jobs), strict=True))
+    compilers = {name: (COMPILER, *FLAGS, *PROGRAMS[name][1]) for name in wanted}
+    compiled = pool.map(lambda job: compile_source(*job, compilers[job[0]]), jobs)
+    objects = dict(zip(jobs, compiled, strict=True))
     for name in wanted:
         linked = [str(objects[name, source]) for source in PROGRAMS[name][0]]
         command = [

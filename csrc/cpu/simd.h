@@ -9,6 +9,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "../ppcr_types.h"
@@ -75,7 +77,11 @@ PPCR_INLINE VH narrow_bits(VU u) {
       _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(v, v), 0x08)));
 }
 #else
+#if defined(__aarch64__)
+PPCR_INLINE VU widen_bits(VH h) { return bits_as<VU>(vmovl_u16(bits_as<uint16x4_t>(h))); }
+#else
 PPCR_INLINE VU widen_bits(VH h) { return __builtin_convertvector(h, VU); }
+#endif
 PPCR_INLINE VH narrow_bits(VU u) { return __builtin_convertvector(u, VH); }
 #endif
 
@@ -101,6 +107,9 @@ PPCR_INLINE VH narrow(VF v, Half) {
   return bits_as<VH>(
       _mm256_cvtps_ph(bits_as<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+#elif defined(__aarch64__)
+PPCR_INLINE VF widen(VH h, Half) { return bits_as<VF>(vcvt_f32_f16(bits_as<float16x4_t>(h))); }
+PPCR_INLINE VH narrow(VF v, Half) { return bits_as<VH>(vcvt_f16_f32(bits_as<float32x4_t>(v))); }
 #else
 PPCR_INLINE VF widen(VH h, Half) {
   const VU u = widen_bits(h), magnitude = u & 0x7fffu;
@@ -204,17 +213,23 @@ PPCR_INLINE void store(T* p, VF v, int n) {
   for (int i = n & ~3; i < n; ++i) p[i].bits = static_cast<uint16_t>(words[n >= 4] >> (i % 4 * 16));
 }
 #else
+// At most three lanes: a pair and one more. The compiler would call memcpy for a loop over them.
+template <class T>
+PPCR_INLINE void copy_lanes(T* to, const T* from, int n) {
+  if (n & 2) std::memcpy(to, from, 2 * sizeof(T));
+  if (n & 1) to[n & 2] = from[n & 2];
+}
 template <class T>
 PPCR_INLINE auto load(const T* p, int n) {
   T lanes[kWidth<T>] = {};
-  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  copy_lanes(lanes, p, n);
   return load(lanes);
 }
 template <class T, class V>
 PPCR_INLINE void store(T* p, V v, int n) {
   T lanes[kWidth<T>];
   store(lanes, v);
-  for (int i = 0; i < n; ++i) p[i] = lanes[i];
+  copy_lanes(p, lanes, n);
 }
 #endif
 
@@ -236,6 +251,15 @@ PPCR_INLINE VF multiply_add(VF a, VF b, VF c) {
 PPCR_INLINE VD multiply_add(VD a, VD b, VD c) {
   return bits_as<VD>(
       _mm256_fmadd_pd(bits_as<__m256d>(a), bits_as<__m256d>(b), bits_as<__m256d>(c)));
+}
+#elif defined(__aarch64__)
+PPCR_INLINE VF multiply_add(VF a, VF b, VF c) {
+  return bits_as<VF>(
+      vfmaq_f32(bits_as<float32x4_t>(c), bits_as<float32x4_t>(a), bits_as<float32x4_t>(b)));
+}
+PPCR_INLINE VD multiply_add(VD a, VD b, VD c) {
+  return bits_as<VD>(
+      vfmaq_f64(bits_as<float64x2_t>(c), bits_as<float64x2_t>(a), bits_as<float64x2_t>(b)));
 }
 #else
 template <class V>
@@ -302,6 +326,8 @@ PPCR_INLINE VF square_root(VF v) {
   return bits_as<VF>(_mm512_maskz_sqrt_ps(0xffff, bits_as<__m512>(v)));
 #elif PPCR_SIMD_BYTES == 32
   return bits_as<VF>(_mm256_sqrt_ps(bits_as<__m256>(v)));
+#elif defined(__aarch64__)
+  return bits_as<VF>(vsqrtq_f32(bits_as<float32x4_t>(v)));
 #else
   for (int i = 0; i < kLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
   return v;
@@ -312,6 +338,8 @@ PPCR_INLINE VD square_root(VD v) {
   return bits_as<VD>(_mm512_maskz_sqrt_pd(0xff, bits_as<__m512d>(v)));
 #elif PPCR_SIMD_BYTES == 32
   return bits_as<VD>(_mm256_sqrt_pd(bits_as<__m256d>(v)));
+#elif defined(__aarch64__)
+  return bits_as<VD>(vsqrtq_f64(bits_as<float64x2_t>(v)));
 #else
   for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_sqrt(v[i]);
   return v;

@@ -1,6 +1,8 @@
 // The sigmoid of one instruction set against double precision, over float32 values in bit order.
-// Built by test_sigmoid.py.
+// Built by test_sigmoid.py, and into simd.cpp.
+#if defined(__x86_64__)
 #include <immintrin.h>
+#endif
 
 #include <cmath>
 #include <cstdint>
@@ -11,6 +13,9 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2")
 #elif PPCR_SIMD_BYTES == 32
 #pragma GCC target("avx2,fma,f16c,bmi,bmi2")
+#endif
+#if !defined(PPCR_SIMD_BYTES)
+#define PPCR_SIMD_BYTES 16
 #endif
 #define PPCR_CAPABILITY probe
 #include "simd.h"

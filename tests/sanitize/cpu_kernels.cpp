@@ -207,6 +207,10 @@ int check_capability(Find find) {
 }  // namespace
 
 int main(int count, char** arguments) {
+  if (wrong_settings() != nullptr) {
+    std::printf("%s\n", wrong_settings());
+    return 2;
+  }
   const std::string fault = count > 1 ? arguments[1] : "";
   if (!fault.empty()) {
     for (const bool channels_last : {false, true})
