@@ -38,17 +38,21 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
   const bool grouped = p.method == Method::kGrouped;
   // Zen 4 executes 512 bits in halves and streams 256 bits faster; newer ones were not measured.
   // 16-bit types are 256 bits in memory, and have twice the instructions to save.
-  p.narrow = processor().amd && !grouped && element_size >= 4 &&
-             (p.channels_last ? pixel_bytes >= 1024 : p.pixels > 64);
+  const int64_t image_bytes = p.pixels * pixel_bytes;
+  p.narrow = processor().amd && element_size >= 4 &&
+             (p.channels_last ? !grouped && pixel_bytes >= 1024
+                              : (grouped ? image_bytes > 1 << 20 : p.pixels > 64));
 
   int64_t cache, least, longest = most;
   if (p.channels_last) {  // tiles are runs of memory, and may be small
-    cache = grouped ? 64 << 10 : processor().l1_bytes / 8;
+    // Short tiles mix reading and writing, which pays where x and the output exceed the L2 cache.
+    cache = grouped ? 64 << 10
+                    : processor().l1_bytes / (image_bytes <= processor().l2_bytes / 2 ? 4 : 8);
     least = grouped ? unit : element_size == 2 ? 4 : 2;
   } else {
     // Contiguous tiles need long rows, since every row reads a page of its own, unless a tile is a
     // whole plane and so one run of memory.
-    cache = !grouped ? 4 << 20 : p.pixels * pixel_bytes <= 1 << 20 ? 1 << 20 : 512 << 10;
+    cache = !grouped ? 4 << 20 : image_bytes <= 1 << 20 ? 1 << 20 : 512 << 10;
     least = 4 * unit;
   }
   if (grouped && longest > 1024) longest = 1024;
