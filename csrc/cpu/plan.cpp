@@ -39,15 +39,16 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
   // Zen 4 executes 512 bits in halves and streams 256 bits faster; newer ones were not measured.
   // 16-bit types are 256 bits in memory, and have twice the instructions to save.
   const int64_t image_bytes = p.pixels * pixel_bytes;
+  const bool in_l2 = image_bytes <= processor().l2_bytes / 2;  // with the output
   p.narrow = processor().amd && element_size >= 4 &&
-             (p.channels_last ? !grouped && pixel_bytes >= 1024
-                              : (grouped ? image_bytes > 1 << 20 : p.pixels > 64));
+             (p.channels_last ? !grouped && pixel_bytes >= (in_l2 ? 1024 : 256)
+              : grouped       ? image_bytes > 1 << 20
+                              : p.pixels > 64);
 
   int64_t cache, least, longest = most;
   if (p.channels_last) {  // tiles are runs of memory, and may be small
-    // Short tiles mix reading and writing, which pays where x and the output exceed the L2 cache.
-    cache = grouped ? 64 << 10
-                    : processor().l1_bytes / (image_bytes <= processor().l2_bytes / 2 ? 4 : 8);
+    // Short tiles mix reading and writing, which pays where these exceed the L2 cache.
+    cache = grouped ? 64 << 10 : processor().l1_bytes / (in_l2 ? 4 : 8);
     least = grouped ? unit : element_size == 2 ? 4 : 2;
   } else {
     // Contiguous tiles need long rows, since every row reads a page of its own, unless a tile is a
