@@ -41,7 +41,7 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
   const int64_t image_bytes = p.pixels * pixel_bytes;
   const bool in_l2 = image_bytes <= processor().l2_bytes / 2;  // with the output
   p.narrow = processor().amd && element_size >= 4 &&
-             (p.channels_last ? !grouped && pixel_bytes >= (in_l2 ? 1024 : 256)
+             (p.channels_last ? !grouped && pixel_bytes >= (in_l2 || element_size == 8 ? 1024 : 256)
               : grouped       ? image_bytes > 1 << 20
                               : p.pixels > 64);
 
