@@ -36,9 +36,8 @@ constexpr int64_t kScratchBytes = 48 << 10;  // on the stack of each thread
 
 struct Processor {
   bool amd = false;
-  // where the system says nothing else
-  int64_t cores = 1, l1_bytes = 32 << 10, l2_bytes = 512 << 10;
-  bool forced = false;  // PPCR_CPU_METHOD names the method
+  int64_t cores = 1, l1_bytes = 32 << 10;  // where the system says nothing else
+  bool forced = false;                     // PPCR_CPU_METHOD names the method
   Method method = Method::kGrouped;
 };
 const Processor& processor();

@@ -36,20 +36,29 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
       (p.channels_last ? capacity / (rows * 5) : capacity / rows - 2 * unit) / unit * unit;
   p.method = method != nullptr ? *method : choose(p, element_size, most);
   const bool grouped = p.method == Method::kGrouped;
+  const Processor& cpu = processor();
+  const int64_t image_bytes = p.pixels * pixel_bytes;
+  const bool small = image_bytes <= 5 << 20;  // the L3 cache holds several such tensors
   // Zen 4 executes 512 bits in halves and streams 256 bits faster; newer ones were not measured.
   // 16-bit types are 256 bits in memory, and have twice the instructions to save.
-  const int64_t image_bytes = p.pixels * pixel_bytes;
-  const bool in_l2 = image_bytes <= processor().l2_bytes / 2;  // with the output
-  p.narrow = processor().amd && element_size >= 4 &&
-             (p.channels_last ? !grouped && pixel_bytes >= (in_l2 || element_size == 8 ? 1024 : 256)
-              : grouped       ? image_bytes > 1 << 20
+  p.narrow = cpu.amd && element_size >= 4 &&
+             (p.channels_last ? !grouped && pixel_bytes >= (element_size == 8 ? 1024
+                                                            : small           ? 320
+                                                                              : 256)
+              : grouped       ? image_bytes > 2 << 20 && pixel_bytes >= 256
                               : p.pixels > 64);
 
   int64_t cache, least, longest = most;
   if (p.channels_last) {  // tiles are runs of memory, and may be small
-    // Short tiles mix reading and writing, which pays where these exceed the L2 cache.
-    cache = grouped ? 64 << 10 : processor().l1_bytes / (in_l2 ? 4 : 8);
+    cache = grouped ? 64 << 10 : cpu.l1_bytes / (image_bytes <= 3 << 20 ? 4 : 8);
     least = grouped ? unit : element_size == 2 ? 4 : 2;
+    // Short tiles mix reading and writing, which pays in memory. In cache and with 16-bit types
+    // the gate step counts more, whose SIMD vectors should be full.
+    if (!grouped && (small || element_size == 2) && cache / pixel_bytes < unit) {
+      const int64_t lanes = p.narrow ? unit / 2 : unit;
+      const int64_t full = (cache / pixel_bytes + lanes - 1) / lanes * lanes;
+      least = std::max(least, std::min(full, cpu.l1_bytes / 2 / pixel_bytes));
+    }
   } else {
     // Contiguous tiles need long rows, since every row reads a page of its own, unless a tile is a
     // whole plane and so one run of memory.

@@ -50,7 +50,6 @@ struct Settings {
 #endif
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
     processor.l1_bytes = system_value(_SC_LEVEL1_DCACHE_SIZE, processor.l1_bytes);
-    processor.l2_bytes = system_value(_SC_LEVEL2_CACHE_SIZE, processor.l2_bytes);
 #endif
     processor.cores = system_value(_SC_NPROCESSORS_CONF, 1);
     read("PPCR_CPU_CAPABILITY", kCapabilities, capability + 1, capability);
