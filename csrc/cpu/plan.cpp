@@ -38,7 +38,7 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
   const bool grouped = p.method == Method::kGrouped;
   const Processor& cpu = processor();
   const int64_t image_bytes = p.pixels * pixel_bytes;
-  const bool small = image_bytes <= 5 << 20;  // the L3 cache holds several such tensors
+  const bool small = p.images * image_bytes <= 5 << 20;  // the L3 cache holds several of that
   // Zen 4 executes 512 bits in halves and streams 256 bits faster; newer ones were not measured.
   // 16-bit types are 256 bits in memory, and have twice the instructions to save.
   p.narrow = cpu.amd && element_size >= 4 &&
@@ -46,7 +46,7 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
                                                             : small           ? 320
                                                                               : 256)
               : grouped       ? image_bytes > 2 << 20 && pixel_bytes >= 256
-                              : p.pixels > 64);
+                              : !small && p.pixels > 64);
 
   int64_t cache, least, longest = most;
   if (p.channels_last) {  // tiles are runs of memory, and may be small
