@@ -19,6 +19,17 @@ Method choose(const Problem& p, int64_t element_size, int64_t most) {
              : Method::kGrouped;
 }
 
+// Zen 4 executes 512 bits in halves and streams from memory faster with 256; newer ones were not
+// measured. 16-bit types are 256 bits in memory, and have twice the instructions to save.
+bool is_narrow(const Problem& p, int64_t element_size, bool small) {
+  if (!processor().amd || element_size == 2) return false;
+  const bool grouped = p.method == Method::kGrouped;
+  const int64_t pixel_bytes = p.channels * element_size;
+  if (p.channels_last)
+    return !grouped && pixel_bytes >= (element_size == 8 ? 1024 : small ? 320 : 256);
+  return grouped ? p.pixels * pixel_bytes > 2 << 20 && pixel_bytes >= 256 : !small && p.pixels > 64;
+}
+
 }  // namespace
 
 void plan(Problem& p, int64_t element_size, const Method* method) {
@@ -39,14 +50,7 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
   const Processor& cpu = processor();
   const int64_t image_bytes = p.pixels * pixel_bytes;
   const bool small = p.images * image_bytes <= 5 << 20;  // the L3 cache holds several of that
-  // Zen 4 executes 512 bits in halves and streams 256 bits faster; newer ones were not measured.
-  // 16-bit types are 256 bits in memory, and have twice the instructions to save.
-  p.narrow = cpu.amd && element_size >= 4 &&
-             (p.channels_last ? !grouped && pixel_bytes >= (element_size == 8 ? 1024
-                                                            : small           ? 320
-                                                                              : 256)
-              : grouped       ? image_bytes > 2 << 20 && pixel_bytes >= 256
-                              : !small && p.pixels > 64);
+  p.narrow = is_narrow(p, element_size, small);
 
   int64_t cache, least, longest = most;
   if (p.channels_last) {  // tiles are runs of memory, and may be small
