@@ -54,14 +54,16 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
 
   int64_t cache, least, longest = most;
   if (p.channels_last) {  // tiles are runs of memory, and may be small
-    cache = grouped ? 64 << 10 : cpu.l1_bytes / (image_bytes <= 3 << 20 ? 4 : 8);
+    cache = grouped ? 64 << 10 : cpu.l1_bytes / (image_bytes <= 7 << 19 ? 4 : 8);
     least = grouped ? unit : element_size == 2 ? 4 : 2;
     // Short tiles mix reading and writing, which pays in memory. In cache and with 16-bit types
     // the gate step counts more, whose SIMD vectors should be full.
-    if (!grouped && (small || element_size == 2) && cache / pixel_bytes < unit) {
+    if (!grouped && cache / pixel_bytes < unit) {
       const int64_t lanes = p.narrow ? unit / 2 : unit;
       const int64_t full = (cache / pixel_bytes + lanes - 1) / lanes * lanes;
-      least = std::max(least, std::min(full, cpu.l1_bytes / 2 / pixel_bytes));
+      const bool light = image_bytes <= 8 << 20 && full * pixel_bytes <= cpu.l1_bytes * 3 / 8;
+      if (small || light || element_size == 2)
+        least = std::max(least, std::min(full, cpu.l1_bytes / 2 / pixel_bytes));
     }
   } else {
     // Contiguous tiles need long rows, since every row reads a page of its own, unless a tile is a
