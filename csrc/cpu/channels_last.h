@@ -51,7 +51,8 @@ struct ChannelsLast {
 
   // Four short segments of one length are summed and applied together, unrolled.
   static PPCR_HD bool equal_segments(const Problem& p) {
-    return p.pooling.standard && p.channels <= 64 && p.method != Method::kGrouped;
+    return p.pooling.standard && p.channels <= 512 / int64_t{sizeof(T)} &&
+           p.method != Method::kGrouped;
   }
 
   static PPCR_HD void apply(const Problem& p, const Tile& tile) {

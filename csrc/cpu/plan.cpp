@@ -19,6 +19,17 @@ Method choose(const Problem& p, int64_t element_size, int64_t most) {
              : Method::kGrouped;
 }
 
+// Zen 4 executes 512 bits in halves and streams from memory faster with 256; newer ones were not
+// measured. 16-bit types are 256 bits in memory, and have twice the instructions to save.
+bool is_narrow(const Problem& p, int64_t element_size, bool small) {
+  if (!processor().amd || element_size == 2) return false;
+  const bool grouped = p.method == Method::kGrouped;
+  const int64_t pixel_bytes = p.channels * element_size;
+  if (p.channels_last)
+    return !grouped && pixel_bytes >= (element_size == 8 ? 1024 : small ? 320 : 256);
+  return grouped ? p.pixels * pixel_bytes > 2 << 20 && pixel_bytes >= 256 : !small && p.pixels > 64;
+}
+
 }  // namespace
 
 void plan(Problem& p, int64_t element_size, const Method* method) {
@@ -36,19 +47,28 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
       (p.channels_last ? capacity / (rows * 5) : capacity / rows - 2 * unit) / unit * unit;
   p.method = method != nullptr ? *method : choose(p, element_size, most);
   const bool grouped = p.method == Method::kGrouped;
-  // Zen 4 executes 512 bits in halves and streams 256 bits faster; newer ones were not measured.
-  // 16-bit types are 256 bits in memory, and have twice the instructions to save.
-  p.narrow = processor().amd && !grouped && element_size >= 4 &&
-             (p.channels_last ? pixel_bytes >= 1024 : p.pixels > 64);
+  const Processor& cpu = processor();
+  const int64_t image_bytes = p.pixels * pixel_bytes;
+  const bool small = p.images * image_bytes <= 5 << 20;  // the L3 cache holds several of that
+  p.narrow = is_narrow(p, element_size, small);
 
   int64_t cache, least, longest = most;
   if (p.channels_last) {  // tiles are runs of memory, and may be small
-    cache = grouped ? 64 << 10 : processor().l1_bytes / 8;
+    cache = grouped ? 64 << 10 : cpu.l1_bytes / (image_bytes <= 7 << 19 ? 4 : 8);
     least = grouped ? unit : element_size == 2 ? 4 : 2;
+    // Short tiles mix reading and writing, which pays in memory. In cache and with 16-bit types
+    // the gate step counts more, whose SIMD vectors should be full.
+    if (!grouped && cache / pixel_bytes < unit) {
+      const int64_t lanes = p.narrow ? unit / 2 : unit;
+      const int64_t full = (cache / pixel_bytes + lanes - 1) / lanes * lanes;
+      const bool light = image_bytes <= 8 << 20 && full * pixel_bytes <= cpu.l1_bytes * 3 / 8;
+      if (small || light || element_size == 2)
+        least = std::max(least, std::min(full, cpu.l1_bytes / 2 / pixel_bytes));
+    }
   } else {
     // Contiguous tiles need long rows, since every row reads a page of its own, unless a tile is a
     // whole plane and so one run of memory.
-    cache = !grouped ? 4 << 20 : p.pixels * pixel_bytes <= 1 << 20 ? 1 << 20 : 512 << 10;
+    cache = !grouped ? 4 << 20 : image_bytes <= 1 << 20 ? 1 << 20 : 512 << 10;
     least = 4 * unit;
   }
   if (grouped && longest > 1024) longest = 1024;
