@@ -86,7 +86,8 @@ def test_the_report_holds_what_a_question_back_would_ask(monkeypatch, capsys):
     for name, value in found.items():
         (at,) = (index for index, line in enumerate(lines) if line.split("  ")[0] == name)
         if isinstance(value, dict):
-            expected = [f"  {name:<14} {state}" for name, state in value.items()]
+            width = max(14, *map(len, value))
+            expected = [f"  {name:<{width}} {state}" for name, state in value.items()]
             assert lines[at + 1 : at + 1 + len(value)] == expected
         else:
             assert lines[at] == f"{name:<16} {value}"
