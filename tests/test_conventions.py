@@ -212,7 +212,7 @@ def test_hooks_run_what_make_lint_runs():
         assert re.search(rf"^{packages.get(tool, tool)}==\d", pinned, re.M), tool
     (pattern,) = (hook["files"] for hook in hooks if hook["id"] == "clang-format")
     listed = subprocess.run(
-        ["make", "-f", str(ROOT / "Makefile"), "--eval", "list: ; @echo $(CXX_FILES)", "list"],
+        ["make", "--no-print-directory", "--eval", "list: ; @echo $(CXX_FILES)", "list"],
         cwd=ROOT,
         capture_output=True,
         text=True,
