@@ -10,7 +10,7 @@ from typing import Any
 from monai.networks.nets.resnet import ResNetBlock, ResNetBottleneck
 from torch import Tensor
 
-from .module import PPCR, can_fuse
+from .module import PPCR, end_of_block
 
 
 class PPCRResNetBlock(ResNetBlock):
@@ -34,19 +34,12 @@ class PPCRResNetBlock(ResNetBlock):
     def forward(self, x: Tensor) -> Tensor:
         residual = x if self.downsample is None else self.downsample(x)
         x = self.act(self.bn1(self.conv1(x)))
-        return _end(self, self.bn2(self.conv2(x)), residual)
+        return end_of_block(self, self.bn2(self.conv2(x)), residual, self.act)
 
 
 class PPCRResNetBottleneck(ResNetBottleneck):
     """MONAI's ``ResNetBottleneck``, ending in ``relu(ppcr(bn3(..)) + residual)``. It takes the same
-    arguments.
-
-    Attributes:
-        ppcr: the :class:`ppcr_ext.PPCR` layer, or any other in its place; all other parameters keep
-            their state-dict keys.
-        fuse: whether recalibration, addition and ReLU run in one pass, which is the default.
-            Otherwise, and while hooks look at the layer's own output or gradients, they run in
-            three steps with the same result.
+    arguments, and has the attributes of :class:`PPCRResNetBlock`.
     """
 
     fuse = True
@@ -59,10 +52,4 @@ class PPCRResNetBottleneck(ResNetBottleneck):
         residual = x if self.downsample is None else self.downsample(x)
         x = self.act(self.bn1(self.conv1(x)))
         x = self.act(self.bn2(self.conv2(x)))
-        return _end(self, self.bn3(self.conv3(x)), residual)
-
-
-def _end(block: PPCRResNetBlock | PPCRResNetBottleneck, x: Tensor, residual: Tensor) -> Tensor:
-    fused = block.fuse and can_fuse(block.ppcr)
-    y: Tensor = block.ppcr(x, residual=residual) if fused else block.act(block.ppcr(x) + residual)
-    return y
+        return end_of_block(self, self.bn3(self.conv3(x)), residual, self.act)

@@ -27,13 +27,8 @@ class PPCRBasicBlock(BasicBlock):
 
 
 class PPCRBottleneck(Bottleneck):
-    """timm's ``Bottleneck``, ending in ``relu(ppcr(bn3(..)) + shortcut)``.
-
-    Attributes:
-        se: the :class:`ppcr_ext.PPCR` layer, or any other in its place.
-        fuse: whether recalibration, addition and ReLU run in one pass, which needs a block without
-            stochastic depth and with ReLU. Otherwise, and while hooks look at the layer's own
-            output or gradients, they run in three steps.
+    """timm's ``Bottleneck``, ending in ``relu(ppcr(bn3(..)) + shortcut)``. Its attributes
+    are those of :class:`PPCRBasicBlock`.
     """
 
     fuse = True

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from .module import PPCR, can_fuse
+from .module import PPCR, end_of_block
 
 
 class PPCRBasicBlock(BasicBlock):  # type: ignore[misc]
@@ -58,7 +58,7 @@ class PPCRBasicBlock(BasicBlock):  # type: ignore[misc]
         """
         identity = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
-        return _end(self, self.bn2(self.conv2(x)), identity)
+        return end_of_block(self, self.bn2(self.conv2(x)), identity, self.relu)
 
 
 class PPCRBottleneck(Bottleneck):  # type: ignore[misc]
@@ -110,10 +110,4 @@ class PPCRBottleneck(Bottleneck):  # type: ignore[misc]
         identity = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        return _end(self, self.bn3(self.conv3(x)), identity)
-
-
-def _end(block: PPCRBasicBlock | PPCRBottleneck, x: Tensor, identity: Tensor) -> Tensor:
-    fused = block.fuse and can_fuse(block.ppcr)
-    y: Tensor = block.ppcr(x, residual=identity) if fused else block.relu(block.ppcr(x) + identity)
-    return y
+        return end_of_block(self, self.bn3(self.conv3(x)), identity, self.relu)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.fx
@@ -244,3 +245,10 @@ def can_fuse(layer: nn.Module | None) -> bool:
     if not isinstance(layer, PPCR):
         return False
     return not (layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+
+
+def end_of_block(block: Any, x: Tensor, residual: Tensor, relu: nn.Module) -> Tensor:
+    """``relu(ppcr(x) + residual)``, where a residual block ends: in one pass where that may be."""
+    fused = block.fuse and can_fuse(block.ppcr)
+    y: Tensor = block.ppcr(x, residual=residual) if fused else relu(block.ppcr(x) + residual)
+    return y

@@ -133,7 +133,7 @@ def test_a_slow_network_shows_as_slow(monkeypatch):
         slow_row, fast_row = found["PPCR fused", mode], found["none", mode]
         assert slow_row.median_us > 8 * 20_000
         assert (fast_row.ratio, fast_row.ratio_low, fast_row.ratio_high) == (1, 1, 1)
-        assert slow_row.ratio > 1.1
+        assert slow_row.ratio_low > 1.1
         assert (slow_row.rounds, slow_row.over_fused) == (3, 1)
     assert found["PPCR fused", "step"].saved_bytes > found["none", "step"].saved_bytes > 0
     assert found["none", "inference"].saved_bytes is None

@@ -19,7 +19,8 @@ Method choose(const Problem& p, int64_t element_size, int64_t most) {
              : Method::kGrouped;
 }
 
-// Zen 4 executes 512 bits in halves and streams from memory faster with 256; newer ones were not
+// Whether the AVX2 kernels run where there is AVX-512. Zen 4 executes 512 bits in halves, and
+// streams from memory faster with 256: from the sizes on that are here. Newer ones were not
 // measured. 16-bit types are 256 bits in memory, and have twice the instructions to save.
 bool is_narrow(const Problem& p, int64_t element_size, bool small) {
   if (!processor().amd || element_size == 2) return false;
@@ -53,7 +54,7 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
   p.narrow = is_narrow(p, element_size, small);
 
   int64_t cache, least, longest = most;
-  if (p.channels_last) {  // tiles are runs of memory, and may be small
+  if (p.channels_last) {  // tiles are runs of memory, and may be small: longer up to 3.5 MB
     cache = grouped ? 64 << 10 : cpu.l1_bytes / (image_bytes <= 7 << 19 ? 4 : 8);
     least = grouped ? unit : element_size == 2 ? 4 : 2;
     // Short tiles mix reading and writing, which pays in memory. In cache and with 16-bit types
