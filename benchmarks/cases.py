@@ -16,6 +16,7 @@ Key = tuple[Any, ...]
 
 OTHER_LAYERS = ("SE", "ECA", "CBAM spatial gate")
 FUSED = ("native", "triton")
+PLAIN = ("pooled once", "level by level")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -63,7 +64,7 @@ class Case(Place):
     levels: tuple[int, ...] = LEVELS
     directions: tuple[str, ...] = DIRECTIONS
     backends: tuple[str, ...] | None = None  # None: all that are usable
-    plain: tuple[str, ...] = ("pooled once", "level by level")
+    plain: tuple[str, ...] = PLAIN
     other_layers: tuple[str, ...] = ()
     compiled: tuple[str, ...] = ()  # what is measured under torch.compile, too
     rotate: bool = True  # through more memory than a cache holds
@@ -91,15 +92,19 @@ CPU = (
 )
 CPU_QUICK = ((8, 512, 28, 28), (8, 2048, 7, 7), (5, 36, 33, 47))
 CUDA_QUICK = tuple((256, c, side, side) for c, side in PICTURES)
-# Of tools/gpu_plans.py: channels, side and images.
+# Of the tools for GPUs: channels, side and images.
 GPU_STAGES = ((64, 112, 128), *((channels, side, 256) for channels, side in PICTURES))
 
 
 def grid(
-    operators: Iterable[str], shapes: Iterable[Shape], dtypes: Iterable[str], **options: Any
+    operators: Iterable[str],
+    shapes: Iterable[Shape],
+    dtypes: Iterable[str] = DTYPES[:1],
+    layouts: Iterable[str] = LAYOUTS,
+    **options: Any,
 ) -> list[Case]:
     """The product of operators, shapes, dtypes and layouts."""
-    made, layouts = [], options.pop("layouts", LAYOUTS)
+    made = []
     for operator, dtype, shape, layout in product(operators, dtypes, shapes, layouts):
         name = "tiny " * (shape == TINY) + name_of(shape)
         made.append(Case("operators", operator, name, shape, layout, dtype, **options))
@@ -108,28 +113,26 @@ def grid(
 
 def operators(device: torch.device, *, quick: bool = False, threads: int = 1) -> list[Case]:
     """Small inputs last: where time runs out, the figures that matter are there."""
-    ppcr, others, wide, cuda = ("ppcr",), ("add_relu", "gate"), DTYPES[:1], device.type == "cuda"
-    flat: dict[str, Any] = {"layouts": LAYOUTS[:1]}
-    once: dict[str, Any] = {"plain": ("pooled once",)}
-    few: dict[str, Any] = {**once, "backends": FUSED}
-    compiled: dict[str, Any] = {"compiled": ("pooled once",)}
+    ppcr, others, cuda, once = ("ppcr",), ("add_relu", "gate"), device.type == "cuda", PLAIN[:1]
+    flat: dict[str, Any] = {"layouts": LAYOUTS[:1], "plain": once}
+    few: dict[str, Any] = {"plain": once, "backends": FUSED}
     if quick and cuda:
-        made = grid(ppcr, CUDA_QUICK, ("float16",), **few, **compiled)
-        made += grid(ppcr, CUDA_QUICK, wide, **few)
+        made = grid(ppcr, CUDA_QUICK, ("float16",), compiled=once, **few)
+        made += grid(ppcr, CUDA_QUICK, **few)
     elif quick:
-        made = grid(ppcr, CPU_QUICK[:1], wide, **few, **compiled)
-        made += grid(ppcr, CPU_QUICK[1:], wide, **flat, **few)
-        made += grid(others, CPU_QUICK[:1], wide, **flat, **few)
+        made = grid(ppcr, CPU_QUICK[:1], compiled=once, **few)
+        made += grid(ppcr, CPU_QUICK[1:], backends=FUSED, **flat)
+        made += grid(others, CPU_QUICK[:1], backends=FUSED, **flat)
     elif cuda:
-        options: dict[str, Any] = {"compiled": ("pooled once", "level by level")}
         shapes = (*CUDA_QUICK, *FURTHER)
-        made = grid(OPERATORS, shapes, DTYPES, other_layers=OTHER_LAYERS, **options)
+        made = grid(OPERATORS, shapes, DTYPES, other_layers=OTHER_LAYERS, compiled=PLAIN)
     else:
-        made = grid(ppcr, CPU_FEW, wide, other_layers=OTHER_LAYERS, **compiled)
-        made += grid(ppcr, CPU, wide, backends=FUSED, **compiled)
-        made += grid(others, CPU_FEW, wide, **compiled) + grid(ppcr, CPU_FEW, DTYPES[1:], **once)
-    made += grid(ppcr, [TINY], wide, other_layers=("F.layer_norm",), **flat, **once)
-    made += grid(others, [TINY], wide, **flat, **once)
+        made = grid(ppcr, CPU_FEW, other_layers=OTHER_LAYERS, compiled=once)
+        made += grid(ppcr, CPU, backends=FUSED, compiled=once)
+        made += grid(others, CPU_FEW, compiled=once)
+        made += grid(ppcr, CPU_FEW, DTYPES[1:], plain=once)
+    made += grid(ppcr, [TINY], other_layers=("F.layer_norm",), **flat)
+    made += grid(others, [TINY], **flat)
     return [replace(case, threads=threads, rotate=case.shape != TINY) for case in made]
 
 

@@ -15,7 +15,7 @@ from torchvision.models import ResNet50_Weights
 from torchvision.transforms.functional import five_crop
 
 import ppcr_ext
-from ppcr_ext.testing import LEVELS, Inputs, relative
+from ppcr_ext.testing import Inputs, relative
 
 from . import baselines, timing
 from .cases import OWN, Case
@@ -32,16 +32,12 @@ def insert_drawn(model: nn.Module, fuse: bool = True) -> nn.Module:
     return model
 
 
-class Plain(nn.Module):
-    """PPCR in plain PyTorch, with the parameters of a :class:`ppcr_ext.PPCR`."""
+class Plain(ppcr_ext.PPCR):
+    """The layer in plain PyTorch, which an inserted one becomes by its class."""
 
-    def __init__(self, layer: ppcr_ext.PPCR) -> None:
-        super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         assert self.bias is not None
-        return x * baselines.pooled_once(x, self.weight, self.bias, LEVELS)
+        return x * baselines.pooled_once(x, self.weight, self.bias, self.levels)
 
 
 def network(name: str, variant: str) -> nn.Module:
@@ -53,10 +49,10 @@ def network(name: str, variant: str) -> nn.Module:
     if variant in OWN:
         insert_drawn(model, fuse=variant == "PPCR fused")
     for block in [block for block in model.modules() if hasattr(block, "downsample")]:
-        last = "bn3" if hasattr(block, "bn3") else "bn2"
         if variant == "PPCR plain":
-            block.ppcr = Plain(block.ppcr)  # type: ignore[arg-type]
+            block.ppcr.__class__ = Plain
         elif variant in ATTENTION:
+            last = "bn3" if hasattr(block, "bn3") else "bn2"
             norm = getattr(block, last)
             setattr(block, last, nn.Sequential(norm, ATTENTION[variant](norm.num_features)))
     return model
@@ -182,7 +178,7 @@ def retina_inputs(device: torch.device) -> dict[str, Inputs]:
     loss(model, retina_batch(), torch.arange(8), False).backward()
     found = {}
     for stage, (layer, x, y) in zip(stages, seen, strict=True):
-        grad, own = y.grad / y.grad.square().mean().sqrt(), (layer.weight, layer.bias)
-        x, weight, bias, grad = (t.detach().to(device) for t in (x, *own, grad))
+        tensors = (x, layer.weight, layer.bias, y.grad / y.grad.square().mean().sqrt())
+        x, weight, bias, grad = (t.detach().to(device) for t in tensors)
         found[stage] = Inputs("ppcr", x, x, weight, bias, grad)
     return found

@@ -16,7 +16,6 @@ from .baselines import LOWER_BOUND, WITH_AUTOGRAD
 from .cases import VARIANTS
 from .results import Record, Row, read
 
-START, END = "<!-- results:start -->", "<!-- results:end -->"
 FITTED = 4  # the largest points: what a call costs at least hides the slope of the small ones
 PLAIN = ("pooled once compiled", "pooled once")
 SPREAD = "spread of the lower bound"
@@ -64,15 +63,14 @@ def pivot(
 ) -> str:
     """A Markdown table: what ``text`` makes of a cell's values, ``-`` where there are none."""
     # Lines and columns, after those that are given, are in the order of the cells.
-    found: dict[str, dict[str, list[Any]]] = {line: {} for line in lines}
-    header = dict.fromkeys(columns)
+    found: dict[tuple[str, str], list[Any]] = {}
     for line, column, value in cells:
-        header.setdefault(column)
-        values = found.setdefault(line, {}).setdefault(column, [])
-        values += [] if value is None else [value]
+        found.setdefault((line, column), []).extend([] if value is None else [value])
+    header = list(dict.fromkeys([*columns, *(column for _, column in found)]))
     texts = [["", *header]]
-    for line, at in found.items():
-        texts.append([line, *(text(line, c, at[c]) if at.get(c) else "-" for c in header)])
+    for line in dict.fromkeys([*lines, *(line for line, _ in found)]):
+        cells_of = ((column, found.get((line, column))) for column in header)
+        texts.append([line, *(text(line, c, values) if values else "-" for c, values in cells_of)])
     widths = [max(3, *map(len, column)) for column in zip(*texts, strict=True)]
     texts.insert(1, ["-" * (width - 1) + (":" if i else "-") for i, width in enumerate(widths)])
     form = " | ".join(f"{{:{'>' if i else '<'}{width}}}" for i, width in enumerate(widths))
@@ -153,13 +151,13 @@ def error_table(rows: Iterable[Row]) -> str:
             for of, title in (("y", "y"), ("dx", "dx"), ("parameters", "dweight, dbias")):
                 error, limit = getattr(row, f"error_{of}"), getattr(limits, of)
                 cells.append((name, title, None if error is None else (error, limit)))
-            cells.append((name, "within", (not row.within, None)))
+            cells.append((name, "within", row.within))
 
-    def text(_: str, __: str, values: list[tuple[float, float | None]]) -> str:
+    def text(_: str, column: str, values: list[Any]) -> str:
+        if column == "within":
+            return "yes" if all(values) else "**NO**"
         # NaN must show, and max() would lose it
         error, limit = max(values, key=lambda value: (math.isnan(value[0]), value[0]))
-        if limit is None:
-            return "**NO**" if error else "yes"
         return f"{error:.1e} (may be {limit:.0e})"
 
     return pivot(cells, text)
@@ -234,11 +232,10 @@ def _scaling(record: Record) -> list[str]:
 
 
 def network_table(rows: Iterable[Row]) -> str:
-    cells: list[Cell] = []
-    for row in rows:
-        if row.what != "none":
-            text = f"{row.ratio:.3f} ({row.ratio_low:.3f} to {row.ratio_high:.3f})"
-            cells.append((f"{row.label}, {row.direction}", row.what, bold(text, row)))
+    cells = []
+    for row in (row for row in rows if row.what in VARIANTS[1:]):
+        text = f"{row.ratio:.3f} ({row.ratio_low:.3f} to {row.ratio_high:.3f})"
+        cells.append((f"{row.label}, {row.direction}", row.what, bold(text, row)))
     return pivot(cells, columns=VARIANTS[1:])
 
 

@@ -65,27 +65,22 @@ def measure(
         gc.collect()
     assert first is not None
     for (what, direction), found in samples.items():
-        row, bound = first.rows[what, direction], samples.get((first.base, direction))
-        fill(row, found, bound if what != "copy" else None)
-        row.other_load = statistics.fmean(loads)
-    copied = first.rows["copy", "forward"].gb_per_s if ("copy", "forward") in first.rows else None
+        row, base = first.rows[what, direction], samples.get((first.base, direction))
+        row.rounds, row.other_load = len(found), statistics.fmean(loads)
+        quantiles = np.quantile([one.seconds * 1e6 for one in found], (0.1, 0.25, 0.5, 0.75, 0.9))
+        row.lowest_us, row.low_us, row.median_us, row.high_us, row.highest_us = quantiles.tolist()
+        host = statistics.median(one.host * 1e6 for one in found)
+        row.host_us = None if math.isnan(host) else host
+        if base is not None and what != "copy":
+            ratios = [a.seconds / b.seconds for a, b in zip(found, base, strict=True)]
+            row.ratio, row.ratio_low, row.ratio_high = median_interval(ratios)
+        if row.necessary_bytes is not None:
+            row.gb_per_s = row.necessary_bytes / row.median_us / 1e3
+    copied = first.rows.get(("copy", "forward"))
     for row in first.rows.values():
-        row.copy_fraction = row.gb_per_s / copied if row.gb_per_s and copied else None
+        if copied is not None and row.gb_per_s and copied.gb_per_s:
+            row.copy_fraction = row.gb_per_s / copied.gb_per_s
     return derived(list(first.rows.values()))
-
-
-def fill(row: Row, found: Sequence[timing.Sample], bound: Sequence[timing.Sample] | None) -> None:
-    """Puts the samples of a call into its row, with their ratios to those of a lower bound."""
-    row.rounds = len(found)
-    quantiles = np.quantile([one.seconds * 1e6 for one in found], (0.1, 0.25, 0.5, 0.75, 0.9))
-    row.lowest_us, row.low_us, row.median_us, row.high_us, row.highest_us = map(float, quantiles)
-    host = statistics.median(one.host * 1e6 for one in found)
-    row.host_us = None if math.isnan(host) else host
-    if bound is not None:
-        ratios = [a.seconds / b.seconds for a, b in zip(found, bound, strict=True)]
-        row.ratio, row.ratio_low, row.ratio_high = median_interval(ratios)
-    if row.necessary_bytes is not None:
-        row.gb_per_s = row.necessary_bytes / row.median_us / 1e3
 
 
 def resume(record: Record, path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -18,7 +19,7 @@ from benchmark_rows import COMMIT, record, row, small, synthetic
 
 import ppcr_ext
 from benchmarks import __main__ as command
-from benchmarks import cases, gain, render, report, results, runner
+from benchmarks import cases, render, report, results, runner
 from benchmarks.cases import Case
 
 CPU = torch.device("cpu")
@@ -250,7 +251,8 @@ def test_every_page_in_the_repository_says_what_the_measured_files_say():
 def test_a_figure_changed_by_hand_is_noticed(commit, tmp_path, monkeypatch, capsys):
     run(tmp_path / "measured", [])
     render.take(tmp_path / "measured", tmp_path / "benchmarks" / "results")
-    markers = (gain.START, gain.END, report.START, report.END)
+    both = itertools.product(("gain", "results"), ("start", "end"))
+    markers = itertools.starmap(render.MARKERS.format, both)
     (tmp_path / "README.md").write_text("\n".join(("before", *markers, "after\n")))
     monkeypatch.setattr(render, "texts", lambda root=tmp_path, make=render.texts: make(root))
     assert render.main([]) == 0

@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 
 from benchmark_rows import record, row, small, synthetic
 
-from benchmarks import gain, render, report
+from benchmarks import render, report
 from benchmarks.cases import Case
 from benchmarks.results import derived
 
@@ -18,7 +18,7 @@ from benchmarks.results import derived
 def network(ratios, direction="step", layout="contiguous", operator="resnet50"):
     """Rows of a network without attention and with some, as multiples of the time without."""
     one = Case(
-        "end_to_end", operator, gain.NETWORK.replace("resnet50", operator), (4, 3, 8, 8), layout
+        "end_to_end", operator, render.NETWORK.replace("resnet50", operator), (4, 3, 8, 8), layout
     )
     kept = {"rounds": 9}
     none = row(one, "none", direction, 100, "network", ratio=1, ratio_low=1, ratio_high=1)
@@ -44,7 +44,7 @@ def folder(tmp_path):
 
 
 def test_the_sentence_and_the_chart(folder):
-    text = gain.section([folder])
+    text = render.gain([folder])
     sentence, chart = text.split("\n\n")
     # 400 us over 200 and over 100
     assert (
@@ -83,7 +83,7 @@ def test_what_gpus_reach(folder):
     (folder.parent / "h1").mkdir()
     found = {"device": "H1", "runs": [{"rows": []}, {"rows": named}]}
     (folder.parent / "h1" / "plans.json").write_text(json.dumps(found))
-    text = gain.section([folder, folder.parent / "h1"])
+    text = render.gain([folder, folder.parent / "h1"])
     assert " ".join(text.split("```")[-1].split()) == (
         "On an H1, in float16, it moves its bytes at 0.71 to 1.01 (contiguous) and 0.97 to 0.98 "
         "(channels_last) times the bandwidth of a copy: [every size](benchmarks/results/h1/"
@@ -97,13 +97,13 @@ def test_what_torch_compile_makes_of_it(folder):
     for direction, time in (("forward", 300), ("step", 500)):
         rows.append(row(one, "pooled once compiled", direction, time))
     record(derived(rows)).write(folder / "operators")
-    text = " ".join(gain.section([folder]).split())
+    text = " ".join(render.gain([folder]).split())
     times = "**1.5 times (forward) and 1.2 times (with backward)**"
     assert f"A call is {times} as fast as what `torch.compile` makes of that." in text
 
 
 def test_nothing_is_measured(tmp_path):
-    assert gain.section([]) == "No measured files yet."
+    assert render.gain([]) == "No measured files yet."
 
 
 def test_the_readme_gets_both_parts(folder, tmp_path):
@@ -113,20 +113,16 @@ def test_the_readme_gets_both_parts(folder, tmp_path):
     results.mkdir()
     (tmp_path / "cpu_kept").rename(results / "cpu")
     readme = tmp_path / "repository" / "README.md"
-    parts = (
-        gain.START,
-        "PREVIOUS",
-        gain.END,
-        "between",
-        report.START,
-        "PREVIOUS",
-        report.END,
-        "after\n",
+    of_gain, of_results = (
+        [render.MARKERS.format(name, end) for end in ("start", "end")]
+        for name in ("gain", "results")
     )
+    old = "\nPREVIOUS\n"
+    parts = (old.join(of_gain), "between", old.join(of_results), "after\n")
     readme.write_text("\n".join(parts))
     text = render.texts(tmp_path / "repository")[readme]
     assert "PREVIOUS" not in text
     assert text.index("CBAM") < text.index("between") < text.index("(0.67, 2 of 2)")
-    readme.write_text("\n".join(part for part in parts if part != gain.END))
+    readme.write_text("\n".join(parts).replace(of_gain[1], ""))
     with pytest.raises(ValueError, match=r"must hold the markers <!-- gain:start -->"):
         render.texts(tmp_path / "repository")
