@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _native
 from ._build import devices
 from ._checks import BACKENDS
-from ._operators import MAX_CONTEXTS, why_too_many
+from ._operators import MAX_CONTEXTS, constant_while_tracing, why_too_many
 from ._triton import operators as _triton
 
 KERNELS = {"native": _native.KERNELS, "triton": _triton.KERNELS}
@@ -46,7 +46,7 @@ def choose(name: str | None, x: Tensor, contexts: int) -> str:
     return best
 
 
-@torch.compiler.assume_constant_result  # said while tracing: a call in the graph would break it
+@constant_while_tracing  # said while tracing: a call in the graph would break it
 def warn_once(device: torch.device, best: str, stacklevel: int = 6) -> None:
     if device in _warned:
         return

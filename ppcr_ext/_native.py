@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ._build import cuda, devices, jit
-from ._operators import OPERATORS, calling
+from ._operators import OPERATORS, calling, constant_while_tracing
 
 # pip keeps what it once built in its cache, and installs that again where more could be built.
 _CUDA_REMEDY = "build it with PPCR_BUILD_CUDA=1 (pip: and --no-cache-dir)"
@@ -49,7 +49,7 @@ def can_run(x: torch.Tensor) -> bool:
     return _library is not None if x.is_cpu else x.is_cuda and why_not(x.device) is None
 
 
-@torch.compiler.assume_constant_result  # the compiler cannot look into what it asks
+@constant_while_tracing
 def why_not_on(index: int) -> str | None:
     """Why the CUDA library cannot run on a device of this machine, or None where it can."""
     return _why_not_on(index)

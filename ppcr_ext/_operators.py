@@ -7,10 +7,12 @@ csrc/register.cpp defines, and with the prefix ``triton_`` for Triton's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 MAX_CONTEXTS = 64  # what the native and Triton kernels take
 
@@ -136,6 +138,16 @@ def calling(registered: Callable[[], Any]) -> Callable[..., Any]:
             raise
 
     return call
+
+
+def constant_while_tracing(function: Function) -> Function:
+    """Lets the compiler take what a function returns for a constant, without looking into it.
+
+    It is torch.compiler.assume_constant_result, which imports the whole compiler to set this mark:
+    a second and more of every import of the package.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def is_tracing() -> bool:

@@ -10,14 +10,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import torch
-
-from ._operators import OPERATORS
+from ._operators import OPERATORS, constant_while_tracing
 
 _registered: set[Any] = set()
 
 
-@torch.compiler.assume_constant_result  # the compiler need not look into it
+@constant_while_tracing
 def register() -> None:
     """Tells DTensor about the operators, if the program has imported it.
 

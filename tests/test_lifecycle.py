@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import ppcr_ext
+from ppcr_ext._operators import constant_while_tracing
 from ppcr_ext.testing import to_layout
 
 ROOT = Path(ppcr_ext.__file__).parents[1]
@@ -288,3 +289,22 @@ assert old(torch.ones(1, 8)).tolist() == [[0.5] * 8]  # a layer of before goes o
 def test_reloaded_and_purged():
     """As notebooks do: importlib.reload of the package and its modules, and a fresh import."""
     call(RELOAD)
+
+
+EAGER = """
+import sys, torch, ppcr_ext
+layer, x = ppcr_ext.PPCR(8), torch.ones(1, 8, 2)
+ppcr_ext.insert_ppcr(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1)), modules=["0"])
+(layer(x, x) + layer.gate(x)).sum().backward()
+print([name for name in ("torch._dynamo", "sympy", "triton") if name in sys.modules])
+"""
+
+
+def test_eager_programs_do_not_import_the_compiler():
+    """Which would take more than a second."""
+    assert call(EAGER) == "[]"
+
+
+def test_the_mark_of_a_constant_is_that_of_pytorch():
+    ours, theirs = (lambda: None), (lambda: None)
+    assert vars(constant_while_tracing(ours)) == vars(torch.compiler.assume_constant_result(theirs))

@@ -312,6 +312,13 @@ def test_tuning_finds_the_fastest_and_keeps_the_rule_where_it_is(capsys):
     assert "RuntimeError" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_tuning_says_why_it_cannot(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tune"])
+    with pytest.raises(SystemExit, match="nothing to tune: "):
+        tune.main()
+
+
 def test_the_table_goes_before_the_rule(monkeypatch):
     for channels_last in (False, True):
         problem = Problem(8, 256, 3136, channels_last, 4, (1, 2, 4))

@@ -21,7 +21,13 @@ from torch import Tensor
 from .. import _operators
 from .._build import devices
 from .._checks import check_arguments
-from .._operators import OPERATORS, gate_like, is_channels_last, parameter_gradients
+from .._operators import (
+    OPERATORS,
+    constant_while_tracing,
+    gate_like,
+    is_channels_last,
+    parameter_gradients,
+)
 from ..reference import accumulation_dtype
 from .launch_rule import (
     ADD_RELU,
@@ -49,7 +55,7 @@ Plan = tuple[Any, tuple[int], tuple[int, int], dict[str, Any]]
 # ---- what can run -----------------------------------------------------------------------------
 
 
-@torch.compiler.assume_constant_result  # the compiler cannot look into what it asks
+@constant_while_tracing  # the compiler cannot look into what it asks
 def why_not(device: torch.device) -> str | None:
     """Why the Triton kernels cannot run on tensors of a device, or None where they can."""
     if device.type not in ("cpu", "cuda"):

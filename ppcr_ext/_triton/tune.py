@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", default=_SHAPES, help="CHANNELSxHEIGHTxWIDTH")
     parser.add_argument("--images", type=int, default=256)
     options = parser.parse_args()
-    reason = operators.why_not("cuda")
+    reason = operators.why_not(torch.device("cuda"))
     if reason is not None:
         raise SystemExit(f"nothing to tune: {reason}")
     print(f"# {torch.cuda.get_device_name()}, {options.images} images")
