@@ -8,6 +8,8 @@ CUDA_ARGS ?=
 # the CUDA library takes minutes: make cuda builds it, or make setup PPCR_BUILD_CUDA=auto
 export PPCR_BUILD_CUDA ?= 0
 PYTEST_ARGS ?=
+# in one process, for a debugger: PYTEST_ARGS='-n 0 --pdb -k gate'
+PROCESSES := -n auto --maxprocesses 4 --dist loadfile
 # of make test-versions: --cells oldest,middle,newest, and more
 VERSIONS ?=
 # of make gpu: --only tests,plans, and more
@@ -87,7 +89,7 @@ results: $(BUILT)  #@ take results/ into benchmarks/results/, and its tables int
 	$(BIN)/python -m benchmarks.render --take results
 
 test: $(BUILT)  ## all tests but the slow ones
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PROCESSES) $(PYTEST_ARGS)
 
 test-slow: $(BUILT)  #@ what takes minutes: exhaustive sweeps
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
@@ -110,7 +112,7 @@ $(PACKAGED): $(BUILT) $(MINIMAL)/.installed $(PACKAGE) $(TRACKED)
 	$(BIN)/python tools/check_package.py $(MINIMAL)/bin/python
 	touch $@
 
-test-sdist: $(PACKAGED)  #@ the unpacked sdist by itself: its tests, and those that read its files
+test-sdist: $(PACKAGED)  #@ make test in the unpacked sdist
 	$(BIN)/python tools/test_sdist.py $(PYTEST_ARGS)
 
 # The package is installed, from a copy, into a venv of its own: two versions of PyTorch never share

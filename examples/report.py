@@ -94,8 +94,9 @@ def table(found: Comparison, costs: Sequence[Mapping[str, str]]) -> str:
         if cost is None or method == BASELINE:
             cells += [""] * 3
         else:
-            step = "{step_ratio} ({step_ratio_low} to {step_ratio_high})".format(**cost)
-            cells += [cost["parameters_added"], step, cost["peak_ratio"]]
+            names = ("step_ratio", "step_ratio_low", "step_ratio_high", "peak_ratio")
+            step, low, high, peak = (f"{float(cost[name]):.2f}" for name in names)
+            cells += [cost["parameters_added"], f"{step} ({low} to {high})", peak]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ import torch
 from ppcr_ext._build import cpu as recipe
 
 ROOT = Path(__file__).resolve().parent.parent
+SAID = pytest.StashKey[list[str]]()  # by the processes of pytest-xdist
 
 
 @pytest.fixture
@@ -42,29 +43,44 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Says how close the random inputs came to the bound, and which kernels the CPU executed."""
+def said() -> list[str]:
+    """How close the random inputs came to the bound, and which kernels the CPU executed."""
+    lines = []
     properties = sys.modules.get("test_properties")
     if properties is not None and properties.statistics["examples"]:
         s = properties.statistics
-        terminalreporter.write_line(
+        lines.append(
             f"properties: {s['examples']} examples, {s['comparisons']} comparisons; worst error "
             f"{s['worst']:.2f} of {properties.CONSTANT} allowed times the amplified unit roundoff "
             f"({s['of']})"
         )
     triton = sys.modules.get("test_triton")
     if triton is not None and triton.counts:
-        terminalreporter.write_line(
-            "Triton interpreted: "
-            + ", ".join(f"{count} {what}" for what, count in triton.counts.items())
-        )
+        counts = ", ".join(f"{count} {what}" for what, count in triton.counts.items())
+        lines.append(f"Triton interpreted: {counts}")
     cases = sys.modules.get("cuda_on_cpu.cases")
-    if cases is None or not cases.kernels.cache_info().currsize:
-        return
-    statistics = cases.kernels().statistics()
-    launches = statistics["launches"]
-    terminalreporter.write_line(
-        f"CUDA on CPU: {sum(launches.values())} launches of {len(launches)} kernel variants, "
-        f"{statistics['threads'] / 1e6:.1f} M CUDA threads, "
-        f"{statistics['switches'] / 1e6:.0f} M switches"
-    )
+    if cases is not None and cases.kernels.cache_info().currsize:
+        statistics = cases.kernels().statistics()
+        launches = statistics["launches"]
+        lines.append(
+            f"CUDA on CPU: {sum(launches.values())} launches of {len(launches)} kernel variants, "
+            f"{statistics['threads'] / 1e6:.1f} M CUDA threads, "
+            f"{statistics['switches'] / 1e6:.0f} M switches"
+        )
+    return lines
+
+
+def pytest_sessionfinish(session):
+    """A process of pytest-xdist hands its lines to the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["said"] = said()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.stash.setdefault(SAID, []).extend(getattr(node, "workeroutput", {}).get("said", []))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for line in [*config.stash.get(SAID, []), *said()]:
+        terminalreporter.write_line(line)

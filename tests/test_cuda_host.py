@@ -6,11 +6,9 @@ the CPU. Its README says what that cannot see.
 
 from __future__ import annotations
 
-import concurrent.futures
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,9 +18,8 @@ from ppcr_ext._build import cuda
 
 pytestmark = pytest.mark.full
 # Of what a GPU runs all but the Triton kernels.
-OPTIONS = {"test_gpu.py": ["-m", "gpu", "-k", "not triton"]}
+OPTIONS = {"test_gpu.py": ["-m", "gpu", "-k", "not triton", "-n", "2"]}
 SKIPPED = {"test_gpu.py": 1}  # a tensor of 20 GB
-SHARDS = {"test_gpu.py": 2}
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +30,6 @@ def folder():
     return build.checkout()
 
 
-def run(folder: Path, file: str, shard: str) -> str:
-    options = ["--tb=short", *OPTIONS.get(file, [])]
-    status, output, errors = build.run_tests(folder, file, *options, PPCR_SHARD=shard)
-    assert status == 0, f"exit status {status}\n{output[-20000:]}{errors[-20000:]}"
-    return output
-
-
 def count(output: str, what: str) -> int:
     found = re.search(rf"(\d+) {what}", output.splitlines()[-1])
     return int(found[1]) if found else 0
@@ -47,12 +37,12 @@ def count(output: str, what: str) -> int:
 
 @pytest.mark.parametrize("file", build.TESTS)
 def test_emulated(folder, file):
-    shards = SHARDS.get(file, 1)
-    with concurrent.futures.ThreadPoolExecutor(shards) as pool:
-        outputs = list(pool.map(lambda i: run(folder, file, f"{i}/{shards}"), range(shards)))
-    assert sum(count(output, "passed") for output in outputs) > 5
-    assert sum(count(output, "skipped") for output in outputs) == SKIPPED.get(file, 0)
-    print(*outputs, sep="\n")
+    options = ["--tb=short", *OPTIONS.get(file, [])]
+    status, output, errors = build.run_tests(folder, file, *options)
+    assert status == 0, f"exit status {status}\n{output[-20000:]}{errors[-20000:]}"
+    assert count(output, "passed") > 5
+    assert count(output, "skipped") == SKIPPED.get(file, 0)
+    print(output)
 
 
 def test_import_starts_nothing(folder):

@@ -39,6 +39,8 @@ CELLS = (
     Cell("newest", "3.13", ""),
 )
 CORE = "not full and not gpu and not slow"
+TEST_TOOLS = ("numpy", "hypothesis", "pytest", "pytest-xdist")
+PROCESSES = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
 
 
 class Failed(Exception):
@@ -83,7 +85,7 @@ def set_up(cell: Cell, folder: Path) -> Path:
         if cell.torch:
             wanted[wanted.index("torch")] = f"torch=={cell.torch}"
         call("PyTorch", python, "-m", "pip", *wanted)
-        call("test tools", python, "-m", "pip", "install", "numpy", "pytest", "hypothesis")
+        call("test tools", python, "-m", "pip", "install", *TEST_TOOLS)
     return python
 
 
@@ -111,7 +113,8 @@ def tests(python: Path, report: Path, *selection: str, **environment: str) -> st
     """Runs tests where the source tree cannot be imported by accident; their counts."""
     report.unlink(missing_ok=True)
     options = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-m", CORE]
-    command = [python, "-m", "pytest", *options, f"--junitxml={report}", *selection]
+    options += [*PROCESSES, f"--junitxml={report}"]
+    command = [python, "-m", "pytest", *options, *selection]
     try:
         said = call("tests", *command, cwd=ROOT / "tests", **environment)
     except Failed as error:

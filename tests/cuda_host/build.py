@@ -152,12 +152,12 @@ def environment(devices: str = "9.0 9.0", **settings: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": "tests", **preloaded, **settings}
 
 
-def run_tests(folder: Path, file: str, *options: str, **settings: str) -> tuple[int, str, str]:
+def run_tests(folder: Path, file: str, *options: str) -> tuple[int, str, str]:
     """Status and output of pytest, in a process in a checkout that sees the devices of a file."""
     devices, own = TESTS[file]
-    plugins = ["-p", "cuda_host.plugin", "-p", "shard", "-p", "no:cacheprovider"]
+    plugins = ["-p", "cuda_host.plugin", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "-q", *plugins, f"tests/{file}", *options]
-    env = environment(devices, **own, **settings)
+    env = environment(devices, **own)
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
     return done.returncode, done.stdout, done.stderr
 
