@@ -10,10 +10,10 @@ from typing import Any
 from monai.networks.nets.resnet import ResNetBlock, ResNetBottleneck
 from torch import Tensor
 
-from .module import PPCR, end_of_block
+from .module import PPCR, ResidualBlock
 
 
-class PPCRResNetBlock(ResNetBlock):
+class PPCRResNetBlock(ResidualBlock, ResNetBlock):
     """MONAI's ``ResNetBlock``, ending in ``relu(ppcr(bn2(..)) + residual)``. It takes the same
     arguments.
 
@@ -25,31 +25,29 @@ class PPCRResNetBlock(ResNetBlock):
             three steps with the same result.
     """
 
-    fuse = True
+    _activation = "act"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ppcr = PPCR(self.conv2.out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        residual = x if self.downsample is None else self.downsample(x)
+    def _branch(self, x: Tensor) -> Any:
         x = self.act(self.bn1(self.conv1(x)))
-        return end_of_block(self, self.bn2(self.conv2(x)), residual, self.act)
+        return self.bn2(self.conv2(x))
 
 
-class PPCRResNetBottleneck(ResNetBottleneck):
+class PPCRResNetBottleneck(ResidualBlock, ResNetBottleneck):
     """MONAI's ``ResNetBottleneck``, ending in ``relu(ppcr(bn3(..)) + residual)``. It takes the same
     arguments, and has the attributes of :class:`PPCRResNetBlock`.
     """
 
-    fuse = True
+    _activation = "act"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ppcr = PPCR(self.conv3.out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        residual = x if self.downsample is None else self.downsample(x)
+    def _branch(self, x: Tensor) -> Any:
         x = self.act(self.bn1(self.conv1(x)))
         x = self.act(self.bn2(self.conv2(x)))
-        return end_of_block(self, self.bn3(self.conv3(x)), residual, self.act)
+        return self.bn3(self.conv3(x))

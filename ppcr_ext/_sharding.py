@@ -8,6 +8,7 @@ strategy.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 from ._operators import OPERATORS, constant_while_tracing
@@ -24,7 +25,7 @@ def register() -> None:
     if "torch.distributed.tensor" not in sys.modules:
         return
     for name, entry in OPERATORS.items():
-        strategy = _backward if name.endswith("_backward") else _forward
+        strategy = partial(_choices, name.endswith("_backward"))
         for registered in (entry.native, entry.triton):
             try:
                 operator = registered()
@@ -43,38 +44,20 @@ def _register(operator: Any, strategy: Any) -> None:
     register_sharding(operator)(strategy)
 
 
-def _forward(x: Any, *others: Any) -> list[tuple[list[Any], list[Any]]]:
-    """The choices for (x[, residual], weight, bias, levels, eps) -> y.
+def _choices(backward: bool, x: Any, *others: Any) -> list[tuple[list[Any], list[Any]]]:
+    """The placements that an operator takes: those of its results, then those of its arguments.
 
-    A choice holds the placements of the results, then those of the arguments.
+    Forward is (x[, residual], weight, bias, levels, eps) -> y, and backward (grad, x[, y], weight,
+    bias, levels, eps) -> dx[, dresidual], dweight, dbias, of which the last two are sums over all
+    pixels. Maps are gathered, or split along any dimension but that of the channels.
     """
-    maps, bias = 1 + (len(others) == 5), others[-3]
-    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor import Partial, Replicate, Shard
 
-    whole = Replicate()
-    parameters = [whole, None if bias is None else whole, None, None]
-    return [([where], [where] * maps + parameters) for where in _places(x)]
-
-
-def _backward(grad: Any, *others: Any) -> list[tuple[list[Any], list[Any]]]:
-    """The choices for (grad, x[, y], weight, bias, levels, eps) -> dx[, dresidual], dweight, dbias.
-
-    The last two results are sums over all pixels.
-    """
-    from torch.distributed.tensor import Partial, Replicate
-
-    maps, bias = 1 + (len(others) == 6), others[-3]
-    whole = Replicate()
-    parameters = [whole, None if bias is None else whole, None, None]
-    choices = []
-    for where in _places(grad):
+    whole, maps, bias = Replicate(), len(others) - 3, others[-3]
+    parameters: list[Any] = [whole, None if bias is None else whole, None, None]
+    choices: list[tuple[list[Any], list[Any]]] = []
+    for where in (whole, *(Shard(dim) for dim in range(len(x.shape)) if dim != 1)):
         total = whole if where == whole else Partial()
-        choices.append(([where] * maps + [total] * 2, [where] * (maps + 1) + parameters))
+        results: list[Any] = [where] * (maps - 1) + [total] * 2 if backward else [where]
+        choices.append((results, [where] * maps + parameters))
     return choices
-
-
-def _places(x: Any) -> list[Any]:
-    """The placements of x: gathered, or split along any dimension but that of the channels."""
-    from torch.distributed.tensor import Replicate, Shard
-
-    return [Replicate(), *(Shard(dim) for dim in range(len(x.shape)) if dim != 1)]

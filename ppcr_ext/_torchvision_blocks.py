@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from .module import PPCR, end_of_block
+from .module import PPCR, ResidualBlock
 
 
-class PPCRBasicBlock(BasicBlock):  # type: ignore[misc]
+class PPCRBasicBlock(ResidualBlock, BasicBlock):  # type: ignore[misc]
     """torchvision's ``BasicBlock``, ending in ``relu(ppcr(bn2(..)) + identity)``.
 
     ResNet-18 and ResNet-34 are made of it.
@@ -32,36 +32,16 @@ class PPCRBasicBlock(BasicBlock):  # type: ignore[misc]
         PPCR(64, levels=(1, 2, 4), eps=1e-05, bias=True, backend=None)
     """
 
-    fuse = True
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ppcr = PPCR(self.conv2.out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Runs the block.
-
-        Args:
-            x: ``[N, C, H, W]``.
-
-        Returns:
-            The output of the block, with the shape that torchvision's block gives.
-
-        Raises:
-            TypeError: x has a dtype that the layer does not take.
-            ValueError: the layer has been replaced by one for another number of channels.
-
-        Example:
-            >>> from ppcr_ext.networks import PPCRBasicBlock
-            >>> PPCRBasicBlock(8, 8)(torch.randn(1, 8, 6, 6)).shape
-            torch.Size([1, 8, 6, 6])
-        """
-        identity = x if self.downsample is None else self.downsample(x)
+    def _branch(self, x: Tensor) -> Any:
         x = self.relu(self.bn1(self.conv1(x)))
-        return end_of_block(self, self.bn2(self.conv2(x)), identity, self.relu)
+        return self.bn2(self.conv2(x))
 
 
-class PPCRBottleneck(Bottleneck):  # type: ignore[misc]
+class PPCRBottleneck(ResidualBlock, Bottleneck):  # type: ignore[misc]
     """torchvision's ``Bottleneck``, ending in ``relu(ppcr(bn3(..)) + identity)``.
 
     ResNet-50 and larger, ResNeXt and Wide ResNet are made of it.
@@ -83,31 +63,11 @@ class PPCRBottleneck(Bottleneck):  # type: ignore[misc]
         PPCR(256, levels=(1, 2, 4), eps=1e-05, bias=True, backend=None)
     """
 
-    fuse = True
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ppcr = PPCR(self.conv3.out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Runs the block.
-
-        Args:
-            x: ``[N, C, H, W]``.
-
-        Returns:
-            The output of the block, with the shape that torchvision's block gives.
-
-        Raises:
-            TypeError: x has a dtype that the layer does not take.
-            ValueError: the layer has been replaced by one for another number of channels.
-
-        Example:
-            >>> from ppcr_ext.networks import PPCRBottleneck
-            >>> PPCRBottleneck(8, 2)(torch.randn(1, 8, 6, 6)).shape
-            torch.Size([1, 8, 6, 6])
-        """
-        identity = x if self.downsample is None else self.downsample(x)
+    def _branch(self, x: Tensor) -> Any:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        return end_of_block(self, self.bn3(self.conv3(x)), identity, self.relu)
+        return self.bn3(self.conv3(x))

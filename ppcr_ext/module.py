@@ -125,32 +125,16 @@ class PPCR(nn.Module):
         """
         if recorder is not None:
             recorder(self, x)
+        own = self.weight, self.bias
+        options: dict[str, Any] = {"levels": self.levels, "eps": self.eps, "backend": self.backend}
         if isinstance(x, Tensor):
             self._check_channels(x)
         elif isinstance(residual, torch.fx.Proxy) and residual.node.args == (None,):
             # The layer is traced by itself: only a run of the graph tells whether there is one.
-            return functional.ppcr_or_add_relu(
-                x,
-                residual,
-                self.weight,
-                self.bias,
-                levels=self.levels,
-                eps=self.eps,
-                backend=self.backend,
-            )
+            return functional.ppcr_or_add_relu(x, residual, *own, **options)
         if residual is None:
-            return functional.ppcr(
-                x, self.weight, self.bias, levels=self.levels, eps=self.eps, backend=self.backend
-            )
-        return functional.ppcr_add_relu(
-            x,
-            residual,
-            self.weight,
-            self.bias,
-            levels=self.levels,
-            eps=self.eps,
-            backend=self.backend,
-        )
+            return functional.ppcr(x, *own, **options)
+        return functional.ppcr_add_relu(x, residual, *own, **options)
 
     def add_relu(self, x: Tensor, residual: Tensor) -> Tensor:
         """Another name for ``layer(x, residual)``.
@@ -247,8 +231,37 @@ def can_fuse(layer: nn.Module | None) -> bool:
     return not (layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks)
 
 
-def end_of_block(block: Any, x: Tensor, residual: Tensor, relu: nn.Module) -> Tensor:
-    """``relu(ppcr(x) + residual)``, where a residual block ends: in one pass where that may be."""
-    fused = block.fuse and can_fuse(block.ppcr)
-    y: Tensor = block.ppcr(x, residual=residual) if fused else relu(block.ppcr(x) + residual)
-    return y
+class ResidualBlock:
+    """What the blocks of torchvision and MONAI with PPCR share. A branch of convolutions, with all
+    its normalizations, is theirs.
+    """
+
+    fuse = True
+    _activation = "relu"
+    _branch: Callable[[Tensor], Any]
+    downsample: Any
+    ppcr: Any
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs the block.
+
+        Args:
+            x: ``[N, C, H, W]``.
+
+        Returns:
+            The output of the block, with the shape that torchvision's block gives.
+
+        Raises:
+            TypeError: x has a dtype that the layer does not take.
+            ValueError: the layer has been replaced by one for another number of channels.
+
+        Example:
+            >>> from ppcr_ext.networks import PPCRBasicBlock
+            >>> PPCRBasicBlock(8, 8)(torch.randn(1, 8, 6, 6)).shape
+            torch.Size([1, 8, 6, 6])
+        """
+        residual = x if self.downsample is None else self.downsample(x)
+        x, relu = self._branch(x), getattr(self, self._activation)
+        fused = self.fuse and can_fuse(self.ppcr)
+        y: Tensor = self.ppcr(x, residual=residual) if fused else relu(self.ppcr(x) + residual)
+        return y

@@ -113,14 +113,7 @@ def _record(layer: module.PPCR, x: Tensor) -> None:
         where = "under torch.func transforms or while a network is traced"
         raise RuntimeError(f"record_gates cannot record {where}")
     with torch.no_grad():
-        gate = functional.ppcr_gate(
-            x.detach(),
-            layer.weight.detach(),
-            None if layer.bias is None else layer.bias.detach(),
-            levels=layer.levels,
-            eps=layer.eps,
-            backend=layer.backend,
-        )
+        gate = layer.gate(x.detach())
     for collector, name in found:
         collector.gates.setdefault(name, []).append(gate)
 

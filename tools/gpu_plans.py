@@ -9,7 +9,6 @@ written after every group of cells, and not measured again.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import itertools
 import json
@@ -27,9 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import ppcr_ext  # noqa: F401  registers the operators
-from benchmarks import timing
+from benchmarks import layers, timing
 from benchmarks.baselines import TRAFFIC
-from benchmarks.cases import GPU_STAGES
+from benchmarks.cases import GPU_STAGES, Case
 from ppcr_ext import testing
 
 OPS = torch.ops.ppcr_ext
@@ -53,12 +52,9 @@ class Cell(NamedTuple):
 
 
 def make_inputs(stage: tuple[int, int, int], dtype: str, layout: str) -> testing.Inputs:
-    """One picture, as often as the stage has images."""
     channels, side, images = stage
-    shape = (1, channels, side, side)
-    one = testing.make_inputs("ppcr_add_relu", shape, dtype=getattr(torch, dtype), device="cuda")
-    whole = {n: getattr(one, n).repeat(images, 1, 1, 1) for n in ("x", "grad", "residual")}
-    return dataclasses.replace(one, **{n: testing.to_layout(t, layout) for n, t in whole.items()})
+    case = Case("plans", "add_relu", "", (images, channels, side, side), layout, dtype)
+    return layers.inputs_of(case, torch.device("cuda"))
 
 
 def call_of(name: str, inputs: list[testing.Inputs]) -> Callable[[], None]:

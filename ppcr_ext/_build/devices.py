@@ -7,9 +7,10 @@ answers instead; its devices are those of the machine, of which CUDA_VISIBLE_DEV
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 Question = Callable[[int], "str | None"]
 NO_DEVICE = "PyTorch sees no CUDA device"
@@ -32,30 +33,16 @@ def capability(index: int) -> tuple[int, int] | None:
 
     if torch.cuda.is_initialized():
         return torch.cuda.get_device_capability(index)
+    handle, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
     try:
         from torch.cuda import _get_nvml_device_index  # private: it follows CUDA_VISIBLE_DEVICES
 
-        return _ask(_nvml(), _get_nvml_device_index(index))
+        at, found = _get_nvml_device_index(index), (ctypes.byref(major), ctypes.byref(minor))
+        with _management() as nvml:
+            failed = nvml.nvmlDeviceGetHandleByIndex_v2(at, ctypes.byref(handle))
+            failed = failed or nvml.nvmlDeviceGetCudaComputeCapability(handle, *found)
     except (ImportError, OSError, AttributeError, RuntimeError):
         return None
-
-
-def _nvml() -> ctypes.CDLL:
-    return ctypes.CDLL("libnvidia-ml.so.1")
-
-
-def _ask(nvml: ctypes.CDLL, index: int) -> tuple[int, int] | None:
-    handle, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
-    if nvml.nvmlInit_v2() != 0:
-        return None
-    try:
-        failed = nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) or (
-            nvml.nvmlDeviceGetCudaComputeCapability(
-                handle, ctypes.byref(major), ctypes.byref(minor)
-            )
-        )
-    finally:
-        nvml.nvmlShutdown()
     return None if failed else (major.value, minor.value)
 
 
@@ -63,16 +50,27 @@ def driver() -> str | None:
     """The version of NVIDIA's driver, also where PyTorch refuses it, or None."""
     text = ctypes.create_string_buffer(96)
     try:
-        nvml = _nvml()
-        if nvml.nvmlInit_v2() != 0:
-            return None
-        try:
+        with _management() as nvml:
             failed = nvml.nvmlSystemGetDriverVersion(text, len(text))
-        finally:
-            nvml.nvmlShutdown()
     except (OSError, AttributeError):
         return None
     return None if failed else text.value.decode()
+
+
+def _nvml() -> ctypes.CDLL:
+    return ctypes.CDLL("libnvidia-ml.so.1")
+
+
+@contextlib.contextmanager
+def _management() -> Iterator[ctypes.CDLL]:
+    """NVIDIA's management library. Raises OSError where it is missing or does not start."""
+    nvml = _nvml()
+    if nvml.nvmlInit_v2() != 0:
+        raise OSError
+    try:
+        yield nvml
+    finally:
+        nvml.nvmlShutdown()
 
 
 def remembered(question: Question) -> Question:
