@@ -12,7 +12,8 @@ import ppcr_ext
 from ppcr_ext import testing
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-BACKENDS = ["native", "reference"]
+# With another capability of the CPU kernels the reference is what it was.
+BACKENDS = ["native"] if "PPCR_EXPECTED_CAPABILITY" in os.environ else ["native", "reference"]
 # Where float64 is evaluated: a GPU is quicker than the CPU beside it.
 TRUTH_DEVICE = os.environ.get("PPCR_TRUTH_DEVICE", "cpu")
 LEVELS = [(1, 2, 4), (1, 2), (2,), (3, 5), (1, 2, 4, 8), (1, 3, 7), (2, 2, 9), (64,)]
