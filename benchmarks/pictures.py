@@ -1,7 +1,6 @@
 """The pictures of a record, in colours that the colour-blind tell apart."""
 
 from collections.abc import Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,8 @@ def draw(record: Record, out: Path) -> list[Path]:
 
 def _dots(rows: Sequence[Row], value: str, path: Path, label: str, title: str) -> Path:
     """A panel for forward, backward or both, a line for every input, a marker for every series."""
-    of = (attrgetter("passes"), attrgetter("label"), attrgetter("what"))
-    panels, names, whats = (list(dict.fromkeys(map(one, rows))) for one in of)
+    of = ("passes", "label", "what")
+    panels, names, whats = (list(dict.fromkeys(getattr(row, one) for row in rows)) for one in of)
     networks = rows[0].kind == "network"
     size = (15, 2.4 + (0.6 if networks else 0.36) * len(names))
     figure, axes = _figure(1, len(panels), size, title, sharey=True)

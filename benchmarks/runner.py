@@ -34,9 +34,8 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def batches(case: Case, rounds: int) -> list[int]:
     """The rounds of each set of calls."""
-    # Where its memory happens to be makes a network some percent faster or slower than its twin,
-    # for as long as it lives; so networks are made anew every few rounds, unless that would compile
-    # them again. The inputs of a layer rotate instead.
+    # Where its memory happens to be makes a network faster or slower than its twin while it lives:
+    # it is made anew, unless that would compile it again. A layer's inputs rotate instead.
     anew = case.variants and not case.compiled
     count = math.ceil(rounds / ROUNDS_PER_NETWORK) if anew else 1
     return [(rounds + i) // count for i in range(count)]

@@ -101,8 +101,7 @@ def clock(device: torch.device) -> Clock:
 
 def keep_memory() -> None:
     """Asks glibc not to return freed memory to the system; does nothing without ``mallopt``."""
-    # Otherwise a call that follows one with other sizes pays for fresh pages, which costs as much
-    # as ``x * 0.5`` itself and hits columns at random.
+    # Otherwise a call after one of other sizes pays for fresh pages, as much as ``x * 0.5`` takes.
     trim_threshold, mmap_threshold = -1, -3  # the names M_* of malloc.h
     with suppress(AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -151,11 +150,9 @@ def interleave(
     calls: Mapping[Key, Call], rounds: int, by: Clock | None = None, limit: float = math.inf
 ) -> tuple[dict[Key, list[Sample]], float]:
     """A sample of every call in every round, and the share of the processor that others took."""
-    # Each round has a new random order. No further round begins once ``limit`` seconds have passed,
-    # if :data:`FEWEST` are done. A round during which others took more than :data:`DISTURBED` is
-    # measured again, whatever it found; at most ``rounds`` are, so that on a busy machine some are
-    # kept, and the share tells. Every call has run (and compiled) before the first round;
-    # :func:`quiet` makes sure of it.
+    # No further round begins after ``limit`` seconds, if :data:`FEWEST` are done. A round during
+    # which others took more than :data:`DISTURBED` is measured again, whatever it found; at most
+    # ``rounds`` are, so that on a busy machine some are kept, and the share tells.
     by = by or HostClock()
     for call in calls.values():  # compile, warm up, and find out how often to repeat
         call.repeats = 1

@@ -74,26 +74,32 @@ def check_arguments(
     x: Tensor, weight: Tensor, bias: Tensor | None, levels: Levels, eps: float, backend: str | None
 ) -> tuple[int, tuple[int, ...], float]:
     """Returns L, and the levels and eps as numbers of Python. Raises TypeError or ValueError."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a Tensor, got {type(x).__name__}")
-    if x.layout is not _DENSE:
-        raise _not_dense("x", x)
+    shape = _shape_of("x", x)
     dtype, device = x.dtype, x.device  # each look costs as much as ten comparisons
     if dtype not in _DTYPES:
         raise TypeError(f"x must be float32, float16, bfloat16 or float64, got {dtype}")
-    if x.dim() < 2:
-        raise ValueError(f"x must have shape [N, C, *spatial], got {list(x.shape)}")
-    try:
-        channels = x.shape[1]
-    except RuntimeError:  # a nested tensor has none; asking it each time would cost more
-        raise _not_dense("x", x) from None
-    contexts, levels = check_levels(levels, channels)
+    if len(shape) < 2:
+        raise ValueError(f"x must have shape [N, C, *spatial], got {list(shape)}")
+    contexts, levels = check_levels(levels, shape[1])
     _check_parameter("weight", weight, contexts, dtype, device)
     if bias is not None:
         _check_parameter("bias", bias, 1, dtype, device)
     if backend is not None:
         check_backend(backend)
     return contexts, levels, check_eps(eps)
+
+
+def _shape_of(name: str, value: Tensor) -> torch.Size:
+    """The shape of a dense tensor. Raises TypeError if the value is something else."""
+    if not isinstance(value, Tensor):
+        wanted = "a Tensor or None" if name == "bias" else "a Tensor"
+        raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
+    if value.layout is not _DENSE:
+        raise _not_dense(name, value)
+    try:
+        return value.shape
+    except RuntimeError:  # a nested tensor has none; asking it each time would cost more
+        raise _not_dense(name, value) from None
 
 
 def _not_dense(name: str, value: Tensor) -> TypeError:
@@ -112,21 +118,13 @@ def _check_parameter(
     device: torch.device,
 ) -> None:
     """Raises where weight or bias does not fit an x of a dtype on a device."""
-    if not isinstance(value, Tensor):
-        wanted = "a Tensor or None" if name == "bias" else "a Tensor"
-        raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
-    if value.layout is not _DENSE:
-        raise _not_dense(name, value)
+    shape = _shape_of(name, value)
     own = value.dtype
     if own != dtype and (own != torch.float32 or dtype == torch.float64):
         allowed = str(dtype) if dtype.itemsize > 2 else f"torch.float32 or {dtype}"
         convert_x = f"x with x.to({own}), or " if own in _DTYPES else ""
         remedy = f"convert {convert_x}{name} (a layer as a whole) with .to({dtype})"
         raise TypeError(f"{name} must be {allowed} where x is {dtype}, got {own}; {remedy}")
-    try:
-        shape = value.shape
-    except RuntimeError:
-        raise _not_dense(name, value) from None
     if shape != (count,):
         why = " (one per context: the sum of levels)" if name == "weight" else ""
         raise ValueError(f"{name} must have shape [{count}]{why}, got {list(shape)}")
@@ -135,14 +133,7 @@ def _check_parameter(
 
 
 def check_residual(residual: Tensor, x: Tensor) -> Tensor:
-    if not isinstance(residual, Tensor):
-        raise TypeError(f"residual must be a Tensor, got {type(residual).__name__}")
-    if residual.layout is not _DENSE:
-        raise _not_dense("residual", residual)
-    try:
-        shape = residual.shape
-    except RuntimeError:
-        raise _not_dense("residual", residual) from None
+    shape = _shape_of("residual", residual)
     if shape != x.shape:
         raise ValueError(f"residual must have x's shape {list(x.shape)}, got {list(shape)}")
     if residual.device != x.device:
