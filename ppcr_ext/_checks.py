@@ -111,11 +111,7 @@ def _not_dense(name: str, value: Tensor) -> TypeError:
 
 
 def _check_parameter(
-    name: str,
-    value: Tensor,
-    count: int,
-    dtype: torch.dtype,
-    device: torch.device,
+    name: str, value: Tensor, count: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Raises where weight or bias does not fit an x of a dtype on a device."""
     shape = _shape_of(name, value)

@@ -41,10 +41,7 @@ class PPCRBottleneck(Bottleneck):
 
 
 def _end(
-    block: PPCRBasicBlock | PPCRBottleneck,
-    x: Tensor,
-    shortcut: Tensor,
-    activation: nn.Module,
+    block: PPCRBasicBlock | PPCRBottleneck, x: Tensor, shortcut: Tensor, activation: nn.Module
 ) -> Tensor:
     if block.fuse and can_fuse(block.se):
         y: Tensor = block.se(x, residual=shortcut)

@@ -160,11 +160,7 @@ def ppcr_add_relu(
 
 
 def ppcr_or_add_relu(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    **options: Any,
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, **options: Any
 ) -> Tensor:
     """What torch.fx records if only a run of the graph tells whether there is a residual."""
     if residual is None:

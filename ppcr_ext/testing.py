@@ -172,12 +172,7 @@ def evaluate(
     leaves = {name: t.detach().requires_grad_() for name, t in leaves.items()}
     maps = [leaves[name] for name in ("x", "residual") if name in leaves]
     y = function(
-        *maps,
-        leaves["weight"],
-        leaves.get("bias"),
-        levels=inputs.levels,
-        eps=inputs.eps,
-        **options,
+        *maps, leaves["weight"], leaves.get("bias"), levels=inputs.levels, eps=inputs.eps, **options
     )
     gradients = torch.autograd.grad(y, list(leaves.values()), inputs.grad)
     named = zip(leaves, gradients, strict=True)

@@ -5,11 +5,13 @@ Shared by setup.py and the JIT build, so it imports nothing but the standard lib
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 # The LibTorch stable ABI of PyTorch 2.10: one binary loads in every later version.
@@ -33,10 +35,28 @@ def csrc() -> Path:
     return inside if inside.is_dir() else package.parent / "csrc"
 
 
+def digest(sources: Iterable[Path], *settings: str) -> str:
+    """Changes with the text of a source of ours, with its name, and with the settings."""
+    found = hashlib.sha256(repr(settings).encode())
+    for path in sorted(sources):
+        if path.suffix in (".h", ".cuh", ".cu", ".cpp"):
+            found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def is_debug() -> bool:
+    """Whether ``DEBUG=1`` in the environment asks for -O0 and debug symbols."""
+    return os.environ.get("DEBUG", "0") not in ("", "0")
+
+
+def host_compiler() -> list[str]:
+    """The command of CXX, or ``c++``."""
+    return os.environ.get("CXX", "").split() or ["c++"]
+
+
 def compiler_flags() -> list[str]:
-    """Flags for every C++ file; ``DEBUG=1`` in the environment asks for -O0 and debug symbols."""
-    debug = os.environ.get("DEBUG", "0") not in ("", "0")
-    optimize = ["-O0", "-g"] if debug else ["-O3", "-g0"]
+    """Flags for every C++ file."""
+    optimize = ["-O0", "-g"] if is_debug() else ["-O3", "-g0"]
     # Enough for the headers of the stable ABI, also where PyTorch compiles extensions as C++20.
     standard = ["-std=c++17", "-fvisibility=hidden"]
     return [*standard, *optimize, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DTORCH_STABLE_ONLY"]
@@ -44,7 +64,7 @@ def compiler_flags() -> list[str]:
 
 def why_no_compiler() -> str | None:
     """Why no C++ file can be compiled here, or None."""
-    command = (os.environ.get("CXX") or "c++").split() or ["c++"]
+    command = host_compiler()
     remedy = "install g++ 11, clang 14 or newer, or name a compiler in CXX"
     if shutil.which(command[0]) is None:
         return f"no C++ compiler: {command[0]!r} is not on PATH; {remedy}"

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import devices
-from .cpu import TORCH_TARGET, announce
+from .cpu import TORCH_TARGET, announce, digest, host_compiler, is_debug
 
 LIBRARY = "_cuda.abi3.so"
 # The longest first.
@@ -202,18 +202,13 @@ def architectures(nvcc: Path, wanted: str | None = None) -> Architectures:
 
 
 def _kernel_command(nvcc: Path, compiled_for: Architectures) -> list[str]:
-    debug = os.environ.get("DEBUG", "0") not in ("", "0")
     host = ["-ccbin", os.environ["CXX"].split()[0]] if os.environ.get("CXX") else []
     # A third of the size; the drivers that CUDA 13 needs can all read it.
     small = ["--compress-mode=size"] if int(nvcc_version(nvcc).split(".")[0]) >= 13 else []
-    optimize = ["-O0", "-g", "-lineinfo"] if debug else ["-O3"]
+    optimize = ["-O0", "-g", "-lineinfo"] if is_debug() else ["-O3"]
     # Registers and spills stand in the log beside each object.
     options = ["-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
     return [str(nvcc), "-std=c++17", *optimize, *host, *small, *options, *compiled_for.flags()]
-
-
-def _host_compiler() -> list[str]:
-    return (os.environ.get("CXX") or "c++").split()
 
 
 def _entry_command(nvcc: Path, compiled_for: Architectures, torch_folder: Path) -> list[str]:
@@ -222,16 +217,7 @@ def _entry_command(nvcc: Path, compiled_for: Architectures, torch_folder: Path) 
     folders = (torch_folder / "include", toolkit(nvcc) / "include")
     include = [word for folder in folders for word in ("-isystem", str(folder))]
     code = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden"]
-    return [*_host_compiler(), *code, *torch, named, *include]
-
-
-def _sources_digest(csrc: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(csrc.rglob("*")):
-        of_cpu = "cpu" in path.relative_to(csrc).parts
-        if path.suffix in (".h", ".cuh", ".cu", ".cpp") and not of_cpu:
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
+    return [*host_compiler(), *code, *torch, named, *include]
 
 
 def _call(command: list[str]) -> str:
@@ -276,7 +262,8 @@ def build(
     say(f"ppcr_ext: compiling the CUDA kernels for {compiled_for}")
     say(f"ppcr_ext: for every architecture set TORCH_CUDA_ARCH_LIST='{EVERY_ARCHITECTURE}'")
     work.mkdir(parents=True, exist_ok=True)
-    settings = [_sources_digest(csrc), nvcc_version(nvcc)]
+    sources = (p for p in csrc.rglob("*") if "cpu" not in p.relative_to(csrc).parts)
+    settings = [digest(sources), nvcc_version(nvcc)]
     commands = dict.fromkeys(KERNEL_SOURCES, _kernel_command(nvcc, compiled_for))
     commands[ENTRY_SOURCE] = _entry_command(nvcc, compiled_for, torch_folder)
 
@@ -303,5 +290,5 @@ def build(
     folders = [f"-L{cuda_lib}", f"-L{torch_folder / 'lib'}"]
     libraries = ["-lcudart", "-ltorch_cpu", "-ltorch_cuda", "-lc10"]
     output.parent.mkdir(parents=True, exist_ok=True)
-    _call([*_host_compiler(), "-shared", *objects, *folders, *libraries, "-o", str(output)])
+    _call([*host_compiler(), "-shared", *objects, *folders, *libraries, "-o", str(output)])
     return compiled_for

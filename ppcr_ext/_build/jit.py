@@ -7,7 +7,6 @@ meets an old one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -19,12 +18,8 @@ from . import cpu, cuda, devices
 
 
 def _name() -> str:
-    settings = repr((torch.__version__, cpu.compiler_flags(), os.environ.get("CXX")))
-    digest = hashlib.sha256(settings.encode())
-    for path in sorted(cpu.csrc().rglob("*")):
-        if path.suffix in (".h", ".cpp", ".cu", ".cuh"):
-            digest.update(path.name.encode() + path.read_bytes())
-    return f"ppcr_ext_cpu_{digest.hexdigest()[:16]}"
+    settings = (torch.__version__, *cpu.compiler_flags(), os.environ.get("CXX", ""))
+    return f"ppcr_ext_cpu_{cpu.digest(cpu.csrc().rglob('*'), *settings)[:16]}"
 
 
 def _folder(name: str) -> Path:
