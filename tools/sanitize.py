@@ -95,15 +95,9 @@ def build(pool: concurrent.futures.Executor, wanted: list[str]) -> None:
     compiled = pool.map(lambda job: compile_source(*job, compilers[job[0]]), jobs)
     objects = dict(zip(jobs, compiled, strict=True))
     for name in wanted:
-        linked = [str(objects[name, source]) for source in PROGRAMS[name][0]]
-        command = [
-            COMPILER,
-            *PROGRAMS[name][1],
-            "-pthread",
-            *linked,
-            "-o",
-            str(WORK / name / "run"),
-        ]
+        sources, flags, _ = PROGRAMS[name]
+        linked = [str(objects[name, source]) for source in sources]
+        command = [COMPILER, *flags, "-pthread", *linked, "-o", str(WORK / name / "run")]
         subprocess.run(command, check=True)
 
 
