@@ -300,6 +300,7 @@ print([name for name in ("torch._dynamo", "sympy", "triton") if name in sys.modu
 """
 
 
+@pytest.mark.full  # other versions of PyTorch may import it themselves
 def test_eager_programs_do_not_import_the_compiler():
     """Which would take more than a second."""
     assert call(EAGER) == "[]"
