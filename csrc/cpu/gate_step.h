@@ -1,6 +1,6 @@
 // The gates of a tile: the mathematics of ppcr_pixel.h, a SIMD vector of pixels at a time.
 #pragma once
-#include "../ppcr_pixel.h"
+#include "../ppcr_haar.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -30,20 +30,25 @@ template <class S>
 struct GateStep {
   using V = typename VectorOf<S>::type;
   AnyBins<S> bins;
-  StandardBins<S, true> standard_bins;
+  HaarBins<S> haar_bins;
+  bool standard;
   S weight[kMaxContexts], bias, eps, weight_mean = 0;
-  // Backward: this tile's share of the gradients of weight and bias, by lane.
-  V d_params[kMaxContexts + 1];
+  // Backward: this chunk's share of the gradients of weight and bias, by lane.
+  double d_params[kMaxContexts + 1][kLanes<S>];
   void (*step)(GateStep&, S*, int, const Run<S>&);
 
   PPCR_HD GateStep(const Problem& p, bool backward)
-      : bins(p.pooling), standard_bins(p.pooling), bias(S(p.bias)), eps(S(p.eps)) {
+      : bins(p.pooling),
+        haar_bins(p.pooling, p.weight),
+        standard(p.pooling.standard),
+        bias(S(p.bias)),
+        eps(S(p.eps)) {
     for (int l = 0; l < bins.contexts(); ++l) {
       weight[l] = S(p.weight[l]);
       weight_mean += weight[l];
     }
     weight_mean /= S(bins.contexts());
-    if (p.pooling.standard)
+    if (standard)
       step = backward ? run_standard<true> : run_standard<false>;
     else
       step = backward ? run_any<true> : run_any<false>;
@@ -55,7 +60,7 @@ struct GateStep {
   template <bool Backward>
   static __attribute__((noinline)) void run_standard(GateStep& self, S* rows, int stride,
                                                      const Run<S>& run) {
-    self.template run_with<Backward>(self.standard_bins, rows, stride, run);
+    self.template run_with<Backward>(self.haar_bins, rows, stride, run);
   }
   template <bool Backward>
   static __attribute__((noinline)) void run_any(GateStep& self, S* rows, int stride,
@@ -93,15 +98,25 @@ struct GateStep {
     }
     if constexpr (Backward) {
       PPCR_UNROLL
-      for (int l = 0; l <= contexts; ++l) d_params[l] = sums_w[l];
+      for (int l = 0; l <= contexts; ++l)
+        for (int lane = 0; lane < kLanes<S>; ++lane) d_params[l][lane] += double(sums_w[l][lane]);
     }
   }
-  PPCR_HD void add_to(double* partial) const {
-    for (int l = 0; l <= bins.contexts(); ++l) {
-      double sum = 0;
-      for (int lane = 0; lane < kLanes<S>; ++lane) sum += double(d_params[l][lane]);
-      partial[l] += sum;
+  PPCR_HD int terms() const { return (standard ? haar_bins.contexts() : bins.contexts()) + 1; }
+  PPCR_HD void begin_chunk() {
+    for (int l = 0; l < terms(); ++l)
+      for (double& share : d_params[l]) share = 0;
+  }
+  PPCR_HD void end_chunk(double* partial) const {
+    double sums[kMaxContexts + 1];
+    for (int l = 0; l < terms(); ++l) {
+      sums[l] = 0;
+      for (const double share : d_params[l]) sums[l] += share;
     }
+    if (standard)
+      haar_bins.expand(sums, partial);
+    else
+      for (int l = 0; l < terms(); ++l) partial[l] = sums[l];
   }
 };
 

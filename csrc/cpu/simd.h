@@ -69,6 +69,11 @@ PPCR_INLINE VU widen_bits(VH h) {
 PPCR_INLINE VH narrow_bits(VU u) {
   return bits_as<VH>(_mm512_maskz_cvtepi32_epi16(0xffff, bits_as<__m512i>(u)));
 }
+PPCR_INLINE VH high_halves(VU u) {  // one permutation in place of a shift and a conversion
+  const VU odd = {0x30001, 0x70005, 0xb0009, 0xf000d, 0x130011, 0x170015, 0x1b0019, 0x1f001d};
+  return bits_as<VH>(_mm512_castsi512_si256(
+      _mm512_maskz_permutexvar_epi16(~0u, bits_as<__m512i>(odd), bits_as<__m512i>(u))));
+}
 #elif PPCR_SIMD_BYTES == 32
 PPCR_INLINE VU widen_bits(VH h) { return bits_as<VU>(_mm256_cvtepu16_epi32(bits_as<__m128i>(h))); }
 PPCR_INLINE VH narrow_bits(VU u) {
@@ -85,12 +90,16 @@ PPCR_INLINE VU widen_bits(VH h) { return __builtin_convertvector(h, VU); }
 PPCR_INLINE VH narrow_bits(VU u) { return __builtin_convertvector(u, VH); }
 #endif
 
+#if PPCR_SIMD_BYTES != 64
+PPCR_INLINE VH high_halves(VU u) { return narrow_bits(u >> 16); }
+#endif
+
 PPCR_INLINE VF widen(VH h, BFloat16) { return bits_as<VF>(widen_bits(h) << 16); }
 
 PPCR_INLINE VH narrow(VF v, BFloat16) {  // round to nearest even; NaN stays NaN
   const VU u = bits_as<VU>(v);
-  const VU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  return narrow_bits(v == v ? rounded : 0x7fc0u + VU{});
+  const VU rounded = u + 0x7fffu + ((u >> 16) & 1u);
+  return high_halves(v == v ? rounded : 0x7fc00000u + VU{});
 }
 
 #if PPCR_SIMD_BYTES == 64
