@@ -23,11 +23,11 @@ struct HaarBins {
   static constexpr PPCR_HD int contexts() { return kContexts; }
   static constexpr PPCR_HD int segments() { return kSegments; }
   // From the sums of dz a, dz b, dz c and dz over all pixels to the gradients of the seven weights
-  // and of the bias.
-  static PPCR_HD void expand(const double* sum, double* gradient) {
-    const double a = sum[0], b = sum[1], c = sum[2];
-    const double all[8] = {0 * a, a, -a, a + b, a - b, c - a, -c - a, sum[3]};
-    for (int l = 0; l < 8; ++l) gradient[l] = all[l];
+  // and of the bias, in the same place.
+  static PPCR_HD void expand(double* d) {
+    const double a = d[0], b = d[1], c = d[2];
+    const double all[8] = {0 * a, a, -a, a + b, a - b, c - a, -c - a, d[3]};
+    for (int l = 0; l < 8; ++l) d[l] = all[l];
   }
 };
 

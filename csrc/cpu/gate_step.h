@@ -35,9 +35,8 @@ struct GateStep {
   S weight[kMaxContexts], bias, eps, weight_mean = 0;
   // Backward: this chunk's share of the gradients of weight and bias, by lane.
   double d_params[kMaxContexts + 1][kLanes<S>];
-  void (*step)(GateStep&, S*, int, const Run<S>&);
 
-  PPCR_HD GateStep(const Problem& p, bool backward)
+  PPCR_HD explicit GateStep(const Problem& p)
       : bins(p.pooling),
         haar_bins(p.pooling, p.weight),
         standard(p.pooling.standard),
@@ -48,27 +47,18 @@ struct GateStep {
       weight_mean += weight[l];
     }
     weight_mean /= S(bins.contexts());
-    if (standard)
-      step = backward ? run_standard<true> : run_standard<false>;
-    else
-      step = backward ? run_any<true> : run_any<false>;
   }
   // rows: the scratch of the tile, `stride` values a row.
-  PPCR_HD void run(S* rows, int stride, const Run<S>& run) { step(*this, rows, stride, run); }
+  template <bool Backward>
+  PPCR_HD void run(S* rows, int stride, const Run<S>& run) {
+    standard ? run_with<Backward>(haar_bins, *this, rows, stride, run)
+             : run_with<Backward>(bins, *this, rows, stride, run);
+  }
 
-  // Two calls a tile are cheap, and keep this code out of every combination of operator and dtype.
-  template <bool Backward>
-  static __attribute__((noinline)) void run_standard(GateStep& self, S* rows, int stride,
-                                                     const Run<S>& run) {
-    self.template run_with<Backward>(self.haar_bins, rows, stride, run);
-  }
-  template <bool Backward>
-  static __attribute__((noinline)) void run_any(GateStep& self, S* rows, int stride,
-                                                const Run<S>& run) {
-    self.template run_with<Backward>(self.bins, rows, stride, run);
-  }
+  // A call a tile is cheap, and keeps this code out of every combination of operator and dtype.
   template <bool Backward, class Bins>
-  PPCR_HD void run_with(const Bins& bins, S* rows, int stride, const Run<S>& run) {
+  static __attribute__((noinline)) void run_with(const Bins& bins, GateStep& self, S* rows,
+                                                 int stride, const Run<S>& run) {
     const int contexts = bins.contexts(), segments = bins.segments();
     S* gate = rows + segments * stride;
     V sums_w[Bins::kContexts + 1];
@@ -82,9 +72,9 @@ struct GateStep {
       PPCR_UNROLL
       for (int k = 0; k < segments; ++k) sums[k] = load(rows + k * stride + at);
       Pixel<V, Bins> pixel;
-      pixel_forward<SimdMath>(bins, sums, weight, bias, eps, pixel);
+      pixel_forward<SimdMath>(bins, sums, self.weight, self.bias, self.eps, pixel);
       if constexpr (Backward) {
-        V dz = pixel_backward(bins, pixel, load(gate + at), weight, weight_mean, sums);
+        V dz = pixel_backward(bins, pixel, load(gate + at), self.weight, self.weight_mean, sums);
         PPCR_UNROLL
         for (int k = 0; k < segments; ++k) store(rows + k * stride + at, sums[k]);
         // Lanes that the neighbouring vector has counted already; where their n is no finite
@@ -99,7 +89,8 @@ struct GateStep {
     if constexpr (Backward) {
       PPCR_UNROLL
       for (int l = 0; l <= contexts; ++l)
-        for (int lane = 0; lane < kLanes<S>; ++lane) d_params[l][lane] += double(sums_w[l][lane]);
+        for (int lane = 0; lane < kLanes<S>; ++lane)
+          self.d_params[l][lane] += double(sums_w[l][lane]);
     }
   }
   PPCR_HD int terms() const { return (standard ? haar_bins.contexts() : bins.contexts()) + 1; }
@@ -108,15 +99,11 @@ struct GateStep {
       for (double& share : d_params[l]) share = 0;
   }
   PPCR_HD void end_chunk(double* partial) const {
-    double sums[kMaxContexts + 1];
     for (int l = 0; l < terms(); ++l) {
-      sums[l] = 0;
-      for (const double share : d_params[l]) sums[l] += share;
+      partial[l] = 0;
+      for (const double share : d_params[l]) partial[l] += share;
     }
-    if (standard)
-      haar_bins.expand(sums, partial);
-    else
-      for (int l = 0; l < terms(); ++l) partial[l] = sums[l];
+    if (standard) haar_bins.expand(partial);
   }
 };
 

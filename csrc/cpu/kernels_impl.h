@@ -22,7 +22,7 @@ PPCR_INLINE void run_tiles(const Problem& p, int64_t begin, int64_t end, GateSte
     tile.load_gate_gradient(p, image * p.pixels + pixel);
     Layout::sum(p, tile);
     const Run<S> pixels = tile.run;  // a copy, so that the tile itself stays in registers
-    gate_step.run(rows, tile.stride, pixels);
+    gate_step.template run<tile.kBackward>(rows, tile.stride, pixels);
     tile.store_gate(p, image * p.pixels + pixel);
     if constexpr (tile.kApply) Layout::apply(p, tile);
   }
@@ -32,7 +32,7 @@ template <Operation operation, Pass pass, class T>
 void run(const Problem& p, int64_t first_chunk, int64_t last_chunk) {
   using S = Acc<T>;
   alignas(64) S rows[kScratchBytes / sizeof(S)];
-  GateStep<S> gate_step(p, is_backward(pass));
+  GateStep<S> gate_step(p);
   const int64_t tiles = p.tiles();
   for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     const int64_t per_chunk = tiles / p.chunks,

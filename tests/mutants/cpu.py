@@ -22,13 +22,20 @@ MUTANTS = (
         "d_params[l][lane] = double(",
     ),
     Mutant("a chunk begins with the shares of the one before", GATE, "share = 0;", ";"),
-    Mutant("only the last lane's share of dweight", GATE, "sums[l] += share;", "sums[l] = share;"),
+    Mutant(
+        "only the last lane's share of dweight", GATE, "partial[l] += share;", "partial[l] = share;"
+    ),
     # the standard levels in three Haar coefficients
     Mutant("weight of a Haar coefficient", HAAR, "w[1] - w[2] + w[3]", "w[1] - w[2] - w[3]"),
     Mutant("variance without the smaller coefficients", HAAR, "(b * b + c * c)", "b * b"),
     Mutant("slope of the half's other segment", HAAR, "4 * w[3 + k]", "4 * w[3 + (k ^ 1)]"),
     Mutant("dx of the half's other segment", HAAR, "slope[2] + a - c", "slope[2] + a + c"),
-    Mutant("gradient of the half's other weight", HAAR, "a + b, a - b", "a - b, a + b"),
+    Mutant(
+        "gradient of the half's other weight",
+        HAAR,
+        "-a, a + b, a - b, c - a",
+        "-a, a - b, a + b, c - a",
+    ),
     Mutant("sum instead of mean of the weights", GATE, "weight_mean /= S(bins.contexts());", ""),
     # what is read and written
     Mutant("ReLU loses a NaN", ELEMENTS, "return v <= 0 ? V{} : v;", "return v > 0 ? v : V{};"),
