@@ -10,11 +10,12 @@ namespace ppcr {
 template <class S>
 struct HaarBins {
   static constexpr int kContexts = 3, kSegments = 4;
-  S inverse;    // 1 / channels
-  S weight[3];  // of a, b and c in the integrated context
-  S slope[4];   // what a segment's channels add to dx where a, b and c are zero, over dz * inv_std
+  S inverse[3];  // 1 / channels, 2 / channels, and that / 7
+  S weight[3];   // of a, b and c in the integrated context
+  S slope[4];    // what a segment's channels add to dx where a, b and c are zero, over dz * inv_std
   PPCR_HD HaarBins(const Pooling& pooling, const double* w)
-      : inverse(S(1) / S(pooling.size[0])),
+      : inverse{S(1) / S(pooling.size[0]), S(2) / S(pooling.size[0]),
+                S(2. / 7) / S(pooling.size[0])},
         weight{S(w[1] - w[2] + w[3] + w[4] - w[5] - w[6]), S(w[3] - w[4]), S(w[5] - w[6])} {
     const double mean = (w[0] + w[1] + w[2] + w[3] + w[4] + w[5] + w[6]) / 7;
     for (int k = 0; k < 4; ++k)
@@ -34,9 +35,9 @@ struct HaarBins {
 template <class Math, class V, class S>
 PPCR_HD void pixel_forward(const HaarBins<S>& bins, const V* sums, const S*, S bias, S eps,
                            Pixel<V, HaarBins<S>>& pixel) {
-  const V a = ((sums[0] + sums[1]) - (sums[2] + sums[3])) * bins.inverse;
-  const V b = (sums[0] - sums[1]) * (S(2) * bins.inverse);
-  const V c = (sums[2] - sums[3]) * (S(2) * bins.inverse);
+  const V a = ((sums[0] + sums[1]) - (sums[2] + sums[3])) * bins.inverse[0];
+  const V b = (sums[0] - sums[1]) * bins.inverse[1];
+  const V c = (sums[2] - sums[3]) * bins.inverse[1];
   pixel.inv_std = Math::inv_sqrt(a * a * S(6. / 7) + (b * b + c * c) * S(2. / 7) + eps);
   pixel.n[0] = a * pixel.inv_std;
   pixel.n[1] = b * pixel.inv_std;
@@ -50,7 +51,7 @@ PPCR_HD V pixel_backward(const HaarBins<S>& bins, const Pixel<V, HaarBins<S>>& p
                          const S*, S, V* dsums) {
   const V dz = dg * pixel.g * (S(1) - pixel.g);
   const V scale = dz * pixel.inv_std;
-  const V z_mean = pixel.z * (bins.inverse * S(2. / 7));
+  const V z_mean = pixel.z * bins.inverse[2];
   const V a = z_mean * pixel.n[0] * S(3), b = z_mean * pixel.n[1] * S(2),
           c = z_mean * pixel.n[2] * S(2);
   dsums[0] = scale * (bins.slope[0] - a - b);

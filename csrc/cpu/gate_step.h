@@ -62,6 +62,8 @@ struct GateStep {
     const int contexts = bins.contexts(), segments = bins.segments();
     S* gate = rows + segments * stride;
     V sums_w[Bins::kContexts + 1];
+    V index;
+    for (int lane = 0; lane < kLanes<S>; ++lane) index[lane] = S(lane);
     if constexpr (Backward) {
       PPCR_UNROLL
       for (int l = 0; l <= contexts; ++l) sums_w[l] = V{};
@@ -79,7 +81,7 @@ struct GateStep {
         for (int k = 0; k < segments; ++k) store(rows + k * stride + at, sums[k]);
         // Lanes that the neighbouring vector has counted already; where their n is no finite
         // number, it was NaN there as well.
-        for (int lane = 0; lane < at - run.offset(i); ++lane) dz[lane] = 0;
+        dz = index < S(at - run.offset(i)) + V{} ? V{} : dz;
         PPCR_UNROLL
         for (int l = 0; l < contexts; ++l) sums_w[l] = sums_w[l] + dz * pixel.n[l];
         sums_w[contexts] = sums_w[contexts] + dz;

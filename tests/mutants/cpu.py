@@ -14,7 +14,7 @@ MUTANTS = (
         "count > kLanes<S> ? count - kLanes<S>",
         "count > kLanes<S> ? (vectors - 1) * kLanes<S>",
     ),
-    Mutant("lanes counted twice", GATE, "dz[lane] = 0;", ";"),
+    Mutant("lanes counted twice", GATE, "dz = index < S(at - run.offset(i)) + V{} ? V{} : dz;", ""),
     Mutant(
         "only the last tile's share of dweight",
         GATE,
