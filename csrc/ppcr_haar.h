@@ -17,9 +17,11 @@ struct HaarBins {
       : inverse{S(1) / S(pooling.size[0]), S(2) / S(pooling.size[0]),
                 S(2. / 7) / S(pooling.size[0])},
         weight{S(w[1] - w[2] + w[3] + w[4] - w[5] - w[6]), S(w[3] - w[4]), S(w[5] - w[6])} {
-    const double mean = (w[0] + w[1] + w[2] + w[3] + w[4] + w[5] + w[6]) / 7;
-    for (int k = 0; k < 4; ++k)
-      slope[k] = S((w[0] + 2 * w[1 + k / 2] + 4 * w[3 + k] - 7 * mean) / double(pooling.size[0]));
+    const double sum = w[0] + w[1] + w[2] + w[3] + w[4] + w[5] + w[6];
+    for (int k = 0; k < 4; ++k) {
+      const double half = w[1 + k / 2] + w[3 + k];
+      slope[k] = S((w[0] + half + half + w[3 + k] + w[3 + k] - sum) / double(pooling.size[0]));
+    }
   }
   static constexpr PPCR_HD int contexts() { return kContexts; }
   static constexpr PPCR_HD int segments() { return kSegments; }
@@ -27,7 +29,7 @@ struct HaarBins {
   // and of the bias, in the same place.
   static PPCR_HD void expand(double* d) {
     const double a = d[0], b = d[1], c = d[2];
-    const double all[8] = {0 * a, a, -a, a + b, a - b, c - a, -c - a, d[3]};
+    const double all[8] = {a - a, a, -a, a + b, a - b, c - a, -c - a, d[3]};
     for (int l = 0; l < 8; ++l) d[l] = all[l];
   }
 };

@@ -28,7 +28,12 @@ MUTANTS = (
     # the standard levels in three Haar coefficients
     Mutant("weight of a Haar coefficient", HAAR, "w[1] - w[2] + w[3]", "w[1] - w[2] - w[3]"),
     Mutant("variance without the smaller coefficients", HAAR, "(b * b + c * c)", "b * b"),
-    Mutant("slope of the half's other segment", HAAR, "4 * w[3 + k]", "4 * w[3 + (k ^ 1)]"),
+    Mutant(
+        "slope of the half's other segment",
+        HAAR,
+        "w[1 + k / 2] + w[3 + k]",
+        "w[1 + k / 2] + w[3 + (k ^ 1)]",
+    ),
     Mutant("dx of the half's other segment", HAAR, "slope[2] + a - c", "slope[2] + a + c"),
     Mutant(
         "gradient of the half's other weight",
