@@ -14,12 +14,10 @@
 namespace ppcr {
 
 // Levels (1, 2, 4) over four equal segments: every bound is known at compile time.
-// FirstIsMean: the first context is taken for the mean of all, which is exact but for rounding.
-template <class S, bool FirstIsMean = false>
+template <class S>
 struct StandardBins {
   static constexpr bool kStandard = true;
   static constexpr int kContexts = 7, kSegments = 4;
-  static constexpr bool kFirstIsMean = FirstIsMean;
   S inverse[3];  // 1 / |bin| of each level
   PPCR_HD explicit StandardBins(const Pooling& pooling)
       : inverse{S(1) / S(pooling.size[0]), S(1) / S(pooling.size[1]), S(1) / S(pooling.size[3])} {}
@@ -35,7 +33,6 @@ template <class S>
 struct AnyBins {
   static constexpr bool kStandard = false;
   static constexpr int kContexts = kMaxContexts, kSegments = kMaxSegments;
-  static constexpr bool kFirstIsMean = false;
   int l_count, k_count;
   uint8_t begin[kMaxContexts], end[kMaxContexts];
   S inverse[kMaxContexts];
@@ -79,7 +76,7 @@ PPCR_HD void pixel_forward(const Bins& bins, const V* sums, const S* weight, S b
     t = t * bins.inverse_size(l);
     if (l == 0) pivot = t;
     pixel.n[l] = t - pivot;
-    if constexpr (!Bins::kFirstIsMean) mean = mean + pixel.n[l];
+    mean = mean + pixel.n[l];
   }
   mean = mean * inverse_contexts;
   V variance{};

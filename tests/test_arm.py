@@ -31,7 +31,7 @@ INSTRUCTIONS = {
     "half_to_float": r"\bfcvtl\s+v\d+\.4s",
     "float_to_half": r"\bfcvtn\s+v\d+\.4h",
     "bfloat16_to_float": r"\bu(?:xtl|shll)\s+v\d+\.4s",
-    "float_to_bfloat16": r"\bxtn\s+v\d+\.4h",
+    "float_to_bfloat16": r"\bshrn\s+v\d+\.4h",
     "multiply_add_float": r"\bfmla\s+v\d+\.4s",
     "multiply_add_double": r"\bfmla\s+v\d+\.2d",
     "square_root_float": r"\bfsqrt\s+v\d+\.4s",

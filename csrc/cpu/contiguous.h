@@ -11,16 +11,15 @@ template <int ROWS, bool Partial, class Tile, class S>
 PPCR_INLINE void add_rows(const Tile& tile, int64_t at, int64_t row_stride, S* sums, bool first,
                           bool first_dot, bool prefetch) {
   using V = typename VectorOf<S>::type;
-  const Run<S>& run = tile.run;
-  for (int i = 0; i < run.vectors; ++i) {
+  const int last = tile.run.vectors - 1;
+  const auto add = [&](int64_t from, int slot) __attribute__((always_inline)) {
     V v[ROWS], d[ROWS];
     PPCR_UNROLL
-    for (int r = 0; r < ROWS; ++r) {
-      const int64_t from = at + r * row_stride + run.offset(i);
-      v[r] = load_run<Partial>(tile.x + from, run.count);
+    for (int r = 0; r < ROWS; ++r, from += row_stride) {
+      v[r] = load_run<Partial>(tile.x + from, tile.run.count);
       if constexpr (Tile::kApply)
         if (prefetch) __builtin_prefetch(tile.out + from, 1);
-      if constexpr (Tile::kDot) d[r] = v[r] * tile.template gradient<Partial>(from, run.count);
+      if constexpr (Tile::kDot) d[r] = v[r] * tile.template gradient<Partial>(from, tile.run.count);
     }
     PPCR_UNROLL
     for (int half = ROWS / 2; half; half /= 2) {
@@ -30,13 +29,15 @@ PPCR_INLINE void add_rows(const Tile& tile, int64_t at, int64_t row_stride, S* s
         if constexpr (Tile::kDot) d[r] = d[r] + d[r + half];
       }
     }
-    S* sum = sums + i * kLanes<S>;
+    S* sum = sums + slot;
     store(sum, first ? v[0] : load(sum) + v[0]);
     if constexpr (Tile::kDot) {
-      S* dot = tile.gates() + i * kLanes<S>;
+      S* dot = tile.gates() + slot;
       store(dot, first_dot ? d[0] : load(dot) + d[0]);
     }
-  }
+  };
+  for (int i = 0; i < last * kLanes<S>; i += kLanes<S>) add(at + i, i);
+  add(at + tile.run.last, last * kLanes<S>);
 }
 
 // Sums channels begin .. end-1 row after row in memory order, a small plane in N registers.
@@ -82,21 +83,20 @@ PPCR_INLINE void lay_out(S* row, const Run<S>& run, bool wrap) {
 // cache lines takes as long as two.
 template <class Tile, class S>
 PPCR_INLINE void apply_span(const Tile& tile, int64_t at, int64_t length, const S* gate,
-                            const S* shift, int period) {
+                            const S* shift, int64_t period) {
   constexpr int W = kLanes<S>, bytes = W * static_cast<int>(sizeof(*tile.out));
-  const int step = W % period;
-  int64_t i = 0;
-  int pixel = 0;
+  const int64_t step = W % period, last = length - W;
+  int64_t i = 0, pixel = 0;
   if constexpr (kMaskedStores) {
     const int over =
         static_cast<int>(reinterpret_cast<uintptr_t>(tile.out + at) % bytes) * W / bytes;
     if (over) {
       i = W - over < length ? W - over : length;
       tile.template apply<true>(at, static_cast<int>(i), load(gate), load(shift));
-      pixel = static_cast<int>(i) % period;
+      pixel = i % period;
     }
   }
-  for (; i + W <= length; i += W) {
+  for (; i <= last; i += W) {
     tile.template apply<false>(at + i, W, load(gate + pixel), load(shift + pixel));
     pixel += step;
     if (pixel >= period) pixel -= period;
@@ -106,8 +106,8 @@ PPCR_INLINE void apply_span(const Tile& tile, int64_t at, int64_t length, const 
     tile.template apply<true>(at + i, static_cast<int>(length - i), load(gate + pixel),
                               load(shift + pixel));
   } else {  // the last vector overlaps the one before it
-    pixel = static_cast<int>((length - W) % period);
-    tile.template apply<false>(at + length - W, W, load(gate + pixel), load(shift + pixel));
+    pixel = last % period;
+    tile.template apply<false>(at + last, W, load(gate + pixel), load(shift + pixel));
   }
 }
 

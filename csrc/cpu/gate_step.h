@@ -1,6 +1,6 @@
 // The gates of a tile: the mathematics of ppcr_pixel.h, a SIMD vector of pixels at a time.
 #pragma once
-#include "../ppcr_pixel.h"
+#include "../ppcr_haar.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -30,43 +30,40 @@ template <class S>
 struct GateStep {
   using V = typename VectorOf<S>::type;
   AnyBins<S> bins;
-  StandardBins<S, true> standard_bins;
+  HaarBins<S> haar_bins;
+  bool standard;
   S weight[kMaxContexts], bias, eps, weight_mean = 0;
-  // Backward: this tile's share of the gradients of weight and bias, by lane.
-  V d_params[kMaxContexts + 1];
-  void (*step)(GateStep&, S*, int, const Run<S>&);
+  // Backward: this chunk's share of the gradients of weight and bias, by lane.
+  double d_params[kMaxContexts + 1][kLanes<S>];
 
-  PPCR_HD GateStep(const Problem& p, bool backward)
-      : bins(p.pooling), standard_bins(p.pooling), bias(S(p.bias)), eps(S(p.eps)) {
+  PPCR_HD explicit GateStep(const Problem& p)
+      : bins(p.pooling),
+        haar_bins(p.pooling, p.weight),
+        standard(p.pooling.standard),
+        bias(S(p.bias)),
+        eps(S(p.eps)) {
     for (int l = 0; l < bins.contexts(); ++l) {
       weight[l] = S(p.weight[l]);
       weight_mean += weight[l];
     }
     weight_mean /= S(bins.contexts());
-    if (p.pooling.standard)
-      step = backward ? run_standard<true> : run_standard<false>;
-    else
-      step = backward ? run_any<true> : run_any<false>;
   }
   // rows: the scratch of the tile, `stride` values a row.
-  PPCR_HD void run(S* rows, int stride, const Run<S>& run) { step(*this, rows, stride, run); }
+  template <bool Backward>
+  PPCR_HD void run(S* rows, int stride, const Run<S>& run) {
+    standard ? run_with<Backward>(haar_bins, *this, rows, stride, run)
+             : run_with<Backward>(bins, *this, rows, stride, run);
+  }
 
-  // Two calls a tile are cheap, and keep this code out of every combination of operator and dtype.
-  template <bool Backward>
-  static __attribute__((noinline)) void run_standard(GateStep& self, S* rows, int stride,
-                                                     const Run<S>& run) {
-    self.template run_with<Backward>(self.standard_bins, rows, stride, run);
-  }
-  template <bool Backward>
-  static __attribute__((noinline)) void run_any(GateStep& self, S* rows, int stride,
-                                                const Run<S>& run) {
-    self.template run_with<Backward>(self.bins, rows, stride, run);
-  }
+  // A call a tile is cheap, and keeps this code out of every combination of operator and dtype.
   template <bool Backward, class Bins>
-  PPCR_HD void run_with(const Bins& bins, S* rows, int stride, const Run<S>& run) {
+  static __attribute__((noinline)) void run_with(const Bins& bins, GateStep& self, S* rows,
+                                                 int stride, const Run<S>& run) {
     const int contexts = bins.contexts(), segments = bins.segments();
     S* gate = rows + segments * stride;
     V sums_w[Bins::kContexts + 1];
+    V index;
+    for (int lane = 0; lane < kLanes<S>; ++lane) index[lane] = S(lane);
     if constexpr (Backward) {
       PPCR_UNROLL
       for (int l = 0; l <= contexts; ++l) sums_w[l] = V{};
@@ -77,14 +74,14 @@ struct GateStep {
       PPCR_UNROLL
       for (int k = 0; k < segments; ++k) sums[k] = load(rows + k * stride + at);
       Pixel<V, Bins> pixel;
-      pixel_forward<SimdMath>(bins, sums, weight, bias, eps, pixel);
+      pixel_forward<SimdMath>(bins, sums, self.weight, self.bias, self.eps, pixel);
       if constexpr (Backward) {
-        V dz = pixel_backward(bins, pixel, load(gate + at), weight, weight_mean, sums);
+        V dz = pixel_backward(bins, pixel, load(gate + at), self.weight, self.weight_mean, sums);
         PPCR_UNROLL
         for (int k = 0; k < segments; ++k) store(rows + k * stride + at, sums[k]);
         // Lanes that the neighbouring vector has counted already; where their n is no finite
         // number, it was NaN there as well.
-        for (int lane = 0; lane < at - run.offset(i); ++lane) dz[lane] = 0;
+        dz = index < S(at - run.offset(i)) + V{} ? V{} : dz;
         PPCR_UNROLL
         for (int l = 0; l < contexts; ++l) sums_w[l] = sums_w[l] + dz * pixel.n[l];
         sums_w[contexts] = sums_w[contexts] + dz;
@@ -93,15 +90,22 @@ struct GateStep {
     }
     if constexpr (Backward) {
       PPCR_UNROLL
-      for (int l = 0; l <= contexts; ++l) d_params[l] = sums_w[l];
+      for (int l = 0; l <= contexts; ++l)
+        for (int lane = 0; lane < kLanes<S>; ++lane)
+          self.d_params[l][lane] += double(sums_w[l][lane]);
     }
   }
-  PPCR_HD void add_to(double* partial) const {
-    for (int l = 0; l <= bins.contexts(); ++l) {
-      double sum = 0;
-      for (int lane = 0; lane < kLanes<S>; ++lane) sum += double(d_params[l][lane]);
-      partial[l] += sum;
+  PPCR_HD int terms() const { return (standard ? haar_bins.contexts() : bins.contexts()) + 1; }
+  PPCR_HD void begin_chunk() {
+    for (int l = 0; l < terms(); ++l)
+      for (double& share : d_params[l]) share = 0;
+  }
+  PPCR_HD void end_chunk(double* partial) const {
+    for (int l = 0; l < terms(); ++l) {
+      partial[l] = 0;
+      for (const double share : d_params[l]) partial[l] += share;
     }
+    if (standard) haar_bins.expand(partial);
   }
 };
 

@@ -13,7 +13,7 @@ namespace PPCR_CAPABILITY {
 // Layout: how a tile is summed and applied.
 template <class Layout, class S>
 PPCR_INLINE void run_tiles(const Problem& p, int64_t begin, int64_t end, GateStep<S>& gate_step,
-                           S* rows, double* partial) {
+                           S* rows) {
   for (int64_t i = begin; i < end; ++i) {
     const int64_t image = i / p.tiles_per_image, in_image = i % p.tiles_per_image,
                   pixel = in_image * p.tile_pixels;
@@ -22,9 +22,8 @@ PPCR_INLINE void run_tiles(const Problem& p, int64_t begin, int64_t end, GateSte
     tile.load_gate_gradient(p, image * p.pixels + pixel);
     Layout::sum(p, tile);
     const Run<S> pixels = tile.run;  // a copy, so that the tile itself stays in registers
-    gate_step.run(rows, tile.stride, pixels);
+    gate_step.template run<tile.kBackward>(rows, tile.stride, pixels);
     tile.store_gate(p, image * p.pixels + pixel);
-    if constexpr (tile.kBackward) gate_step.add_to(partial);
     if constexpr (tile.kApply) Layout::apply(p, tile);
   }
 }
@@ -33,19 +32,20 @@ template <Operation operation, Pass pass, class T>
 void run(const Problem& p, int64_t first_chunk, int64_t last_chunk) {
   using S = Acc<T>;
   alignas(64) S rows[kScratchBytes / sizeof(S)];
-  GateStep<S> gate_step(p, is_backward(pass));
+  GateStep<S> gate_step(p);
   const int64_t tiles = p.tiles();
   for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     const int64_t per_chunk = tiles / p.chunks,
                   longer = tiles % p.chunks;  // the first `longer` chunks hold one tile more
     const int64_t begin = chunk * per_chunk + (chunk < longer ? chunk : longer);
     const int64_t end = begin + per_chunk + (chunk < longer ? 1 : 0);
-    double* const partial =
-        is_backward(pass) ? p.partial + chunk * (p.pooling.contexts + 1) : nullptr;
+    if constexpr (is_backward(pass)) gate_step.begin_chunk();
     if (p.channels_last)
-      run_tiles<ChannelsLast<operation, pass, T>>(p, begin, end, gate_step, rows, partial);
+      run_tiles<ChannelsLast<operation, pass, T>>(p, begin, end, gate_step, rows);
     else
-      run_tiles<Contiguous<operation, pass, T>>(p, begin, end, gate_step, rows, partial);
+      run_tiles<Contiguous<operation, pass, T>>(p, begin, end, gate_step, rows);
+    if constexpr (is_backward(pass))
+      gate_step.end_chunk(p.partial + chunk * (p.pooling.contexts + 1));
   }
 }
 

@@ -66,13 +66,15 @@ PPCR_INLINE V load_unaligned(const P* p) {
 PPCR_INLINE VU widen_bits(VH h) {
   return bits_as<VU>(_mm512_maskz_cvtepu16_epi32(0xffff, bits_as<__m256i>(h)));
 }
-PPCR_INLINE VH narrow_bits(VU u) {
-  return bits_as<VH>(_mm512_maskz_cvtepi32_epi16(0xffff, bits_as<__m512i>(u)));
+PPCR_INLINE VH high_halves(VU u) {  // one permutation in place of a shift and a conversion
+  const VU odd = {0x30001, 0x70005, 0xb0009, 0xf000d, 0x130011, 0x170015, 0x1b0019, 0x1f001d};
+  return bits_as<VH>(_mm512_castsi512_si256(
+      _mm512_maskz_permutexvar_epi16(~0u, bits_as<__m512i>(odd), bits_as<__m512i>(u))));
 }
 #elif PPCR_SIMD_BYTES == 32
 PPCR_INLINE VU widen_bits(VH h) { return bits_as<VU>(_mm256_cvtepu16_epi32(bits_as<__m128i>(h))); }
-PPCR_INLINE VH narrow_bits(VU u) {
-  const __m256i v = bits_as<__m256i>(u);
+PPCR_INLINE VH high_halves(VU u) {
+  const __m256i v = bits_as<__m256i>(u >> 16);
   return bits_as<VH>(
       _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(v, v), 0x08)));
 }
@@ -82,15 +84,15 @@ PPCR_INLINE VU widen_bits(VH h) { return bits_as<VU>(vmovl_u16(bits_as<uint16x4_
 #else
 PPCR_INLINE VU widen_bits(VH h) { return __builtin_convertvector(h, VU); }
 #endif
-PPCR_INLINE VH narrow_bits(VU u) { return __builtin_convertvector(u, VH); }
+PPCR_INLINE VH high_halves(VU u) { return __builtin_convertvector(u >> 16, VH); }
 #endif
 
 PPCR_INLINE VF widen(VH h, BFloat16) { return bits_as<VF>(widen_bits(h) << 16); }
 
 PPCR_INLINE VH narrow(VF v, BFloat16) {  // round to nearest even; NaN stays NaN
   const VU u = bits_as<VU>(v);
-  const VU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  return narrow_bits(v == v ? rounded : 0x7fc0u + VU{});
+  const VU rounded = u + 0x7fffu + ((u >> 16) & 1u);
+  return high_halves(v == v ? rounded : 0x7fc00000u + VU{});
 }
 
 #if PPCR_SIMD_BYTES == 64
@@ -133,7 +135,7 @@ PPCR_INLINE VH narrow(VF v, Half) {  // round to nearest even, subnormals and ov
            is_normal = ~(is_nan | is_inf | is_subnormal);
   const VU bits =
       (0x7e00u & is_nan) | (0x7c00u & is_inf) | (subnormal & is_subnormal) | (normal & is_normal);
-  return narrow_bits(bits | ((u >> 16) & 0x8000u));
+  return __builtin_convertvector(bits | ((u >> 16) & 0x8000u), VH);
 }
 #endif
 

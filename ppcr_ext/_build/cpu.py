@@ -56,7 +56,8 @@ def host_compiler() -> list[str]:
 
 def compiler_flags() -> list[str]:
     """Flags for every C++ file."""
-    optimize = ["-O0", "-g"] if is_debug() else ["-O3", "-g0"]
+    # A loop of a few instructions takes up to a fifth longer where it straddles cache lines.
+    optimize = ["-O0", "-g"] if is_debug() else ["-O3", "-g0", "-falign-loops=32"]
     # Enough for the headers of the stable ABI, also where PyTorch compiles extensions as C++20.
     standard = ["-std=c++17", "-fvisibility=hidden"]
     return [*standard, *optimize, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DTORCH_STABLE_ONLY"]

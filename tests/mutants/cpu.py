@@ -3,7 +3,7 @@
 from . import Mutant
 
 KERNELS, GATE, ELEMENTS = "cpu/kernels_impl.h", "cpu/gate_step.h", "cpu/elements.h"
-CONTIGUOUS, CHANNELS_LAST = "cpu/contiguous.h", "cpu/channels_last.h"
+HAAR, CONTIGUOUS, CHANNELS_LAST = "ppcr_haar.h", "cpu/contiguous.h", "cpu/channels_last.h"
 SIMD, PLAN = "cpu/simd.h", "cpu/plan.cpp"
 
 MUTANTS = (
@@ -14,9 +14,32 @@ MUTANTS = (
         "count > kLanes<S> ? count - kLanes<S>",
         "count > kLanes<S> ? (vectors - 1) * kLanes<S>",
     ),
-    Mutant("lanes counted twice", GATE, "dz[lane] = 0;", ";"),
+    Mutant("lanes counted twice", GATE, "dz = index < S(at - run.offset(i)) + V{} ? V{} : dz;", ""),
     Mutant(
-        "only the last tile's share of dweight", GATE, "partial[l] += sum;", "partial[l] = sum;"
+        "only the last tile's share of dweight",
+        GATE,
+        "d_params[l][lane] += double(",
+        "d_params[l][lane] = double(",
+    ),
+    Mutant("a chunk begins with the shares of the one before", GATE, "share = 0;", ";"),
+    Mutant(
+        "only the last lane's share of dweight", GATE, "partial[l] += share;", "partial[l] = share;"
+    ),
+    # the standard levels in three Haar coefficients
+    Mutant("weight of a Haar coefficient", HAAR, "w[1] - w[2] + w[3]", "w[1] - w[2] - w[3]"),
+    Mutant("variance without the smaller coefficients", HAAR, "(b * b + c * c)", "b * b"),
+    Mutant(
+        "slope of the half's other segment",
+        HAAR,
+        "w[1 + k / 2] + w[3 + k]",
+        "w[1 + k / 2] + w[3 + (k ^ 1)]",
+    ),
+    Mutant("dx of the half's other segment", HAAR, "slope[2] + a - c", "slope[2] + a + c"),
+    Mutant(
+        "gradient of the half's other weight",
+        HAAR,
+        "-a, a + b, a - b, c - a",
+        "-a, a - b, a + b, c - a",
     ),
     Mutant("sum instead of mean of the weights", GATE, "weight_mean /= S(bins.contexts());", ""),
     # what is read and written
@@ -34,6 +57,34 @@ MUTANTS = (
         "for (; c < end; ++c) add_rows<1",
         "for (; c < end - 1; ++c) add_rows<1",
         sample=True,
+    ),
+    Mutant(
+        "first block of a row lost",
+        CONTIGUOUS,
+        "for (int i = 0; i < last * kLanes<S>;",
+        "for (int i = last ? kLanes<S> : 0; i < last * kLanes<S>;",
+    ),
+    Mutant(
+        "last block of a row lost", CONTIGUOUS, "add(at + tile.run.last, last * kLanes<S>);", ""
+    ),
+    Mutant(
+        "last block of a row where it would not overlap",
+        CONTIGUOUS,
+        "add(at + tile.run.last, last",
+        "add(at + last * kLanes<S>, last",
+        tests="sanitize",
+    ),
+    Mutant(
+        "stale shift: that of the segment before",
+        CONTIGUOUS,
+        "length, tile.gates(), tile.row(k),",
+        "length, tile.gates(), tile.row(k ? k - 1 : 0),",
+    ),
+    Mutant(
+        "stale gate: that of the first pixels",
+        CONTIGUOUS,
+        "apply<false>(at + i, W, load(gate + pixel)",
+        "apply<false>(at + i, W, load(gate)",
     ),
     Mutant("sums not added up", CONTIGUOUS, "first ? v[0] : load(sum) + v[0]", "v[0]"),
     Mutant(
@@ -58,7 +109,7 @@ MUTANTS = (
     Mutant(
         "last vector of a span takes the wrong gates",
         CONTIGUOUS,
-        "pixel = static_cast<int>((length - W) % period);",
+        "pixel = last % period;",
         "pixel = 0;",
     ),
     Mutant(
@@ -191,16 +242,36 @@ MUTANTS = (
         "p.tiles_per_image ? p.tile_pixels : p.tile_pixels",
     ),
     Mutant("tile larger than the scratch", PLAN, "longest = most;", "longest = 1 << 20;"),
+    Mutant(
+        "tile as long as its cache",
+        PLAN,
+        "if (tile > longest) tile = longest;",
+        "",
+        tests="sanitize",
+    ),
+    Mutant(
+        "tile rounded up beyond the scratch",
+        PLAN,
+        "capacity / rows - 2 * unit",
+        "capacity / rows + unit",
+        tests="sanitize",
+    ),
+    Mutant("last tile lost", PLAN, "++count;", "--count;"),
+    Mutant("last tile counted twice", PLAN, "++count;", "count += 2;", tests="sanitize"),
+    Mutant(
+        "tiles that overlap",
+        KERNELS,
+        "pixel = in_image * p.tile_pixels;",
+        "pixel = in_image * (p.tile_pixels - 1);",
+    ),
     Mutant("tail of pixels dropped", PLAN, "|| (p.channels_last && p.pixels > count * tile)", ""),
     # SIMD
-    Mutant(
-        "bfloat16 truncated", SIMD, "(u + 0x7fffu + ((u >> 16) & 1u)) >> 16", "u >> 16", sample=True
-    ),
+    Mutant("bfloat16 truncated", SIMD, "u + 0x7fffu + ((u >> 16) & 1u)", "u", sample=True),
     Mutant(
         "NaN of bfloat16 rounded like a number",
         SIMD,
-        "narrow_bits(v == v ? rounded : 0x7fc0u + VU{})",
-        "narrow_bits(rounded)",
+        "high_halves(v == v ? rounded : 0x7fc00000u + VU{})",
+        "high_halves(rounded)",
     ),
     Mutant("sigmoid of a very large z", SIMD, "v = v < -87.f ? -87.f + VF{} : v;", ""),
     Mutant("sigmoid of a very small z", SIMD, "v = v > 89.f ? 89.f + VF{} : v;", ""),

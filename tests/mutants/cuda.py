@@ -10,9 +10,23 @@ BLOCK, TILE = "cuda/contiguous_pipelined.cuh", "cuda/tile.h"
 REGISTERS, SHARED = "cuda/channels_last_registers.cuh", "cuda/channels_last_shared.cuh"
 COMMON, FINISH = "cuda/device_common.cuh", "cuda/finish_kernels.cuh"
 PLAN, UNITS = "cuda/plan_contiguous.h", "cuda/units.h"
+PIXEL = "ppcr_pixel.h"
 BIG = "more_than_2"
 
 MUTANTS = (
+    # the pixel mathematics of four equal segments, which the CPU has in another form
+    Mutant(
+        "wrong bin edge, standard levels",
+        PIXEL,
+        "l < 3 ? 2 * (l - 1) : l - 3",
+        "l < 3 ? l - 1 : l - 3",
+    ),
+    Mutant(
+        "wrong bin size, standard levels",
+        PIXEL,
+        "inverse[l == 0 ? 0 : l < 3 ? 1 : 2]",
+        "inverse[l == 0 ? 0 : 1]",
+    ),
     # barriers
     Mutant(
         "missing barrier before the row sums",

@@ -51,18 +51,6 @@ MUTANTS = (
         "for (int k = first + 1; k < last - 1; ++k) t",
     ),
     Mutant(
-        "wrong bin edge, standard levels",
-        PIXEL,
-        "l < 3 ? 2 * (l - 1) : l - 3",
-        "l < 3 ? l - 1 : l - 3",
-    ),
-    Mutant(
-        "wrong bin size, standard levels",
-        PIXEL,
-        "inverse[l == 0 ? 0 : l < 3 ? 1 : 2]",
-        "inverse[l == 0 ? 0 : 1]",
-    ),
-    Mutant(
         "inverse standard deviation squared",
         PIXEL,
         "const V scale = dz * pixel.inv_std;",
