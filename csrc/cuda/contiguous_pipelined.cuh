@@ -248,7 +248,11 @@ struct ContiguousBlock {
     return slots_of<T, V>(slots, index, STEPS);
   }
 
-  // Nobody sends to a block before it has begun.
+  // Nobody sends to a block before it has begun: the fence and the cluster's barrier show the
+  // others what was initialized. The copies under way write the slots alone, so that it needs no
+  // order with them. Behind the first ones; behind all loads to registers, since nvcc moves a
+  // loaded register at the branch and would wait for it there.
+  static constexpr int kBeginsBehind = (kStagedTensors > 0 ? kBatch : STEPS) - 1;
   PPCR_DEVICE void begin() const {
     if (tile.cluster == 1) return;
     if (threadIdx.x == 0) init_barriers(barriers);

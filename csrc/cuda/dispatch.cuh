@@ -96,8 +96,11 @@ class Dispatch {
     constexpr bool kMore = sizeof(T) < 8 && OP != Operation::kGate;
     constexpr int kFewest = V == 1 && kMore ? 16 : 8;
     if (plan_.steps == kFewest) start_contiguous<OP, Bins, V, kFewest>();
-    if constexpr (V > 1 && kMore && Bins::kStandard) {
+    if constexpr (V == kVector && kMore && Bins::kStandard) {
       if (plan_.steps == 13) start_contiguous<OP, Bins, V, 13>();
+      if constexpr (sizeof(T) == 4) {
+        if (plan_.steps == 26) start_contiguous<OP, Bins, V, 26>();
+      }
     }
   }
 
@@ -106,10 +109,11 @@ class Dispatch {
     const ContiguousArguments<T, Bins> arguments{
         typed<T>(operands_), plan_.tile, units_of<Bins>(*workload_.pooling, plan_.unit_count),
         Bins(*workload_.pooling)};
-    if (workload_.backward())
-      start("contiguous_pipelined_backward", contiguous_pipelined_backward<T, V, STEPS, Bins, OP>,
-            arguments);
-    else
+    if (workload_.backward()) {
+      if constexpr (STEPS < 26)
+        start("contiguous_pipelined_backward", contiguous_pipelined_backward<T, V, STEPS, Bins, OP>,
+              arguments);
+    } else
       start("contiguous_pipelined_forward", contiguous_pipelined_forward<T, V, STEPS, Bins, OP>,
             arguments);
   }

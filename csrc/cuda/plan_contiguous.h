@@ -13,11 +13,14 @@ namespace ppcr::cuda {
 constexpr int64_t kMaxTiles = 1 << 30;
 
 // Vectors per thread for which the contiguous kernels are compiled. Standard bins: 8 keeps four
-// blocks on a multiprocessor, 13 holds the tiles of 14x14 and 7x7 images in three.
+// blocks on a multiprocessor, 13 holds the tiles of 14x14 and 7x7 images in three, 26 a 14x14 image
+// of float32 in one.
 inline std::vector<int> step_choices(const Workload& workload, int vector) {
   if (workload.is_gate() || workload.element_size == 8) return {8};
   if (vector == 1) return {16};
-  return workload.pooling->standard ? std::vector<int>{8, 13} : std::vector<int>{8};
+  if (!workload.pooling->standard || vector * workload.element_size < kSlotBytes) return {8};
+  if (workload.element_size == 4 && !workload.backward()) return {8, 13, 26};
+  return {8, 13};
 }
 
 // The grid. Blocks that start one after the other, each for a tile or two, share the work evenly
@@ -161,7 +164,7 @@ inline double score_contiguous(const Workload& workload, const DeviceLimits& dev
                         workload.operation, workload.pass);
   const int by_memory = (device.shared_bytes + 1024) / (plan.shared_bytes + 1024);
   const int resident = std::max(1, std::min(by_registers, by_memory));
-  const double company = resident > 1 ? 1 : 0.88;
+  const double company = resident > 1 ? 1 : plan.steps > 13 ? 0.97 : 0.88;  // 26: loads of two
 
   // Small tensors: every multiprocessor should have a block.
   const double busy = std::min(1., double(tile.tiles) * tile.cluster / device.multiprocessors);
@@ -190,6 +193,8 @@ inline Plan plan_contiguous(const Workload& workload, const DeviceLimits& device
         if (!allows(forced.cluster, cluster) || !allows(forced.groups, groups)) continue;
         for (const int steps : choices) {
           if (!allows(forced.steps, steps)) continue;
+          // One block on a multiprocessor only where a cluster would not hold the tile else.
+          if (forced.steps == 0 && steps > 13 && cluster < kMaxCluster) continue;
           Plan plan;
           plan.vector = vector;
           plan.steps = steps;
