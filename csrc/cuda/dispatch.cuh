@@ -85,9 +85,8 @@ class Dispatch {
   template <Operation OP, class Bins>
   void choose_contiguous_vector() {
     if (plan_.vector == kVector) choose_contiguous_steps<OP, Bins, kVector>();
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(T) == 2)
       if (plan_.vector == 4) choose_contiguous_steps<OP, Bins, 4>();
-    }
     if (plan_.vector == 1) choose_contiguous_steps<OP, Bins, 1>();
   }
 
@@ -98,9 +97,8 @@ class Dispatch {
     if (plan_.steps == kFewest) start_contiguous<OP, Bins, V, kFewest>();
     if constexpr (V == kVector && kMore && Bins::kStandard) {
       if (plan_.steps == 13) start_contiguous<OP, Bins, V, 13>();
-      if constexpr (sizeof(T) == 4) {
+      if constexpr (sizeof(T) == 4)
         if (plan_.steps == 26) start_contiguous<OP, Bins, V, 26>();
-      }
     }
   }
 
@@ -109,12 +107,11 @@ class Dispatch {
     const ContiguousArguments<T, Bins> arguments{
         typed<T>(operands_), plan_.tile, units_of<Bins>(*workload_.pooling, plan_.unit_count),
         Bins(*workload_.pooling)};
-    if (workload_.backward()) {
-      if constexpr (STEPS < 26)
-        start("contiguous_pipelined_backward", contiguous_pipelined_backward<T, V, STEPS, Bins, OP>,
-              arguments);
-    } else
+    if (!workload_.backward())
       start("contiguous_pipelined_forward", contiguous_pipelined_forward<T, V, STEPS, Bins, OP>,
+            arguments);
+    else if constexpr (STEPS < 26)
+      start("contiguous_pipelined_backward", contiguous_pipelined_backward<T, V, STEPS, Bins, OP>,
             arguments);
   }
 
