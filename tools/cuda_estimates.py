@@ -67,7 +67,7 @@ def share(plan: dict[str, Any], operation: str, direction: str, side: int, size:
         return min(MOST_OF_GATES, score)
     if plan["cluster"] > 2 and plan["q"] * 2 > side * side:
         cost = CLUSTERS[what]
-        if plan["steps"] > 13:  # twice the bytes between two waits
+        if plan["steps"] == 26:  # twice the bytes between two waits
             cost = (1 + min(1, cost)) / 2
         return min(MOST_OF_CLUSTERS, score * cost)
     if direction == "backward" and plan["cluster_tiles"] == 0 and size == 2:

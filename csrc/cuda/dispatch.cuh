@@ -98,7 +98,7 @@ class Dispatch {
     if constexpr (V == kVector && kMore && Bins::kStandard) {
       if (plan_.steps == 13) start_contiguous<OP, Bins, V, 13>();
       if constexpr (sizeof(T) == 4)
-        if (plan_.steps == 26) start_contiguous<OP, Bins, V, 26>();
+        if (plan_.steps == kMostSteps) start_contiguous<OP, Bins, V, kMostSteps>();
     }
   }
 
@@ -110,7 +110,7 @@ class Dispatch {
     if (!workload_.backward())
       start("contiguous_pipelined_forward", contiguous_pipelined_forward<T, V, STEPS, Bins, OP>,
             arguments);
-    else if constexpr (STEPS < 26)
+    else if constexpr (STEPS < kMostSteps)
       start("contiguous_pipelined_backward", contiguous_pipelined_backward<T, V, STEPS, Bins, OP>,
             arguments);
   }

@@ -15,11 +15,12 @@ constexpr int64_t kMaxTiles = 1 << 30;
 // Vectors per thread for which the contiguous kernels are compiled. Standard bins: 8 keeps four
 // blocks on a multiprocessor, 13 holds the tiles of 14x14 and 7x7 images in three, 26 a 14x14 image
 // of float32 in one.
+constexpr int kMostSteps = 26;
 inline std::vector<int> step_choices(const Workload& workload, int vector) {
   if (workload.is_gate() || workload.element_size == 8) return {8};
   if (vector == 1) return {16};
   if (!workload.pooling->standard || vector * workload.element_size < kSlotBytes) return {8};
-  if (workload.element_size == 4 && !workload.backward()) return {8, 13, 26};
+  if (workload.element_size == 4 && !workload.backward()) return {8, 13, kMostSteps};
   return {8, 13};
 }
 
@@ -164,7 +165,9 @@ inline double score_contiguous(const Workload& workload, const DeviceLimits& dev
                         workload.operation, workload.pass);
   const int by_memory = (device.shared_bytes + 1024) / (plan.shared_bytes + 1024);
   const int resident = std::max(1, std::min(by_registers, by_memory));
-  const double company = resident > 1 ? 1 : plan.steps > 13 ? 0.97 : 0.88;  // 26: loads of two
+  const double company = resident > 1               ? 1
+                         : plan.steps == kMostSteps ? 0.97
+                                                    : 0.88;  // 26: loads of two
 
   // Small tensors: every multiprocessor should have a block.
   const double busy = std::min(1., double(tile.tiles) * tile.cluster / device.multiprocessors);
@@ -194,7 +197,7 @@ inline Plan plan_contiguous(const Workload& workload, const DeviceLimits& device
         for (const int steps : choices) {
           if (!allows(forced.steps, steps)) continue;
           // One block on a multiprocessor only where a cluster would not hold the tile else.
-          if (forced.steps == 0 && steps > 13 && cluster < kMaxCluster) continue;
+          if (forced.steps == 0 && steps == kMostSteps && cluster < kMaxCluster) continue;
           Plan plan;
           plan.vector = vector;
           plan.steps = steps;
