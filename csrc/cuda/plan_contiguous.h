@@ -165,9 +165,8 @@ inline double score_contiguous(const Workload& workload, const DeviceLimits& dev
                         workload.operation, workload.pass);
   const int by_memory = (device.shared_bytes + 1024) / (plan.shared_bytes + 1024);
   const int resident = std::max(1, std::min(by_registers, by_memory));
-  const double company = resident > 1               ? 1
-                         : plan.steps == kMostSteps ? 0.97
-                                                    : 0.88;  // 26: loads of two
+  const double alone = plan.steps == kMostSteps ? 0.97 : 0.88;  // 26 steps are the loads of two
+  const double company = resident > 1 ? 1 : alone;
 
   // Small tensors: every multiprocessor should have a block.
   const double busy = std::min(1., double(tile.tiles) * tile.cluster / device.multiprocessors);
