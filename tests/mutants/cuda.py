@@ -282,7 +282,9 @@ MUTANTS = (
         "if (vector * workload.element_size > workload.alignment ||",
         "if (",
     ),
-    Mutant("tiles of 26 steps not considered", PLAN, "return {8, 13, kMostSteps};", "return {8, 13};"),
+    Mutant(
+        "tiles of 26 steps not considered", PLAN, "return {8, 13, kMostSteps};", "return {8, 13};"
+    ),
     Mutant("one block on a multiprocessor", PLAN_LANES, "(blocks == 1 ? 2 : 1)", "1"),
     Mutant("straddling vectors without whole rows", PLAN, "rows -= rows % whole_vectors;", ""),
     Mutant(
