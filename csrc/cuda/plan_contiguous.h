@@ -159,7 +159,7 @@ inline double score_contiguous(const Workload& workload, const DeviceLimits& dev
 
   // Full tiles hide the latency of everything between their loads and their stores, and so does a
   // second block on the multiprocessor.
-  const double full = 0.4 + 0.6 * cached_steps / plan.steps;
+  const double full = 0.4 + 0.6 * std::min(1., cached_steps / plan.steps);
   const int by_registers =
       contiguous_blocks(plan.vector, plan.steps * plan.vector * workload.element_size,
                         workload.operation, workload.pass);
@@ -168,9 +168,11 @@ inline double score_contiguous(const Workload& workload, const DeviceLimits& dev
   const double alone = plan.steps == kMostSteps ? 0.97 : 0.88;  // 26 steps are the loads of two
   const double company = resident > 1 ? 1 : alone;
 
-  // Small tensors: every multiprocessor should have a block.
-  const double busy = std::min(1., double(tile.tiles) * tile.cluster / device.multiprocessors);
-  const double spread = tensor_bytes < (16 << 20) ? 0.5 + 0.5 * busy : 1;
+  // Small tensors: every multiprocessor should have a block; gates, whose units are long: all that
+  // it holds.
+  const int64_t wanted = int64_t(gate ? resident : 1) * device.multiprocessors;
+  const double busy = std::min(1., double(tile.tiles) * tile.cluster / double(wanted));
+  const double spread = gate || tensor_bytes < (16 << 20) ? 0.5 + 0.5 * busy : 1;
 
   // Another tile is better than a share of dweight and dbias per cluster that takes over 1 % of the
   // traffic.
