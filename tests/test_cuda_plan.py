@@ -192,6 +192,8 @@ def test_forced_plan():
         kernels().plan(fields, "q=64,tile=3")
     with pytest.raises(ValueError, match=r"no plan fits .* with PPCR_PLAN=q=64,cluster=3"):
         kernels().plan(fields, "q=64,cluster=3")
+    with pytest.raises(ValueError, match="no plan fits"):
+        kernels().plan(fields, "steps=9,clusters=2")
     with pytest.raises(ValueError, match="variant does not fit with PPCR_PLAN=variant=0"):
         kernels().plan(fields | {"channels": 60, "channels_last": True}, "variant=0")
     with pytest.raises(

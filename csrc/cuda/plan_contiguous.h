@@ -168,8 +168,7 @@ inline double score_contiguous(const Workload& workload, const DeviceLimits& dev
   const double alone = plan.steps == kMostSteps ? 0.97 : 0.88;  // 26 steps are the loads of two
   const double company = resident > 1 ? 1 : alone;
 
-  // Small tensors: every multiprocessor should have a block; gates, whose units are long: all that
-  // it holds.
+  // Small tensors: a block for every multiprocessor; gates, whose units are long: all it holds.
   const int64_t wanted = int64_t(gate ? resident : 1) * device.multiprocessors;
   const double busy = std::min(1., double(tile.tiles) * tile.cluster / double(wanted));
   const double spread = gate || tensor_bytes < (16 << 20) ? 0.5 + 0.5 * busy : 1;
@@ -225,12 +224,12 @@ inline Plan plan_contiguous(const Workload& workload, const DeviceLimits& device
     if (best.score > 0.15) break;  // narrower vectors would not do better
   }
   best.method = Method::kContiguousPipelined;
-  best.fixed_grid = forced.clusters != 0;
+  if (best.score == 0) best.error = "no plan fits a contiguous tensor of these sizes in one launch";
+  best.fixed_grid = forced.clusters != 0 && best.error.empty();
   if (best.fixed_grid) {
     best.cluster_tiles = 0;
     set_clusters(best, forced.clusters);
   }
-  if (best.score == 0) best.error = "no plan fits a contiguous tensor of these sizes in one launch";
   return best;
 }
 
