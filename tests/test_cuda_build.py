@@ -100,18 +100,18 @@ def variant_of(plan: dict) -> str:
 
 
 @pytest.fixture(scope="module")
-def planned(kernels) -> list[tuple[cuda_report.Kernel, dict]]:
-    """The kernels that run ResNet's stages on an H200 or an A100, with one plan of each."""
+def planned(kernels) -> list[tuple[cuda_report.Kernel, list[dict]]]:
+    """The kernels that run ResNet's stages, with all their plans and the limits of the device."""
     pytest.importorskip("pybind11")
     import cuda_estimates
 
-    cells = {}
+    cells: dict[tuple, list[dict]] = {}
     for row in cuda_estimates.rows():
         plan, dtype = row["plan"], row["dtype"]
-        name = f"{plan['method']}_{row['direction']}"
-        cells[name, dtype, row["operation"], variant_of(plan)] = plan
+        key = (f"{plan['method']}_{row['direction']}", dtype, row["operation"], variant_of(plan))
+        cells.setdefault(key, []).append(plan | {"device": cuda_estimates.DEVICES[row["device"]]})
     by_key = {(k.name, k.dtype, k.operation, k.variant): k for k in kernels if k.standard}
-    return [(by_key[key], plan) for key, plan in cells.items()]
+    return [(by_key[key], plans) for key, plans in cells.items()]
 
 
 def first_load(k: cuda_report.Kernel) -> int:
@@ -168,27 +168,45 @@ def test_planned_kernels(planned):
             assert wide[0] < narrow[-1 if "shared" in k.name else 0], k
 
 
+def loads_in_flight(k: cuda_report.Kernel) -> int:
+    """16-byte loads that a thread issues before it waits for one, into registers or beyond."""
+    waits = [i for i, op in enumerate(k.code) if op.startswith("DEPBAR")]
+    if waits:
+        return cuda_report.loads_of(k.code[: waits[0]])[16]
+    return cuda_report.loads_before_use(k.code)
+
+
 @needs_nvcc
 def test_loads_in_flight(planned):
     """All tensors that a thread reads before the gate are under way before the first use."""
-    for k, plan in planned:
-        if k.name.startswith("channels_last_shared") or k.operation == "gate":
-            continue
+    for k, plans in planned:
+        steps, found = plans[0]["steps"], loads_in_flight(k)
         backward, added = k.name.endswith("backward"), k.operation == "add_relu"
-        if k.name.startswith("channels_last"):
-            vectors = plan["steps"] * tile_pixels(k)
-            wanted = vectors * (1 + backward + (backward and added))
-            found = cuda_report.loads_before_use(k.code)
+        if k.name.startswith("channels_last_registers"):
+            wanted = steps * tile_pixels(k) * (1 + backward + (backward and added))
             # Of backward's three streams in 128 registers the last vectors may come later.
             assert found >= wanted - (2 if backward and added else 0), k
-        else:
-            wait = next(i for i, op in enumerate(k.code) if op.startswith("DEPBAR"))
-            found = cuda_report.loads_of(k.code[:wait])[16]
-            assert found == plan["steps"] * (1 + added + backward), k
-        threads, resident = plan["threads"], k.blocks
-        resident = min(resident, (228 << 10) // (plan["shared_bytes"] + 1024))
-        # The latency of an H200 times its bandwidth asks for 29 KB on each multiprocessor.
-        assert found * 16 * threads * resident >= 40 << 10, k
+        elif k.name.startswith("contiguous"):
+            assert found == steps * (1 if k.operation == "gate" else 1 + added + backward), k
+        # The latency of an H200 times its bandwidth asks for 29 KB on each multiprocessor. One
+        # kernel has two registers too many for a fourth block.
+        one = ("bfloat16", "add_relu", "vectors of 8, 1 steps, 4 pixels, 32 lanes")
+        crowded = not backward and (k.dtype, k.operation, k.variant) == one
+        least = 48 if crowded else 64
+        for plan in plans:
+            device, threads = plan["device"], plan["threads"]
+            by_memory = (device["shared_bytes"] + 1024) // (plan["shared_bytes"] + 1024)
+            of_grid = -(-plan["blocks"] // device["multiprocessors"])
+            resident = min(k.resident(threads), by_memory, of_grid)
+            assert found * 16 * threads * resident >= least << 10, (k.name, plan)
+
+
+@needs_nvcc
+def test_second_block(planned):
+    """Of channels_last a multiprocessor holds two blocks: one loads while the other stores."""
+    for k, plans in planned:
+        if k.name.startswith("channels_last"):
+            assert all(k.resident(plan["threads"]) >= 2 for plan in plans), k
 
 
 def tile_pixels(k: cuda_report.Kernel) -> int:
@@ -217,7 +235,7 @@ def test_contiguous_tensors_are_copied_ahead(kernels):
         assert first_load(k) <= (92 if k.standard else 110), k
         assert not any(op.startswith("MEMBAR") for op in k.code), k
         checked += 1
-    assert checked == 44
+    assert checked == 46
 
 
 @needs_nvcc

@@ -192,6 +192,8 @@ def test_forced_plan():
         kernels().plan(fields, "q=64,tile=3")
     with pytest.raises(ValueError, match=r"no plan fits .* with PPCR_PLAN=q=64,cluster=3"):
         kernels().plan(fields, "q=64,cluster=3")
+    with pytest.raises(ValueError, match="no plan fits"):
+        kernels().plan(fields, "steps=9,clusters=2")
     with pytest.raises(ValueError, match="variant does not fit with PPCR_PLAN=variant=0"):
         kernels().plan(fields | {"channels": 60, "channels_last": True}, "variant=0")
     with pytest.raises(
@@ -213,8 +215,36 @@ def test_too_many_channels():
         kernels().plan(dict(images=1, channels=2**31, image_pixels=1, channels_last=True, **HOPPER))
 
 
-def test_estimates_against_what_was_measured():
-    """The estimated shares of tools/cuda_estimates.py on an H200, cell by cell and on average."""
+CELL = ("dtype", "stage", "layout", "operation", "direction")
+# Measured with another plan. The last one also had 8 of its 48 loads in flight, on one block.
+CHANGED = {
+    ("float32", "1024x14x14", "contiguous", "ppcr", "forward"),
+    ("float32", "1024x14x14", "contiguous", "add_relu", "forward"),
+    ("float32", "2048x7x7", "channels_last", "add_relu", "backward"),
+}
+# docs/limits.md says why.
+BELOW_THE_GOAL = {
+    ("float32", "1024x14x14", "contiguous", "ppcr", "forward"),
+    ("float32", "1024x14x14", "contiguous", "ppcr", "backward"),
+    ("float32", "1024x14x14", "contiguous", "add_relu", "backward"),
+    ("float16", "1024x14x14", "contiguous", "ppcr", "forward"),
+    ("float32", "2048x7x7", "contiguous", "ppcr", "forward"),
+    ("float16", "2048x7x7", "contiguous", "ppcr", "forward"),
+}
+
+
+@pytest.fixture(scope="module")
+def estimated() -> dict[tuple[str, ...], float]:
+    """The estimated shares of tools/cuda_estimates.py on an H200, by cell."""
+    return {
+        tuple(row[name] for name in CELL): row["share"]
+        for row in cuda_estimates.rows()
+        if row["device"] == "H200"
+    }
+
+
+def test_estimates_against_what_was_measured(estimated):
+    """Cell by cell and on average."""
     results = json.loads((ROOT / "benchmarks/results/h200/plans.json").read_text())
     measured = {
         (
@@ -224,14 +254,32 @@ def test_estimates_against_what_was_measured():
         ): row["share"]
         for row in results["runs"][-1]["rows"]
     }
-    names = ("dtype", "stage", "layout", "operation", "direction")
-    estimated = {
-        tuple(row[name] for name in names): row["share"]
-        for row in cuda_estimates.rows()
-        if row["device"] == "H200"
-    }
     assert len(estimated) == 4 * 6 * 2 * 3 * 2
-    off = {cell: estimated[cell] - share for cell, share in measured.items()}
-    assert len(off) == 92
+    off = {cell: estimated[cell] - measured[cell] for cell in measured.keys() - CHANGED}
+    assert len(off) == 92 - len(CHANGED)
     assert max(map(abs, off.values())) <= 0.13, max(off, key=lambda cell: abs(off[cell]))
     assert sum(map(abs, off.values())) / len(off) <= 0.03
+
+
+def test_estimates_that_reach_their_goal(estimated):
+    """All but six of those that have one."""
+    goals = {}
+    for cell in estimated:
+        dtype, stage, layout, operation, direction = cell
+        channels, side, _ = map(int, stage.split("x"))
+        if dtype not in ("float32", "float16") or operation == "gate":
+            continue
+        if layout == "contiguous":
+            forward, backward = (0.9, 0.88) if side >= 28 else (0.85, 0.82)
+            goals[cell] = forward if direction == "forward" else backward
+        elif direction == "backward" and channels >= 256:
+            goals[cell] = 0.9
+    assert len(goals) == 64
+    assert {cell for cell, goal in goals.items() if estimated[cell] < goal} == BELOW_THE_GOAL
+
+
+def test_blocks_of_four_warps():
+    """Where registers hold one block of eight: it would not load while it stores."""
+    fields = dict(images=256, channels=2048, image_pixels=49, channels_last=True, **HOPPER)
+    for backward, threads in ((False, 256), (True, 128)):
+        assert kernels().plan(fields | {"backward": backward})["threads"] == threads

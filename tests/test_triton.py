@@ -245,7 +245,7 @@ def every_problem():
             for size in (2, 4, 8):
                 for backward in (False, True):
                     for levels in ((1, 2, 4), (1, 3), (2, 2)):
-                        images = 1 if channels_last else 8
+                        images = 1 if channels_last else 128
                         yield Problem(
                             images,
                             channels,
@@ -259,7 +259,7 @@ def every_problem():
 
 
 def test_launches_fit():
-    families = set()
+    families, flat = set(), set()
     for p in every_problem():
         launch = launch_rule.launch_for(p)
         channels = launch.chunk or p.padded_channels
@@ -270,13 +270,18 @@ def test_launches_fit():
             launch.pixels * channels * p.element_size <= 128 * 32 * launch.warps
         )  # 128 bytes per thread
         assert p.standard or launch.chunk
+        # Several channels side by side are whole vectors, and a tile is an image.
+        assert launch.flat == 1 or launch.flat * p.pixels * p.element_size % 16 == 0
+        assert launch.flat == 1 or (launch.pixels >= p.pixels and not p.channels_last)
         families.add((p.levels, p.channels_last, launch.chunk is None))
+        flat.add(launch.flat)
     assert {
         ((1, 2, 4), False, True),
         ((1, 2, 4), False, False),
         ((1, 2, 4), True, True),
         ((1, 3), True, False),
     } <= families
+    assert flat == {1, 2, 4, 8}
 
 
 @pytest.mark.parametrize("levels", [*LEVELS, (1, 1), (31, 33), (5, 7, 11)], ids=str)
@@ -337,12 +342,15 @@ seen = list(report.variants())
 chosen = [
     v
     for i, v in enumerate(seen)
-    if v.levels == (1, 2, 4) and v.dtype is not report.torch.float64 and i % STEP == 0
+    if v.levels == (1, 2, 4) and v.dtype is not report.torch.float64
+    and (i % STEP == 0 or (v.backward, v.side, v.layout) == (True, 7, "contiguous"))
 ]
 for v in chosen:
     c = report.compile_variant(v)
     assert c.spills == 0 and c.stack == 0, c
-    assert not v.aligned or report.vectorized(c), c
+    assert not (v.aligned or c.flat) or report.vectorized(c), c
+    flat = v.backward and (v.channels, v.layout, v.dtype.itemsize) == (2048, "contiguous", 2)
+    assert c.flat == flat, c
 print(len(chosen), "compiled")
 """
 

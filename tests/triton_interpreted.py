@@ -206,6 +206,24 @@ def test_2048_channels_of_7_by_7(name, dtype, layout):
     check_numbers(make_case(name, (1, 2048, 7, 7), (1, 2, 4), dtype, layout))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize(
+    ("shape", "levels"),
+    [((2, 96, 7, 7), (1, 2, 4)), ((2, 48, 3), (1, 3)), ((1, 272, 5, 1), (1, 1))],
+)
+def test_small_images_flat(shape, levels, name, dtype, monkeypatch):
+    """Rows of several channels with all their pixels; the last chunk of a segment is not full."""
+    monkeypatch.setattr(launch_rule, "one_pass_rule", lambda problem: None)
+    monkeypatch.setattr(launch_rule, "_FLAT_IMAGES", 1)
+    clear_plans()
+    case = make_case(name, shape, levels, dtype)
+    options = operators.plan(operators.MODES[name], True, case.x, True, levels, case.eps)[3]
+    assert options["FLAT"] == 16 // dtype.itemsize
+    check_numbers(case)
+    clear_plans()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_equal_segments_both_ways(name, layout, monkeypatch):

@@ -129,17 +129,16 @@ class Kernel:
     def stores(self) -> collections.Counter[int]:
         return stores_of(self.code)
 
-    @property
-    def blocks(self) -> int:
+    def resident(self, threads: int) -> int:
         """How many blocks the 65536 registers of a multiprocessor hold; warps get 256 at a time."""
-        threads = 512 if self.name == "finish_parameters" else 256
         per_warp = -(-self.registers * 32 // 256) * 256
         return min(65536 // (per_warp * (threads // 32)), 2048 // threads)
 
     def row(self) -> dict[str, object]:
         fields = dataclasses.asdict(self)
         code = fields.pop("code")
-        counts = {"blocks": self.blocks, "instructions": len(code)}
+        threads = 512 if self.name == "finish_parameters" else 256
+        counts = {"blocks": self.resident(threads), "instructions": len(code)}
         return fields | counts | {"loads": as_text(self.loads), "stores": as_text(self.stores)}
 
 

@@ -99,7 +99,7 @@ def link_cpu(folder: Path, changed: list[str]) -> None:
 def copy_tree(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
-    for part in ("csrc", "tests", "ppcr_ext", "tools"):
+    for part in ("csrc", "tests", "ppcr_ext", "tools", "benchmarks"):
         shutil.copytree(ROOT / part, folder / part, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", folder)
 

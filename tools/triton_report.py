@@ -62,6 +62,7 @@ class Compiled:
     variant: Variant
     kernel: str  # ppcr_one_pass_*: a tile stays in registers; ppcr_two_passes_*: it is read twice
     pixels: int  # of a tile
+    flat: bool  # rows of a tile are several channels with all their pixels
     warps: int
     registers: int
     stack: int
@@ -127,7 +128,7 @@ def compile_variant(variant: Variant) -> Compiled:
     registers, stack = map(int, resources.groups())
     spills = sum(op.startswith(("LDL", "STL")) for op in code)
     loads, stores = cuda_report.loads_of(code), cuda_report.stores_of(code)
-    tile = (kernel.__name__, options["P"], warps)
+    tile = (kernel.__name__, options["P"], options.get("FLAT", 1) > 1, warps)
     return Compiled(variant, *tile, registers, stack, spills, len(code), loads, stores)
 
 

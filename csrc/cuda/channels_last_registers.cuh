@@ -17,13 +17,6 @@ struct LaneArguments {
   StandardBins<Acc<T>> bins;
 };
 
-constexpr int lane_blocks(int element_size, int cached_bytes, Operation operation, Pass pass) {
-  const bool backward = is_backward(pass), added = operation == Operation::kAddRelu;
-  if (cached_bytes > 128) return backward || added || element_size < 4 ? 1 : 2;
-  if (backward) return cached_bytes > 64 ? 2 : 3;
-  return cached_bytes > 64 ? 2 : added ? 3 : 4;
-}
-
 template <int V, int STEPS, int PIXELS, int LANES>
 struct LaneGeometry {
   static constexpr int kSegments = 4;

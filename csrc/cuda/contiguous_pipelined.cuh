@@ -92,11 +92,6 @@ struct Slots {
   }
 };
 
-template <class T, int V>
-PPCR_DEVICE Slots<T, V> slots_of(unsigned char* shared, int tensor, int steps) {
-  return {shared + (tensor * steps * kThreads + int(threadIdx.x)) * kSlotBytes};
-}
-
 // V sums of a thread, side by side in shared memory.
 template <int V, class A>
 PPCR_DEVICE void write_line(const A (&values)[V], A* to) {
@@ -245,10 +240,13 @@ struct ContiguousBlock {
     return values + memory.parts + (tile.cluster > 1 ? int(turn & 1) * memory.part_values : 0);
   }
   PPCR_DEVICE Slots<T, V> slots_of_tensor(int index) const {
-    return slots_of<T, V>(slots, index, STEPS);
+    return {slots + (index * STEPS * kThreads + int(threadIdx.x)) * kSlotBytes};
   }
 
-  // Nobody sends to a block before it has begun.
+  // Nobody sends to a block before it has begun. That needs no order with the copies under way:
+  // they write the slots alone, and the fence and the cluster's barrier show others the barriers.
+  // Behind all loads to registers, since nvcc moves a loaded one at the branch, and waits for it.
+  static constexpr int kBeginsBehind = (kStagedTensors > 0 ? kBatch : STEPS) - 1;
   PPCR_DEVICE void begin() const {
     if (tile.cluster == 1) return;
     if (threadIdx.x == 0) init_barriers(barriers);

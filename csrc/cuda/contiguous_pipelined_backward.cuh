@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
     for (int r = 0; r < STEPS; ++r) {
       copy_ahead(r, part);
       if constexpr (!kGradAhead) load_cached(r, part);
-      if (r == kBatch - 1) block.begin();
+      if (r == Block::kBeginsBehind) block.begin();
     }
   }
   close_copies();

@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
     for (int r = 0; r < STEPS; ++r) {
       copy_x(r, part);
       if constexpr (!kSlots) load_cached(r, part);
-      if (r == kBatch - 1) block.begin();
+      if (r == Block::kBeginsBehind) block.begin();
     }
     close_copies();
     PPCR_UNROLL

@@ -85,9 +85,8 @@ class Dispatch {
   template <Operation OP, class Bins>
   void choose_contiguous_vector() {
     if (plan_.vector == kVector) choose_contiguous_steps<OP, Bins, kVector>();
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(T) == 2)
       if (plan_.vector == 4) choose_contiguous_steps<OP, Bins, 4>();
-    }
     if (plan_.vector == 1) choose_contiguous_steps<OP, Bins, 1>();
   }
 
@@ -96,8 +95,10 @@ class Dispatch {
     constexpr bool kMore = sizeof(T) < 8 && OP != Operation::kGate;
     constexpr int kFewest = V == 1 && kMore ? 16 : 8;
     if (plan_.steps == kFewest) start_contiguous<OP, Bins, V, kFewest>();
-    if constexpr (V > 1 && kMore && Bins::kStandard) {
+    if constexpr (V == kVector && kMore && Bins::kStandard) {
       if (plan_.steps == 13) start_contiguous<OP, Bins, V, 13>();
+      if constexpr (sizeof(T) == 4)
+        if (plan_.steps == kMostSteps) start_contiguous<OP, Bins, V, kMostSteps>();
     }
   }
 
@@ -106,11 +107,11 @@ class Dispatch {
     const ContiguousArguments<T, Bins> arguments{
         typed<T>(operands_), plan_.tile, units_of<Bins>(*workload_.pooling, plan_.unit_count),
         Bins(*workload_.pooling)};
-    if (workload_.backward())
-      start("contiguous_pipelined_backward", contiguous_pipelined_backward<T, V, STEPS, Bins, OP>,
-            arguments);
-    else
+    if (!workload_.backward())
       start("contiguous_pipelined_forward", contiguous_pipelined_forward<T, V, STEPS, Bins, OP>,
+            arguments);
+    else if constexpr (STEPS < kMostSteps)
+      start("contiguous_pipelined_backward", contiguous_pipelined_backward<T, V, STEPS, Bins, OP>,
             arguments);
   }
 

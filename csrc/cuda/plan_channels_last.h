@@ -5,10 +5,14 @@
 
 namespace ppcr::cuda {
 
-// Fewer warps per block while there are multiprocessors without a block, but no more blocks than
-// keep the shares of dweight and dbias, one per block, under 1 % of the traffic.
-inline int warps_for(const Workload& workload, int warp_pixels, const DeviceLimits& device) {
-  int warps = kThreads / kWarp;
+// Eight warps a block; four where the registers hold no second block of eight, which would load
+// while the first one stores. Fewer while there are multiprocessors without a block, but no more
+// blocks than keep the shares of dweight and dbias, one per block, under 1 % of the traffic.
+inline int warps_for(const Workload& workload, int warp_pixels, int cached_bytes,
+                     const DeviceLimits& device) {
+  const int blocks =
+      lane_blocks(workload.element_size, cached_bytes, workload.operation, workload.pass);
+  int warps = kThreads / kWarp / (blocks == 1 ? 2 : 1);
   while (warps > 1 &&
          ceil_div(workload.pixels(), int64_t(warps) * warp_pixels) <
              2 * int64_t(device.multiprocessors) &&
@@ -37,7 +41,8 @@ inline Plan plan_channels_last_registers(const Workload& workload, const DeviceL
     plan.steps = variant.steps;
     plan.warp_pixels = kWarp / variant.lanes * variant.pixels;
     const int warps = forced.warps != 0 ? std::min(forced.warps, kThreads / kWarp)
-                                        : warps_for(workload, plan.warp_pixels, device);
+                                        : warps_for(workload, plan.warp_pixels,
+                                                    16 * variant.steps * variant.pixels, device);
     plan.threads = warps * kWarp;
     plan.shared_bytes =
         workload.accumulator() *

@@ -13,11 +13,15 @@ namespace ppcr::cuda {
 constexpr int64_t kMaxTiles = 1 << 30;
 
 // Vectors per thread for which the contiguous kernels are compiled. Standard bins: 8 keeps four
-// blocks on a multiprocessor, 13 holds the tiles of 14x14 and 7x7 images in three.
+// blocks on a multiprocessor, 13 holds the tiles of 14x14 and 7x7 images in three, 26 a 14x14 image
+// of float32 in one.
+constexpr int kMostSteps = 26;
 inline std::vector<int> step_choices(const Workload& workload, int vector) {
   if (workload.is_gate() || workload.element_size == 8) return {8};
   if (vector == 1) return {16};
-  return workload.pooling->standard ? std::vector<int>{8, 13} : std::vector<int>{8};
+  if (!workload.pooling->standard || vector * workload.element_size < kSlotBytes) return {8};
+  if (workload.element_size == 4 && !workload.backward()) return {8, 13, kMostSteps};
+  return {8, 13};
 }
 
 // The grid. Blocks that start one after the other, each for a tile or two, share the work evenly
@@ -155,17 +159,19 @@ inline double score_contiguous(const Workload& workload, const DeviceLimits& dev
 
   // Full tiles hide the latency of everything between their loads and their stores, and so does a
   // second block on the multiprocessor.
-  const double full = 0.4 + 0.6 * cached_steps / plan.steps;
+  const double full = 0.4 + 0.6 * std::min(1., cached_steps / plan.steps);
   const int by_registers =
       contiguous_blocks(plan.vector, plan.steps * plan.vector * workload.element_size,
                         workload.operation, workload.pass);
   const int by_memory = (device.shared_bytes + 1024) / (plan.shared_bytes + 1024);
   const int resident = std::max(1, std::min(by_registers, by_memory));
-  const double company = resident > 1 ? 1 : 0.88;
+  const double alone = plan.steps == kMostSteps ? 0.97 : 0.88;  // 26 steps are the loads of two
+  const double company = resident > 1 ? 1 : alone;
 
-  // Small tensors: every multiprocessor should have a block.
-  const double busy = std::min(1., double(tile.tiles) * tile.cluster / device.multiprocessors);
-  const double spread = tensor_bytes < (16 << 20) ? 0.5 + 0.5 * busy : 1;
+  // Small tensors: a block for every multiprocessor; gates, whose units are long: all it holds.
+  const int64_t wanted = int64_t(gate ? resident : 1) * device.multiprocessors;
+  const double busy = std::min(1., double(tile.tiles) * tile.cluster / double(wanted));
+  const double spread = gate || tensor_bytes < (16 << 20) ? 0.5 + 0.5 * busy : 1;
 
   // Another tile is better than a share of dweight and dbias per cluster that takes over 1 % of the
   // traffic.
@@ -190,6 +196,8 @@ inline Plan plan_contiguous(const Workload& workload, const DeviceLimits& device
         if (!allows(forced.cluster, cluster) || !allows(forced.groups, groups)) continue;
         for (const int steps : choices) {
           if (!allows(forced.steps, steps)) continue;
+          // One block on a multiprocessor only where a cluster would not hold the tile else.
+          if (forced.steps == 0 && steps == kMostSteps && cluster < kMaxCluster) continue;
           Plan plan;
           plan.vector = vector;
           plan.steps = steps;
@@ -216,12 +224,12 @@ inline Plan plan_contiguous(const Workload& workload, const DeviceLimits& device
     if (best.score > 0.15) break;  // narrower vectors would not do better
   }
   best.method = Method::kContiguousPipelined;
-  best.fixed_grid = forced.clusters != 0;
+  if (best.score == 0) best.error = "no plan fits a contiguous tensor of these sizes in one launch";
+  best.fixed_grid = forced.clusters != 0 && best.error.empty();
   if (best.fixed_grid) {
     best.cluster_tiles = 0;
     set_clusters(best, forced.clusters);
   }
-  if (best.score == 0) best.error = "no plan fits a contiguous tensor of these sizes in one launch";
   return best;
 }
 

@@ -113,6 +113,7 @@ using UnitsOf = std::conditional_t<Bins::kStandard, EqualUnits, TableUnits>;
 constexpr int contiguous_blocks(int vector, int cached_bytes, Operation operation, Pass pass) {
   const bool few = cached_bytes <= 128, added = operation == Operation::kAddRelu;
   if (operation == Operation::kGate) return is_backward(pass) ? 3 : 4;
+  if (cached_bytes > 256) return 1;
   if (!is_backward(pass)) return (few ? 4 : 3) - added;
   if (added && !few) return 1;  // as many as the slots in shared memory leave room for
   return few && !(added && vector > 4) ? 3 : 2;
@@ -163,6 +164,12 @@ constexpr int kLaneVariantCount = sizeof(kLaneVariants) / sizeof(kLaneVariants[0
 // A double takes two registers: 16 steps of them would spill.
 constexpr bool has_lane_variant(const LaneVariant& variant, int element_size) {
   return variant.steps < 16 || element_size < 8;
+}
+
+constexpr int lane_blocks(int element_size, int cached_bytes, Operation operation, Pass pass) {
+  const bool backward = is_backward(pass), added = operation == Operation::kAddRelu;
+  if (cached_bytes > 128) return backward || added || element_size < 4 ? 1 : 2;
+  return cached_bytes > 64 ? 2 : backward || added ? 3 : 4;
 }
 
 struct Lanes {

@@ -29,6 +29,11 @@ _SHORT_RUN = 32
 _TWO_PASSES_WARPS = 8
 _TWO_PASSES_CHUNK = 128
 _TWO_PASSES_ELEMENTS = 8 * 32 * _TWO_PASSES_WARPS
+# Backward, small images whose rows are no whole vectors: a thread has 16 elements of a chunk. One
+# program does an image, so that there should be as many as multiprocessors.
+_FLAT_ELEMENTS = 16 * 32 * _TWO_PASSES_WARPS
+_FLAT_ROW = 512
+_FLAT_IMAGES = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +64,14 @@ class Problem:
 class Launch:
     """A tile: its pixels, the warps of its program, and how many channels it reads at a time.
 
-    None means one pass: all channels stay in registers.
+    None means one pass: all channels stay in registers. A row of the tile is `flat` channels with
+    all their pixels.
     """
 
     pixels: int
     warps: int
     chunk: int | None = None
+    flat: int = 1
 
 
 Key = tuple[int, bool, bool, int, int, int]
@@ -139,6 +146,21 @@ def one_pass_rule(p: Problem) -> Launch | None:
 
 
 def two_passes_rule(p: Problem) -> Launch:
+    flat = flat_channels(p)
+    if flat > 1:
+        pixels = power_of_two(p.pixels)
+        return Launch(pixels, _TWO_PASSES_WARPS, _FLAT_ELEMENTS // (flat * pixels) * flat, flat)
     chunk = min(_TWO_PASSES_CHUNK, power_of_two(longest_segment(p.levels, p.channels)))
     pixels = _TWO_PASSES_ELEMENTS // max(chunk, power_of_two(sum(p.levels)))
     return Launch(min(pixels, power_of_two(p.pixels)), _TWO_PASSES_WARPS, chunk)
+
+
+def flat_channels(p: Problem) -> int:
+    """How many channels of a small image are whole vectors of 16 bytes, so that they can be read
+    side by side; 1 where a channel alone is, or where that is not done."""
+    vector = 16 // p.element_size
+    flat, pixels = vector // math.gcd(vector, p.pixels), power_of_two(p.pixels)
+    possible = p.backward and not p.channels_last and p.images >= _FLAT_IMAGES and p.pixels > 1
+    fits = pixels * max(flat, power_of_two(sum(p.levels)) // 4) <= _FLAT_ROW
+    whole = common_edge_factor(p.levels, p.channels) % flat == 0
+    return flat if possible and fits and whole else 1

@@ -228,8 +228,10 @@ def _plan(problem: Problem, has_bias: bool, eps: float) -> Plan:
     else:
         contexts = sum(p.levels)
         options |= {"LEVELS": p.levels, "L": contexts, "LP": power_of_two(contexts)}
-        options |= {"C": p.channels, "CHUNK": launch.chunk}
+        options |= {"C": p.channels, "CHUNK": launch.chunk // launch.flat}
         options["ALIGN"] = common_edge_factor(p.levels, p.channels)
+        if p.backward:
+            options["FLAT"] = launch.flat
         family = "two_passes"
     kernel = _kernels()[f"ppcr_{family}_{'backward' if p.backward else 'forward'}"]
     return kernel, (p.images * tiles,), (p.pixels // unit, tiles), options

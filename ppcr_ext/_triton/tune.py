@@ -32,7 +32,8 @@ def candidates(problem: Problem) -> list[Launch]:
         for pixels, warps in itertools.product(tiles, (4, 8, 16, 32)):
             channels = base.chunk or problem.padded_channels
             thread_bytes = pixels * channels * problem.element_size / (32 * warps)
-            launch = Launch(pixels, warps, base.chunk)
+            flat = base.flat if pixels == base.pixels else 1  # a tile is then a whole image
+            launch = Launch(pixels, warps, base.chunk, flat)
             if pixels >= 1 and 16 <= thread_bytes <= 256 and launch not in found:
                 found.append(launch)
     return found

@@ -5,13 +5,16 @@ at a time; the second multiplies, and finds x (in backward the gradient) in the 
 half-precision tensors of 2048 channels and 7 x 7 pixels go this way in backward, too: in registers
 a tile could have only 8 pixels, whose runs of 16 bytes waste half of every sector.
 
-Such images are read in accesses of 2 bytes, also by the one pass of the forward kernel: a row of 49
-pixels has 98 bytes, so that no two rows are aligned alike. (14 x 14 pixels have rows of 392 bytes
-and take accesses of 8 bytes, in one pass.) Rows of 8 channels, 784 bytes, could be read flat in
-16-byte vectors, and tl.gather could add up and spread the values of a pixel: such a kernel compiles
-to 16-byte accesses alone. It would need all pixels of an image at once, 200,704 bytes. A block's
-dimensions are powers of two, which makes 262,144 bytes of it, all registers of a multiprocessor. So
-it would read x twice, where the forward kernel reads it once; nobody has measured which is faster.
+A row of 49 pixels has 98 bytes, so that no two rows are aligned alike, and an access can have 2
+bytes. But 8 channels are 784 bytes, whole vectors of 16 bytes. The backward kernel reads such a
+group as one flat row, sums rows element by element, and adds up and spreads the values of a pixel
+by tl.gather, once for each segment. All its accesses to x and the gradients have 16 bytes.
+
+The forward kernel of such images has accesses of 2 bytes, in one pass. Flat rows would need all
+pixels of an image at once, 200,704 bytes. A block's dimensions are powers of two, which makes
+262,144 bytes of it, all registers of a multiprocessor. So it would read x twice, where it now reads
+it once; nobody has measured which is faster. (14 x 14 pixels have rows of 392 bytes and take
+accesses of 8 bytes, in one pass.)
 """
 
 from __future__ import annotations
@@ -144,31 +147,51 @@ def ppcr_two_passes_forward(
 
 
 @triton.jit
+def _of_pixels(row, pixels, FLAT: tl.constexpr, P: tl.constexpr):
+    """Sums of the channels of a row [FLAT * P], which lie side by side, for every pixel [P]."""
+    if FLAT > 1:
+        i = tl.arange(0, FLAT * P)
+        row = tl.gather(row, i // P * pixels + tl.minimum(i % P, pixels - 1), 0)
+        row = tl.sum(tl.reshape(row, (FLAT, P)), 0)
+    return row
+
+
+@triton.jit
+def _of_rows(values, pixels, FLAT: tl.constexpr, P: tl.constexpr):
+    """The pixels' values [P] for every channel of a row [FLAT * P]."""
+    if FLAT > 1:
+        values = tl.gather(values, tl.arange(0, FLAT * P) % pixels, 0)
+    return values
+
+
+@triton.jit
 def ppcr_two_passes_backward(
     x, grad, y, weight, bias, dx, d_residual, partials, pixel_units, tiles,
     EPS: tl.constexpr, LEVELS: tl.constexpr, L: tl.constexpr, LP: tl.constexpr, C: tl.constexpr,
     CHUNK: tl.constexpr, P: tl.constexpr, UNIT: tl.constexpr, ALIGN: tl.constexpr,
-    MODE: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, HAS_BIAS: tl.constexpr,
-    ACC: tl.constexpr
+    FLAT: tl.constexpr, MODE: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
-    """partials: [L + 1, programs]."""
+    """partials: [L + 1, programs]. A row of a tile is FLAT channels with all their pixels."""
     pixels = pixel_units * UNIT
     start, pixel, left = place(pixels, tiles, C, P, CHANNELS_LAST)
     stride = channel_stride(pixels, CHANNELS_LAST)
+    ROW: tl.constexpr = FLAT * P
     c = tl.arange(0, CHUNK)
     p = tl.arange(0, P)
-    shown = (p < left)[None, :]
-    offsets = offsets_of(c, p, pixels, C, CHANNELS_LAST, WIDE)
+    f = tl.arange(0, ROW)
+    shown = (f < left * FLAT)[None, :]
+    offsets = offsets_of(c, f, pixels * FLAT, C, CHANNELS_LAST, WIDE)
     begin, end = _bins(LEVELS, C, LP)
     t = tl.zeros((LP, P), ACC)
     dg = tl.zeros((P,), ACC)
     first = tl.full((), 0, tl.int32)
     while first < C:
         edge = _next_edge(begin, end, first, C, ALIGN)
-        sums = tl.zeros((CHUNK, P), ACC)
-        products = tl.zeros((CHUNK, P), ACC)
-        for at in range(first // ALIGN * ALIGN, edge, CHUNK):
-            inside = (c < edge - at)[:, None] & shown
+        sums = tl.zeros((CHUNK, ROW), ACC)
+        products = tl.zeros((CHUNK, ROW), ACC)
+        for at in range(first // ALIGN * ALIGN, edge, CHUNK * FLAT):
+            inside = (c * FLAT < edge - at)[:, None] & shown
             here = start + at * stride
             v = tl.load(x + here + offsets, mask=inside, other=0, eviction_policy="evict_first").to(
                 ACC
@@ -184,9 +207,9 @@ def ppcr_two_passes_backward(
                     u = tl.where(shown_y <= 0, 0, u)
                 products += v * u.to(ACC)
         holds = (begin <= first) & (first < end)
-        t += tl.where(holds[:, None], tl.sum(sums, 0)[None, :], 0)
+        t += tl.where(holds[:, None], _of_pixels(tl.sum(sums, 0), pixels, FLAT, P)[None, :], 0)
         if MODE != GATE:
-            dg += tl.sum(products, 0)
+            dg += _of_pixels(tl.sum(products, 0), pixels, FLAT, P)
         first = edge
     n, inv_std, inverse = _contexts(t, begin, end, L, EPS, LP, ACC)
     l = tl.arange(0, LP)
@@ -206,16 +229,17 @@ def ppcr_two_passes_backward(
         * inverse[:, None]
     )
 
+    g = _of_rows(g, pixels, FLAT, P)
     kind: tl.constexpr = dx.dtype.element_ty
     first = tl.full((), 0, tl.int32)
     while first < C:
         edge = _next_edge(begin, end, first, C, ALIGN)
         holds = (begin <= first) & (first < end)
-        dsums = tl.sum(tl.where(holds[:, None], dt, 0), 0)
-        for at in range(first // ALIGN * ALIGN, edge, CHUNK):
-            inside = (c < edge - at)[:, None] & shown
+        dsums = _of_rows(tl.sum(tl.where(holds[:, None], dt, 0), 0), pixels, FLAT, P)
+        for at in range(first // ALIGN * ALIGN, edge, CHUNK * FLAT):
+            inside = (c * FLAT < edge - at)[:, None] & shown
             here = start + at * stride
-            d = tl.zeros((CHUNK, P), ACC) + dsums[None, :]
+            d = tl.zeros((CHUNK, ROW), ACC) + dsums[None, :]
             if MODE != GATE:
                 u = incoming(grad + here, y + here, d_residual + here, offsets, inside, MODE)
                 d += u.to(ACC) * g[None, :]

@@ -25,7 +25,7 @@ HOPPER = {"multiprocessors": 132, "max_cluster": 8, "shared_bytes": 227 << 10}
 AMPERE = {"multiprocessors": 108, "max_cluster": 1, "shared_bytes": 163 << 10}
 SMALL = {"multiprocessors": 84, "max_cluster": 1, "shared_bytes": 99 << 10}  # sm_86, sm_89
 STANDARD = testing.LEVELS
-KERNEL_COUNT = 340  # template instantiations of all kernels
+KERNEL_COUNT = 334  # template instantiations of all kernels
 
 
 @functools.cache
@@ -43,6 +43,7 @@ class Case:
     operator: str = PPCR
     levels: tuple[int, ...] = STANDARD
     forced: str = ""
+    forced_forward: str | None = None  # None: as forced
     device: tuple[tuple[str, int], ...] = tuple(HOPPER.items())
     offset: int = 0  # elements: a tensor that starts at an odd address
     own_parameters: bool = False  # weight and bias of x's type instead of the accumulation type
@@ -133,11 +134,12 @@ class Tensors:
             outputs |= gradients
             parameters |= gradients
         arrays |= {name: as_numpy(tensor) for name, tensor in parameters.items()}
+        forced = case.forced if backward or case.forced_forward is None else case.forced_forward
         plan = kernels().run(
             case.fields(backward),
             case.dtype,
             arrays,
-            forced=case.forced,
+            forced=forced,
             seed=seed,
             only_blocks=case.only_blocks,
         )

@@ -10,6 +10,7 @@ BLOCK, TILE = "cuda/contiguous_pipelined.cuh", "cuda/tile.h"
 REGISTERS, SHARED = "cuda/channels_last_registers.cuh", "cuda/channels_last_shared.cuh"
 COMMON, FINISH = "cuda/device_common.cuh", "cuda/finish_kernels.cuh"
 PLAN, UNITS = "cuda/plan_contiguous.h", "cuda/units.h"
+PLAN_LANES = "cuda/plan_channels_last.h"
 PIXEL = "ppcr_pixel.h"
 BIG = "more_than_2"
 
@@ -295,6 +296,10 @@ MUTANTS = (
         "if (vector * workload.element_size > workload.alignment ||",
         "if (",
     ),
+    Mutant(
+        "tiles of 26 steps not considered", PLAN, "return {8, 13, kMostSteps};", "return {8, 13};"
+    ),
+    Mutant("one block on a multiprocessor", PLAN_LANES, "(blocks == 1 ? 2 : 1)", "1"),
     Mutant("straddling vectors without whole rows", PLAN, "rows -= rows % whole_vectors;", ""),
     Mutant(
         "last unit of a segment longer than the others",

@@ -9,7 +9,7 @@ ONE_PASS, TWO_PASSES = "_triton/one_pass.py", "_triton/two_passes.py"
 TESTS = {
     COMMON: "2_to_the_31 or (sizes and float32)",
     ONE_PASS: "sizes and float32 or zero_variance",
-    TWO_PASSES: "(levels and float32) or zero_variance",
+    TWO_PASSES: "(levels and float32) or zero_variance or (flat and float32)",
     OPERATORS: "layouts or (sizes and float32)",
 }
 FORWARD, BACKWARD = "def ppcr_two_passes_forward(", "def ppcr_two_passes_backward("
@@ -118,6 +118,25 @@ MUTANTS = (
         TWO_PASSES,
         "<= 0, 0, u",
         "<= 0, u, u",
+        after=BACKWARD,
+    ),
+    Mutant(
+        "flat rows: channels begin at powers of two",
+        TWO_PASSES,
+        "i // P * pixels + tl.minimum",
+        "i // P * P + tl.minimum",
+    ),
+    Mutant(
+        "flat rows: gates repeat at powers of two",
+        TWO_PASSES,
+        "tl.arange(0, FLAT * P) % pixels",
+        "tl.arange(0, FLAT * P) % P",
+    ),
+    Mutant(
+        "flat rows: channels of the next segment",
+        TWO_PASSES,
+        "inside = (c * FLAT < edge - at)[:, None] & shown",
+        "inside = (c < edge - at)[:, None] & shown",
         after=BACKWARD,
     ),
     Mutant("bias left out of the gate", TWO_PASSES, "z += tl.load(bias).to(ACC)", "z += 0"),
