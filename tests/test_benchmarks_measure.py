@@ -170,13 +170,14 @@ def test_a_wrong_copy_is_marked(monkeypatch):
 
 
 def test_a_slow_backend_shows_as_slow_and_its_backward_alone_does_not():
-    quick, slow = measure(small()), measure(small(), slow=0.02)
+    slow = measure(small(), slow=0.02)
     assert slow["native", "forward"].median_us > 20_000
     assert slow["native", "step"].median_us > 20_000
     assert slow["native", "backward"].median_us < 20_000  # the forward is prepared outside the time
-    assert slow["native", "forward"].copy_fraction < quick["native", "forward"].copy_fraction / 5
-    assert slow["pooled once", "forward"].median_us < 20_000
-    assert slow["pooled once", "forward"].over_fused < 1
+    plain = slow["pooled once", "forward"]
+    assert slow["native", "forward"].copy_fraction < plain.copy_fraction / 2
+    assert plain.median_us < 20_000
+    assert plain.over_fused < 1
     assert "pooled once, ppcr forward, small, contiguous (0." in report.faster(slow.values())
 
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -141,7 +140,8 @@ def test_editable_install(checkout, tmp_path):
     call("-m", "venv", "--without-pip", str(tmp_path / "venv"), cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
     (site,) = tmp_path.glob("venv/lib/python*/site-packages")
-    (site / "packages.pth").write_text(sysconfig.get_path("purelib"))
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "packages.pth").write_text("\n".join(packages))
     install = [
         "-m",
         "pip",
