@@ -324,6 +324,7 @@ def device_table(folders: Iterable[Path]) -> str:
                     line = f"{row.what} over {record.fused}, {row.passes}"
                     cells.append((line, device, row.over_fused))
             losses.append(f"Faster than `{record.fused}` on {folder.name}: {fastest(found)}.")
+    losses.append("In parentheses: the shortest time over the layer's, and in how many calls.")
     return f"{pivot(cells)}\n\n{' '.join(losses)}"
 
 
