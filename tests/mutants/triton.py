@@ -110,8 +110,8 @@ MUTANTS = (
     Mutant(
         "backward: gradient of the contexts of the wrong sign",
         TWO_PASSES,
-        "d = tl.zeros((CHUNK, P), ACC) + dsums",
-        "d = tl.zeros((CHUNK, P), ACC) - dsums",
+        "d = tl.zeros((CHUNK, ROW), ACC) + dsums",
+        "d = tl.zeros((CHUNK, ROW), ACC) - dsums",
     ),
     Mutant(
         "backward: the mask of relu ignored in the gate's gradient",
