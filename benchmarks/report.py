@@ -17,7 +17,7 @@ from .cases import VARIANTS
 from .results import Record, Row, read
 
 FITTED = 4  # the largest points: what a call costs at least hides the slope of the small ones
-PLAIN = ("pooled once compiled", "pooled once")
+BEST_PLAIN = ("pooled once compiled", "pooled once")
 SPREAD = "spread of the lower bound"
 FASTER = "Bold: faster than `{0}`."
 METHOD = (
@@ -320,7 +320,7 @@ def device_table(folders: Iterable[Path]) -> str:
                     cells.append((f"{row.passes} over the lower bound", device, row.ratio))
                 elif row.what == LOWER_BOUND:
                     cells.append((f"{SPREAD}, {row.passes}", device, row.spread))
-                elif row.what in PLAIN:
+                elif row.what in BEST_PLAIN:
                     line = f"{row.what} over {record.fused}, {row.passes}"
                     cells.append((line, device, row.over_fused))
             losses.append(f"Faster than `{record.fused}` on {folder.name}: {fastest(found)}.")

@@ -232,8 +232,9 @@ def can_fuse(layer: nn.Module | None) -> bool:
 
 
 class ResidualBlock:
-    """What the blocks of torchvision and MONAI with PPCR share. A branch of convolutions, with all
-    its normalizations, is theirs.
+    """The forward pass that the residual blocks of torchvision and MONAI with PPCR share.
+
+    A block brings the convolutions with their normalizations, in ``_branch``.
     """
 
     fuse = True
@@ -246,10 +247,10 @@ class ResidualBlock:
         """Runs the block.
 
         Args:
-            x: ``[N, C, H, W]``.
+            x: ``[N, C, *spatial]``, of the rank that the block's convolutions take.
 
         Returns:
-            The output of the block, with the shape that torchvision's block gives.
+            The output of the block, with the shape that the block without PPCR gives.
 
         Raises:
             TypeError: x has a dtype that the layer does not take.

@@ -175,7 +175,7 @@ def test_a_slow_backend_shows_as_slow_and_its_backward_alone_does_not():
     assert slow["native", "step"].median_us > 20_000
     assert slow["native", "backward"].median_us < 20_000  # the forward is prepared outside the time
     plain = slow["pooled once", "forward"]
-    assert slow["native", "forward"].copy_fraction < plain.copy_fraction / 2
+    assert slow["native", "forward"].copy_fraction < plain.copy_fraction / 5
     assert plain.median_us < 20_000
     assert plain.over_fused < 1
     assert "pooled once, ppcr forward, small, contiguous (0." in report.faster(slow.values())

@@ -1,4 +1,5 @@
-// The gates of a tile: the mathematics of ppcr_pixel.h, a SIMD vector of pixels at a time.
+// The gates of a tile, a SIMD vector of pixels at a time: the mathematics of ppcr_haar.h for the
+// standard levels over equal segments, that of ppcr_pixel.h for others.
 #pragma once
 #include "../ppcr_haar.h"
 #include "kernels.h"

@@ -1,7 +1,7 @@
 // The CPU kernels, compiled once per instruction set. A tile of pixels is handled in three steps:
 //   1. sum: each channel segment of x is summed per pixel (backward: also the dot product of x and
 //      the gradient);
-//   2. gate: the mathematics of ppcr_pixel.h, a SIMD vector of pixels at a time;
+//   2. gate: the mathematics of a pixel (gate_step.h), a SIMD vector of pixels at a time;
 //   3. apply: the output is written; what it reads again is still in cache.
 #pragma once
 #include "channels_last.h"
