@@ -20,6 +20,7 @@ from email import message_from_string
 from email.message import Message
 from pathlib import Path
 
+import tomllib
 from readme_renderer import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,12 +118,10 @@ def check_contents(sdist: Path, wheel: Path) -> Message:
 
 def check_metadata(metadata: Message, wheel: Path) -> None:
     """Fields that an index shows and filters by. setup.py's build has checked the classifiers."""
-    project = (ROOT / "pyproject.toml").read_text()
-    version = re.search(r'^version = "(.+)"$', project, re.M)
-    assert version is not None
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     wanted = {
         "Name": "ppcr_ext",
-        "Version": version[1],
+        "Version": version,
         "License-Expression": "BSD-3-Clause",
         "License-File": "LICENSE",
         "Requires-Python": ">=3.10",
@@ -132,11 +131,11 @@ def check_metadata(metadata: Message, wheel: Path) -> None:
     for name in ("Summary", "Keywords", "Author", "Classifier", "Project-URL"):
         if not metadata[name]:
             raise SystemExit(f"the metadata: {name} is missing")
-    tags = ["ppcr_ext", version[1], "cp310", "abi3"]
+    tags = ["ppcr_ext", version, "cp310", "abi3"]
     expect("name of the wheel", wheel.name.split("-")[:4], tags)
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
-    if version[1] not in headings and headings[:1] != ["Unreleased"]:
-        raise SystemExit(f"CHANGELOG.md has no section on {version[1]}")
+    if version not in headings and headings[:1] != ["Unreleased"]:
+        raise SystemExit(f"CHANGELOG.md has no section on {version}")
 
 
 def check_description(metadata: Message) -> None:

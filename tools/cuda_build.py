@@ -1,38 +1,30 @@
 """Builds the CUDA library into the package, in a checkout; an installation does it in setup.py.
 
-``python tools/cuda_build.py [--arch 9.0] [--output PATH]``
+``python tools/cuda_build.py [--arch 9.0]``
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARY = ROOT / "ppcr_ext" / "_cuda.abi3.so"
+# for _build without the package, which would load the library to be replaced
+sys.path.insert(0, str(ROOT / "ppcr_ext"))
+from _build import cuda as recipe
+
+LIBRARY = ROOT / "ppcr_ext" / recipe.LIBRARY
 WORK = ROOT / "build" / "cuda"
-
-
-def recipe() -> ModuleType:
-    """ppcr_ext/_build/cuda.py without the package, which would load the library to be replaced."""
-    package = ModuleType("ppcr_ext_recipes")
-    package.__path__ = [str(ROOT / "ppcr_ext" / "_build")]
-    sys.modules[package.__name__] = package
-    return importlib.import_module("ppcr_ext_recipes.cuda")
 
 
 def build(output: Path = LIBRARY, arch: str | None = None, work: Path = WORK) -> str:
     """The architectures that were compiled for, as text; raises CannotBuild with the reason."""
     import torch
 
-    compiled_for = recipe().build(
-        output, ROOT / "csrc", work, Path(torch.__file__).parent, torch.version.cuda, arch
-    )
-    return str(compiled_for)
+    headers = Path(torch.__file__).parent
+    return str(recipe.build(output, ROOT / "csrc", work, headers, torch.version.cuda, arch))
 
 
 def main() -> None:
@@ -40,15 +32,13 @@ def main() -> None:
     parser.add_argument(
         "--arch", help="such as 9.0 or '8.0;9.0+PTX'; default: TORCH_CUDA_ARCH_LIST, else all"
     )
-    parser.add_argument("--output", type=Path, default=LIBRARY)
-    options = parser.parse_args()
-    started = time.monotonic()
+    arch, started = parser.parse_args().arch, time.monotonic()
     try:
-        compiled_for = build(options.output, options.arch)
+        compiled_for = build(arch=arch)
     except RuntimeError as error:
         sys.exit(f"ppcr_ext: CUDA kernels: not built: {error}")
-    size = options.output.stat().st_size / 2**20
-    print(f"{options.output}: {compiled_for}, {size:.1f} MB, {time.monotonic() - started:.0f} s")
+    size = LIBRARY.stat().st_size / 2**20
+    print(f"{LIBRARY}: {compiled_for}, {size:.1f} MB, {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

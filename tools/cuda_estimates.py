@@ -1,16 +1,15 @@
 """Estimated share of a copy's bandwidth for every plan of the CUDA kernels, without a GPU.
 
-``python tools/cuda_estimates.py [--output results/cuda_estimates.json]`` asks the planner
-(csrc/cuda/plan.h) for its plan of every device, dtype, stage, layout, operation and direction. The
-estimate is the planner's score times a correction for what the score leaves out. Both were fitted
-to an H200 (benchmarks/results/h200); tests/test_cuda_plan.py compares them with what was measured
-there, and lists the cells that stay below their goal. Nothing else was measured: H100 and A100,
-float64, bfloat16, the gate alone and tiles of 26 steps are estimates by the same rule.
+``python tools/cuda_estimates.py`` asks the planner (csrc/cuda/plan.h) for its plan of every device,
+dtype, stage, layout, operation and direction, and writes results/cuda_estimates.json. The estimate
+is the planner's score times a correction for what the score leaves out. Both were fitted to an H200
+(benchmarks/results/h200); tests/test_cuda_plan.py compares them with what was measured there, and
+lists the cells that stay below their goal. Nothing else was measured: H100 and A100, float64,
+bfloat16, the gate alone and tiles of 26 steps are estimates by the same rule.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
@@ -21,9 +20,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import torch
 from cuda_on_cpu import build
 
-from benchmarks.cases import GPU_STAGES
+from benchmarks.baselines import OPERATORS, TRAFFIC
+from benchmarks.cases import DTYPES, GPU_STAGES
+from benchmarks.report import pivot
 from ppcr_ext.testing import LAYOUTS
 
 # Multiprocessors, blocks of a cluster, shared memory of a block: NVIDIA's data sheets and the CUDA
@@ -34,9 +36,6 @@ DEVICES = {
     "H200": HOPPER,
     "A100": {"multiprocessors": 108, "max_cluster": 1, "shared_bytes": 163 << 10},
 }
-SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
-OPERATIONS = {"ppcr": "ppcr", "gate": "ppcr_gate", "add_relu": "ppcr_add_relu"}
-DIRECTIONS = ("forward", "backward")
 # Of the score, by operation and direction; the gate alone as ppcr.
 CLUSTERS = {  # an image a cluster: the blocks wait for each other once or twice a tile
     ("ppcr", "forward"): 0.88,
@@ -77,17 +76,17 @@ def share(plan: dict[str, Any], operation: str, direction: str, side: int, size:
 
 def rows() -> Iterator[dict[str, Any]]:
     kernels = build.load(build.build(left_out=("bfloat16", "half", "float", "double")))
-    for (device, limits), (dtype, size), stage, layout, operation, direction in itertools.product(
-        DEVICES.items(), SIZES.items(), GPU_STAGES, LAYOUTS, OPERATIONS, DIRECTIONS
+    for (device, limits), dtype, stage, layout, (operation, direction) in itertools.product(
+        DEVICES.items(), DTYPES, GPU_STAGES, LAYOUTS, TRAFFIC
     ):
-        channels, side, images = stage
+        (channels, side, images), size = stage, getattr(torch, dtype).itemsize
         workload = {
             "images": images,
             "channels": channels,
             "image_pixels": side * side,
             "element_size": size,
             "channels_last": layout == "channels_last",
-            "operator": OPERATIONS[operation],
+            "operator": OPERATORS[operation],
             "backward": direction == "backward",
         }
         plan = kernels.plan({**workload, **limits})
@@ -105,33 +104,23 @@ def rows() -> Iterator[dict[str, Any]]:
 
 
 def table(estimates: list[dict[str, Any]], device: str) -> str:
-    """A line for every stage, layout and dtype; a column for every operation and direction."""
-    columns = [f"{operation} {direction}" for operation in OPERATIONS for direction in DIRECTIONS]
-    lines = [f"{device}, estimated share of a copy's bandwidth", " " * 42 + "  ".join(columns)]
-    mine = [row for row in estimates if row["device"] == device]
-    for dtype, stage, layout in itertools.product(SIZES, GPU_STAGES, LAYOUTS):
-        name = f"{stage[0]}x{stage[1]}x{stage[1]}"
-        place = (dtype, name, layout)
-        shares = [
-            f"{row['share']:.2f}".rjust(len(column))
-            for column, row in zip(
-                columns,
-                (row for row in mine if (row["dtype"], row["stage"], row["layout"]) == place),
-                strict=True,
-            )
-        ]
-        lines.append(f"{name:>12}  {layout:<13}  {dtype:<11}".ljust(42) + "  ".join(shares))
-    return "\n".join(lines)
+    """A line for every dtype, stage and layout; a column for every operation and direction."""
+    cells = [
+        (
+            "{stage}, {layout}, {dtype}".format(**row),
+            "{operation} {direction}".format(**row),
+            f"{row['share']:.2f}",
+        )
+        for row in estimates
+        if row["device"] == device
+    ]
+    return f"{device}, estimated share of a copy's bandwidth\n\n{pivot(cells)}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    default = ROOT / "results" / "cuda_estimates.json"
-    parser.add_argument("--output", type=Path, default=default)
-    options = parser.parse_args()
-    estimates = list(rows())
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(estimates, indent=1) + "\n")
+    output, estimates = ROOT / "results" / "cuda_estimates.json", list(rows())
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(estimates, indent=1) + "\n")
     print("\n\n".join(table(estimates, device) for device in DEVICES))
 
 

@@ -1,17 +1,17 @@
 """What nvcc made of the kernels: registers, spills, occupancy and access widths, as a CSV table.
 
-``python tools/cuda_report.py [--output results/cuda_kernels.csv]`` compiles for sm_90 (what is
-unchanged is not compiled again). It needs nvcc and cuobjdump (of the CUDA toolkit or of Triton's
+``python tools/cuda_report.py`` compiles for sm_90 (what is unchanged is not compiled again) and
+writes results/cuda_kernels.csv. It needs nvcc and cuobjdump (of the CUDA toolkit or of Triton's
 package), but no GPU. tests/test_cuda_build.py checks what the table must show.
 """
 
 from __future__ import annotations
 
-import argparse
 import collections
 import csv
 import dataclasses
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -34,15 +34,13 @@ VARIANTS = {
 # ---- machine code, also of Triton's kernels ---------------------------------------------------
 
 
-def find_cuobjdump() -> Path | None:
+def find_cuobjdump() -> str | None:
     """cuobjdump of Triton's package, else on PATH."""
     triton = importlib.util.find_spec("triton")
+    folders = [os.environ["PATH"]]
     if triton is not None and triton.origin is not None:
-        bundled = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        if bundled.exists():
-            return bundled
-    on_path = shutil.which("cuobjdump")
-    return Path(on_path) if on_path else None
+        folders.insert(0, str(Path(triton.origin).parent / "backends" / "nvidia" / "bin"))
+    return shutil.which("cuobjdump", path=os.pathsep.join(folders))
 
 
 def cuobjdump(option: str, file: str | Path) -> str:
@@ -68,21 +66,6 @@ def loads_of(code: list[str]) -> collections.Counter[int]:
 
 def stores_of(code: list[str]) -> collections.Counter[int]:
     return _widths(code, "STG")
-
-
-def loads_before_use(code: list[str]) -> int:
-    """How many 16-byte loads are issued before an instruction reads what one of them loaded."""
-    loaded: set[str] = set()
-    count = 0
-    for instruction in code:
-        opcode, _, operands = instruction.partition(" ")
-        registers = re.findall(r"\bR\d+", operands)
-        if re.match(r"LDG\b.*\.128\b", opcode):
-            loaded.add(registers[0])
-            count += 1
-        elif loaded & set(registers):
-            break
-    return count
 
 
 def _widths(code: list[str], name: str) -> collections.Counter[int]:
@@ -161,7 +144,7 @@ def kernels(work: Path = WORK) -> list[Kernel]:
         r"(\d+) bytes spill stores, (\d+) bytes spill loads\nptxas info\s+: Used (\d+) registers"
     )
     result = []
-    for source in cuda_build.recipe().KERNEL_SOURCES:
+    for source in cuda_build.recipe.KERNEL_SOURCES:
         code = code_of(work / f"{source}.o")
         found = resources.findall((work / f"{source}.log").read_text())
         mangled = "\n".join(name for name, *_ in found)
@@ -176,15 +159,12 @@ def kernels(work: Path = WORK) -> list[Kernel]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    default = cuda_build.ROOT / "results" / "cuda_kernels.csv"
-    parser.add_argument("--output", type=Path, default=default)
-    options = parser.parse_args()
     try:
         cuda_build.build(WORK / "report.so", ARCHITECTURE, WORK)
     except RuntimeError as error:
         raise SystemExit(f"the kernels cannot be compiled: {error}") from None
-    write_table(options.output, (kernel.row() for kernel in kernels()))
+    output = cuda_build.ROOT / "results" / "cuda_kernels.csv"
+    write_table(output, (kernel.row() for kernel in kernels()))
 
 
 if __name__ == "__main__":

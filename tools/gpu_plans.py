@@ -27,13 +27,12 @@ sys.path.insert(0, str(ROOT))
 
 import ppcr_ext  # noqa: F401  registers the operators
 from benchmarks import layers, timing
-from benchmarks.baselines import TRAFFIC
+from benchmarks.baselines import OPERATORS, TRAFFIC
 from benchmarks.cases import GPU_STAGES, Case
 from ppcr_ext import testing
 
 OPS = torch.ops.ppcr_ext
 DTYPES = ("float16", "bfloat16", "float32")
-KEPT = 3  # inputs and results that take turns, so that no cache holds the last
 SMALL = ((64, 5, 2),)  # the stage of a rehearsal
 COPY, CHOSEN = "copy", ""
 
@@ -51,26 +50,16 @@ class Cell(NamedTuple):
         return f"{self.operation} {self.direction} {self.dtype} {self.layout} {shape}"
 
 
-def make_inputs(stage: tuple[int, int, int], dtype: str, layout: str) -> testing.Inputs:
-    channels, side, images = stage
-    case = Case("plans", "add_relu", "", (images, channels, side, side), layout, dtype)
-    return layers.inputs_of(case, torch.device("cuda"))
-
-
-def call_of(name: str, inputs: list[testing.Inputs]) -> Callable[[], None]:
-    """Runs on each of the inputs in turn; the results stay alive for as long."""
-    turn, kept = itertools.cycle(range(KEPT)), [None] * KEPT
-    call = {
-        COPY: lambda t, *_: t.residual.copy_(t.x),
-        "ppcr forward": lambda t, *p: OPS.ppcr(t.x, *p),
-        "ppcr backward": lambda t, *p: OPS.ppcr_backward(t.grad, t.x, *p),
-        "add_relu forward": lambda t, *p: OPS.ppcr_add_relu(t.x, t.residual, *p),
-        "add_relu backward": lambda t, *p: OPS.ppcr_add_relu_backward(t.grad, t.x, t.residual, *p),
-    }[name]
+def call_of(cell: Cell, pool: layers.InputPool) -> Callable[[], object]:
+    """Runs on each of the pool's inputs in turn."""
+    is_backward, has_residual = cell.direction == "backward", cell.operation == "add_relu"
+    call = getattr(OPS, OPERATORS[cell.operation] + "_backward" * is_backward)
+    parameters = pool.inputs.weight, pool.inputs.bias, pool.inputs.levels, pool.inputs.eps
 
     def run() -> None:
-        t = inputs[i := next(turn)]
-        kept[i] = call(t, t.weight, t.bias, [1, 2, 4], 1e-5)
+        x, grad, residual = pool.next()
+        maps = [*[grad] * is_backward, x, *[residual] * has_residual]
+        pool.keep(call(*maps, *parameters))
 
     return run
 
@@ -95,10 +84,10 @@ def candidates(cell: Cell) -> Iterator[str]:
 
 
 def measure(
-    cell: Cell, inputs: list[testing.Inputs], plans: list[str], by: timing.Clock, small: bool
+    cell: Cell, pool: layers.InputPool, plans: list[str], by: timing.Clock, small: bool
 ) -> list[dict[str, object]]:
     """A row for every plan that fits, or for the first three."""
-    run, calls = call_of(f"{cell.operation} {cell.direction}", inputs), {}
+    run, calls = call_of(cell, pool), {}
 
     def planned(plan: str) -> None:
         os.environ["PPCR_PLAN"] = plan
@@ -113,8 +102,8 @@ def measure(
         except RuntimeError as error:
             if "plan" not in str(error).lower():
                 raise
-    copy = timing.Call(call_of(COPY, inputs))
-    samples, _ = timing.interleave({COPY: copy, **calls}, 1 if small else 5, by=by)
+    everything = {COPY: timing.Call(pool.copy), **calls}
+    samples, _ = timing.interleave(everything, 1 if small else 5, by=by)
     os.environ.pop("PPCR_PLAN", None)
     (units, _), rows = TRAFFIC[cell.operation, cell.direction], []
     copied = statistics.median(s.seconds for s in samples[COPY])
@@ -139,21 +128,27 @@ def main() -> None:
     rows = json.loads(file.read_text())["rows"] if file.exists() else []
     measured = {(*(row[f] for f in Cell._fields[:-1]), tuple(row["stage"])) for row in rows}
     stages, words = SMALL if options.rehearsal else GPU_STAGES, options.only.split()
-    print(torch.cuda.get_device_name(), torch.__version__)
-    by = timing.clock(torch.device("cuda"))
+    device = torch.device("cuda")
+    by, name = timing.clock(device), torch.cuda.get_device_name()
+    print(name, torch.__version__)
     for stage, dtype, layout in itertools.product(stages, DTYPES, testing.LAYOUTS):
         cells = [Cell(*what, dtype, layout, stage) for what in TRAFFIC if what[0] != "gate"]
         cells = [c for c in cells if c not in measured and all(word in str(c) for word in words)]
-        inputs = [make_inputs(stage, dtype, layout) for _ in range(KEPT if cells else 0)]
+        if not cells:
+            continue
+        channels, side, images = stage
+        shape, small = (images, channels, side, side), options.rehearsal
+        case = Case("plans", "add_relu", "", shape, layout, dtype, rotate=not small)
+        pool = layers.InputPool(case, device)
         for cell in cells:
             plans = [CHOSEN, *(candidates(cell) if options.sweep else ())]
-            found = measure(cell, inputs, plans, by, options.rehearsal)
+            found = measure(cell, pool, plans, by, small)
             rows += found
             best = sorted(found[1:], key=lambda row: -float(str(row["share"])))[:4]
             text = "; ".join(f"{row['share']} {row['plan']}" for row in best)
             print(f"{found[0]['share']:.3f} {cell}; of {len(found) - 1} others: {text}", flush=True)
-        file.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}))
-        del inputs
+        file.write_text(json.dumps({"device": name, "rows": rows}))
+        del pool
 
 
 if __name__ == "__main__":

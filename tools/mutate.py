@@ -15,11 +15,11 @@ import functools
 import importlib
 import multiprocessing
 import os
-import queue
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -204,23 +204,17 @@ def main() -> None:
     if not chosen:
         raise SystemExit("no mutant of that name")
     started, wide = time.monotonic(), "sample" not in words
-    folders: queue.Queue[Path] = queue.Queue()
-    for index in range(sanitize.JOBS):
-        folders.put(WORK / f"copy{index}")
     PROCESSES.set_forkserver_preload(PRELOADED)
 
     def run(group: str, mutant: Mutant) -> tuple[str | None, float]:
-        folder, begin = folders.get(), time.monotonic()
-        try:
-            return caught_by(group, mutant, folder, wide), time.monotonic() - begin
-        finally:
-            folders.put(folder)
+        folder, begin = WORK / threading.current_thread().name, time.monotonic()
+        return caught_by(group, mutant, folder, wide), time.monotonic() - begin
 
     for group in dict.fromkeys(group for group, _ in chosen):
-        if failure := caught_by(group, None, WORK / "copy0", wide=False):
+        if failure := caught_by(group, None, WORK / "copy_0", wide=False):
             raise SystemExit(f"without any mutant a test fails: {failure}")
     caught, unseen, wrong = 0, [], 0
-    with concurrent.futures.ThreadPoolExecutor(sanitize.JOBS) as pool:
+    with concurrent.futures.ThreadPoolExecutor(sanitize.JOBS, "copy") as pool:  # copy_0, copy_1
         futures = {pool.submit(run, *one): one for one in chosen}
         for future in concurrent.futures.as_completed(futures):
             (_, mutant), (failure, seconds) = futures[future], future.result()

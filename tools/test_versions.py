@@ -133,7 +133,10 @@ def tests(python: Path, report: Path, *selection: str, **environment: str) -> st
 
 def try_wheel(folder: Path, python: Path) -> str:
     """The published binary beside this PyTorch."""
-    wheel, site = newest_wheel(), folder / "wheel"
+    found, site = sorted((ROOT / "dist").glob("*.whl"), key=os.path.getmtime), folder / "wheel"
+    if not found:
+        raise Failed("dist/ holds no wheel: make package")
+    wheel = found[-1]
     shutil.rmtree(site, ignore_errors=True)
     install = ["install", "--no-deps", "--no-index", "--target", site, wheel]
     call("wheel", python, "-m", "pip", *install)
@@ -142,13 +145,6 @@ def try_wheel(folder: Path, python: Path) -> str:
     if not where.startswith(str(site)):
         raise Failed(f"the library of {wheel.name} was not loaded: {where}")
     return tests(python, folder / "wheel.xml", *BINARY_INTERFACE, PYTHONPATH=str(site))
-
-
-def newest_wheel() -> Path:
-    found = sorted((ROOT / "dist").glob("*.whl"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise Failed("dist/ holds no wheel: make package")
-    return found[-1]
 
 
 def run(cell: Cell, build_only: bool, keep: bool) -> list[str]:
