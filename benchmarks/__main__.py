@@ -1,4 +1,14 @@
-"""``python -m benchmarks``: errors and times of every usable backend beside plain PyTorch."""
+"""Errors and times of every usable backend of ppcr_ext, beside plain PyTorch. SUITE is one of
+
+  retina      what the layers of a ResNet-50 see of a fundus photograph, at its four stages
+  shapes      random inputs of eight shapes
+  operators   ppcr, gate and add_relu, forward and backward; also beside SE, ECA and CBAM
+  scaling     time against pixels, channels, levels and batch
+  end-to-end  training and inference of whole networks, with attention layers and without
+
+docs/benchmarks.md says how. Exit status: 0; 1 if an error exceeds its tolerance, or --compare found
+something slower; 130 if interrupted, with the files of what was measured.
+"""
 
 import argparse
 import sys
@@ -11,18 +21,6 @@ import torch
 
 from . import cases, runner
 
-DESCRIPTION = """\
-Errors and times of every usable backend of ppcr_ext, beside plain PyTorch. SUITE is one of
-
-  retina      what the layers of a ResNet-50 see of a fundus photograph, at its four stages
-  shapes      random inputs of eight shapes
-  operators   ppcr, gate and add_relu, forward and backward; also beside SE, ECA and CBAM
-  scaling     time against pixels, channels, levels and batch
-  end-to-end  training and inference of whole networks, with attention layers and without
-
-docs/benchmarks.md says how. Exit status: 0; 1 if an error exceeds its tolerance, or --compare found
-something slower; 130 if interrupted, with the files of what was measured."""
-
 # Rounds, and seconds after which a case ends, with --quick the second of them.
 ROUNDS = {"end-to-end": (15, 7)}
 SECONDS = {"operators": (2.0, 0.5), "scaling": (0.8, 0.2)}
@@ -32,7 +30,7 @@ SECONDS = {"operators": (2.0, 0.5), "scaling": (0.8, 0.2)}
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "python -m benchmarks", description=DESCRIPTION, formatter_class=form)
+        "python -m benchmarks", description=__doc__, formatter_class=form)
     add = parser.add_argument
     add("suite", nargs="?", default="retina", choices=cases.SUITES, metavar="SUITE",
         help="what to measure (retina)")

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,6 @@ LOWER_BOUND = "lower bound"
 WITH_AUTOGRAD = "lower bound with autograd"
 
 Layer = Callable[..., Tensor]  # of x, the residual of add_relu, and parameters
-Gate = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
 
 
 # The operators with their functions in ppcr_ext; and what each pass has to read and write at least
@@ -61,19 +59,16 @@ class Implementation:
 
 def backend(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) -> Implementation:
     function = getattr(ppcr_ext, OPERATORS[operator])
-
-    def layer(*tensors: Tensor) -> Tensor:
-        return function(*tensors, levels=levels, eps=EPS, backend=name)
-
+    layer = functools.partial(function, levels=levels, eps=EPS, backend=name)
     return Implementation(name, "reference" if name == "reference" else "fused", layer, own)
 
 
 def plain(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) -> Implementation:
-    gate_of = GATES[name]
+    contexts_of = FORMULATIONS[name]
 
     def layer(x: Tensor, *others: Tensor) -> Tensor:
         *residual, weight, bias = others
-        gate = gate_of(x, weight, bias, levels)
+        gate = gate_of(x, contexts_of(x, levels), weight, bias)
         if operator == "gate":
             return gate
         return torch.relu(x * gate + residual[0]) if residual else x * gate
@@ -85,7 +80,7 @@ def plain(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) ->
 # of the normalization would overflow.
 
 
-def _gate(x: Tensor, centred: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def gate_of(x: Tensor, centred: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The gate, in x's dtype, from the contexts less their mean, ``[N, L, *spatial]``."""
     # Written for speed: ``torch.var_mean`` would take five times as long on a CPU, and dividing by
     # the deviation after the sum over the contexts saves a pass over them.
@@ -99,7 +94,7 @@ def _centre(contexts: list[Tensor]) -> Tensor:
     return joined - joined.mean(1, keepdim=True)
 
 
-def level_by_level(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int]) -> Tensor:
+def level_by_level(x: Tensor, levels: Sequence[int]) -> Tensor:
     """The formulas as they stand: one mean over x for every level, so that each reads x."""
     wide, contexts = accumulation_dtype(x.dtype), []
     for level in levels:
@@ -108,37 +103,33 @@ def level_by_level(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int
         else:
             edges = bins(x.shape[1], level)
             contexts += [x[:, begin:end].mean(1, keepdim=True, dtype=wide) for begin, end in edges]
-    return _gate(x, _centre(contexts), weight, bias)
+    return _centre(contexts)
 
 
-def pooled_once(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int]) -> Tensor:
+def pooled_once(x: Tensor, levels: Sequence[int]) -> Tensor:
     """The best formulation: x is read once for the finest bins, which give the coarser ones."""
     # Where the levels do not divide the finest one, or that one the channels, it is level by level.
     finest = max(levels)
     if x.shape[1] % finest or any(finest % level for level in levels):
-        return level_by_level(x, weight, bias, levels)
+        return level_by_level(x, levels)
     means = x.unflatten(1, (finest, -1)).mean(2, dtype=accumulation_dtype(x.dtype))
-    coarser = [means if k == finest else means.unflatten(1, (k, -1)).mean(2) for k in levels]
-    return _gate(x, _centre(coarser), weight, bias)
+    return _centre([means if k == finest else means.unflatten(1, (k, -1)).mean(2) for k in levels])
 
 
-def as_matmul(x: Tensor, weight: Tensor, bias: Tensor, levels: Sequence[int]) -> Tensor:
+def as_matmul(x: Tensor, levels: Sequence[int]) -> Tensor:
     """Pooling and centring as one matrix product: ``[L, C]`` times every pixel's channels."""
     matrix = centred_pooling(x.shape[1], tuple(levels), x.device, x.dtype)
-    centred = torch.einsum("lc,ncp->nlp", matrix, x.flatten(2)).unflatten(2, x.shape[2:])
-    return _gate(x, centred, weight, bias)
+    return torch.einsum("lc,ncp->nlp", matrix, x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 @functools.cache
 def centred_pooling(channels: int, levels: tuple[int, ...], *where: Any) -> Tensor:
     """``[L, C]``: 1/|bin| where context l holds channel c, less the mean over l."""
-    one, edges = torch.eye(channels, dtype=torch.float64), [bins(channels, k) for k in levels]
-    matrix = torch.stack([one[begin:end].mean(0) for begin, end in itertools.chain(*edges)])
-    return (matrix - matrix.mean(0)).to(*where)
+    pixels = torch.eye(channels, dtype=torch.float64).unsqueeze(2)  # each has a channel of its own
+    return level_by_level(pixels, levels).squeeze(2).T.contiguous().to(*where)
 
 
-GATES: dict[str, Gate] = {"pooled once": pooled_once, "level by level": level_by_level}
-GATES |= {"matmul": as_matmul}
+FORMULATIONS = {"pooled once": pooled_once, "level by level": level_by_level, "matmul": as_matmul}
 
 
 def other_layer(name: str, x: Tensor) -> Implementation:

@@ -9,7 +9,7 @@ import torch
 
 from ppcr_ext.testing import LAYOUTS, LEVELS, SHAPES, STAGES, Inputs
 
-from .baselines import DIRECTIONS, GATES, OPERATORS
+from .baselines import DIRECTIONS, FORMULATIONS, OPERATORS
 
 Shape = tuple[int, ...]
 Key = tuple[Any, ...]
@@ -172,7 +172,7 @@ def feature_maps(
     for (stage, shape, given), layout, dtype in product(few, LAYOUTS, DTYPES[:3]):
         options |= {"case": stage + name_of(shape), "shape": shape, "given": given}
         wide = dtype == "float32"
-        options |= {"plain": tuple(GATES) * wide, "compiled": compiled * wide}
+        options |= {"plain": tuple(FORMULATIONS) * wide, "compiled": compiled * wide}
         made.append(Case(operator="ppcr", layout=layout, dtype=dtype, **options))
     return made
 

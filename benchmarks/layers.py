@@ -14,7 +14,6 @@ from torch import Tensor
 import ppcr_ext
 from ppcr_ext import testing
 from ppcr_ext.reference import accumulation_dtype
-from ppcr_ext.testing import Errors
 
 from . import baselines, timing
 from .baselines import BOUNDS, LOWER_BOUND, OPERATORS, WITH_AUTOGRAD, Implementation
@@ -126,7 +125,7 @@ class Program:
         inputs = self.pool.inputs
         limits = testing.tolerance(inputs.x.dtype, inputs.levels)
         if self.implementation.kind == "plain" and inputs.x.itemsize == 2:
-            limits = Errors(*[PLAIN_FACTOR * limits.y] * 3)  # all three are alike
+            limits = testing.Errors(*[PLAIN_FACTOR * limits.y] * 3)  # all three are alike
         with torch.no_grad():
             error = exact.error("y", self.forward())
         y, *gradients = self.step()
@@ -199,9 +198,10 @@ def prepare(case: Case, backends: Sequence[str], device: torch.device) -> Prepar
             figures = forward if direction == "forward" else step
             made.add(one.name, direction, one.kind, program.call(direction), **figures)
     for direction in case.directions if case.operator != "gate" else ():
-        runs: dict[str, Callable[..., object]] = {LOWER_BOUND: BOUNDS[case.operator, direction]}
+        bound = BOUNDS[case.operator, direction]
+        runs: dict[str, Callable[..., object]] = {LOWER_BOUND: bound}
         if direction != "forward" and pool.inputs.x.nbytes <= SMALL:
-            runs[WITH_AUTOGRAD] = partial(baselines.with_autograd, BOUNDS[case.operator, direction])
+            runs[WITH_AUTOGRAD] = partial(baselines.with_autograd, bound)
         for what, run in runs.items():
             call = timing.Call(lambda run=run: pool.keep(run(*pool.next())))
             made.add(what, direction, LOWER_BOUND, call)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 import torchvision
 from timm.layers import cbam, squeeze_excite
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights
 from torchvision.transforms.functional import five_crop
 
 import ppcr_ext
@@ -37,7 +36,8 @@ class Plain(ppcr_ext.PPCR):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         assert self.bias is not None
-        return x * baselines.pooled_once(x, self.weight, self.bias, self.levels)
+        contexts = baselines.pooled_once(x, self.levels)
+        return x * baselines.gate_of(x, contexts, self.weight, self.bias)
 
 
 def network(name: str, variant: str) -> nn.Module:
@@ -158,7 +158,9 @@ def retina_batch(size: int = 224) -> Tensor:
     photograph = torch.from_numpy(skimage.data.retina()).permute(2, 0, 1)
     views = [photograph.flip(dims) for dims in ((), (1,), (2,), (1, 2))]
     views += five_crop(photograph, [photograph.shape[-1] * 2 // 3])[:4]
-    preprocess = ResNet50_Weights.DEFAULT.transforms(crop_size=size, resize_size=size)
+    preprocess = torchvision.models.ResNet50_Weights.DEFAULT.transforms(
+        crop_size=size, resize_size=size
+    )
     return torch.stack([preprocess(view) for view in views])
 
 
@@ -178,7 +180,7 @@ def retina_inputs(device: torch.device) -> dict[str, Inputs]:
     loss(model, retina_batch(), torch.arange(8), False).backward()
     found = {}
     for stage, (layer, x, y) in zip(stages, seen, strict=True):
-        tensors = (x, layer.weight, layer.bias, y.grad / y.grad.square().mean().sqrt())
-        x, weight, bias, grad = (t.detach().to(device) for t in tensors)
-        found[stage] = Inputs("ppcr", x, x, weight, bias, grad)
+        grad = y.grad / y.grad.square().mean().sqrt()
+        tensors = (t.detach().to(device) for t in (x, x, layer.weight, layer.bias, grad))
+        found[stage] = Inputs("ppcr", *tensors)
     return found

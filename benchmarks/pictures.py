@@ -1,5 +1,6 @@
 """The pictures of a record, in colours that the colour-blind tell apart."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,6 @@ def _dots(rows: Sequence[Row], value: str, path: Path, label: str, title: str) -
     for panel, axis in zip(panels, axes[0], strict=True):
         for number, what in enumerate(whats):
             found = [row for row in rows if (row.passes, row.what) == (panel, what)]
-            found = [row for row in found if getattr(row, value) is not None]
             at = np.array([names.index(row.label) for row in found], dtype=float)
             interval = None
             if networks:  # whose lines would cover each other
@@ -70,7 +70,7 @@ def _dots(rows: Sequence[Row], value: str, path: Path, label: str, title: str) -
             style = _style(what.removesuffix(" compiled"), hollow=" compiled" in what)
             style |= {"markersize": 11 if style["marker"] in "|+" else 7, "linestyle": "none"}
             style |= {"zorder": 4 if "native" in what or "fused" in what else 3}
-            x = [getattr(row, value) for row in found]
+            x = np.array([getattr(row, value) for row in found], dtype=float)  # None becomes NaN
             axis.errorbar(x, at, xerr=interval, label=what, **style)
         axis.axvline(1, color="black", linewidth=1)
         if "log" in label:
@@ -89,24 +89,20 @@ def _dots(rows: Sequence[Row], value: str, path: Path, label: str, title: str) -
 def _scaling(record: Record, path: Path, title: str) -> Path:
     """A column for every axis, the two directions one above the other."""
     title = f"Time against size, with the exponents of a power law. {title}"
-    found, (figure, panels) = report.series(record.rows), _figure(2, len(AXES), (16, 9.5), title)
-    for axis, column in zip(AXES, panels.T, strict=True):
-        for passes, panel in zip(("forward", "forward+backward"), column, strict=True):
-            ranges = set()
-            shown = [(key[2], points) for key, points in found.items() if key[:2] == (axis, passes)]
-            for name, points in shown:
-                exponent, fitted = report.fit(points)
-                ranges.add(fitted)
-                several = not name.endswith(" 1 thread")
-                style = _style(name.split(",")[0], hollow=several)
-                style |= {"linestyle": "--" if several else "-", "label": f"{name}: {exponent:.2f}"}
-                panel.plot(*zip(*points, strict=True), **style)
-            panel.set(xlabel=AXES[axis], ylabel="microseconds", yscale="log")
-            panel.set_xscale("log", base=2)
-            panel.set_title(f"{passes}; exponents over {', '.join(sorted(ranges))}")
-            panel.legend(fontsize=8, frameon=False, loc="upper left")
-            low, high = panel.get_ylim()
-            panel.set_ylim(low, high * (high / low) ** 0.4)  # room for the legend
+    figure, axes = _figure(2, len(AXES), (16, 9.5), title)
+    places = itertools.product(("forward", "forward+backward"), AXES)
+    panels = dict(zip(places, axes.flat, strict=True))
+    for (axis, passes, name), points in report.series(record.rows).items():
+        several = not name.endswith(" 1 thread")
+        style = _style(name.split(",")[0], hollow=several) | {"linestyle": "--" if several else "-"}
+        style["label"] = f"{name}: {report.exponent(points)}"
+        panels[passes, axis].plot(*zip(*points, strict=True), **style)
+    for (passes, axis), panel in panels.items():
+        panel.set(title=passes, xlabel=AXES[axis], ylabel="microseconds", yscale="log")
+        panel.set_xscale("log", base=2)
+        panel.legend(fontsize=8, frameon=False, loc="upper left")
+        low, high = panel.get_ylim()
+        panel.set_ylim(low, high * (high / low) ** 0.4)  # room for the legend
     figure.savefig(path, dpi=110)
     return path
 

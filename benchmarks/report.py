@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import geometric_mean, linear_regression, median
 from typing import Any
 
+import numpy as np
 import torch
 
 from ppcr_ext import testing
-from ppcr_ext.testing import LAYOUTS
 
 from .baselines import LOWER_BOUND, WITH_AUTOGRAD
 from .cases import VARIANTS
@@ -93,11 +93,14 @@ def fastest(found: Mapping[str, Record]) -> str:
     ratios: dict[str, list[float]] = {}
     for row in (row for record in found.values() for row in record.rows):
         if row.over_fused and row.kind not in ("fused", "copy", LOWER_BOUND) and row.what != "none":
-            tiny = " of a tiny tensor" if row.case.startswith("tiny") else ""
+            tiny = " of a tiny tensor" * row.case.startswith("tiny")
             name = f"{row.what}, {row.operator} {row.passes}{tiny}"
             ratios.setdefault(name, []).append(row.over_fused)
-    counts = {name: sum(value < 1 for value in values) for name, values in ratios.items()}
-    texts = [f"{n} ({min(ratios[n]):.2f}, {c} of {len(ratios[n])})" for n, c in counts.items() if c]
+    texts = [
+        f"{name} ({min(values):.2f}, {sum(value < 1 for value in values)} of {len(values)})"
+        for name, values in ratios.items()
+        if min(values) < 1
+    ]
     return "; ".join(texts) or "none"
 
 
@@ -179,19 +182,19 @@ def _layers(record: Record) -> list[str]:
         wide = [row for row in rows if row.dtype == "float32"]
         parts += ["Time over the lower bound, forward / forward+backward:", bound_table(wide)]
     parts += ["Largest relative errors against float64:", error_table(record.rows)]
-    costs, memory, host = list[Cell](), list[Cell](), list[Cell]()
+    costs: dict[str, list[Cell]] = {COSTS: [], MEMORY: [], HOST: []}
     for row in record.rows:
         name, at = f"{row.operator}, {row.what}", row.passes
         if row.case.startswith("tiny") and row.kind != "copy":
-            costs.append((name, at, bold(f"{row.median_us:.1f}", row)))
+            costs[COSTS].append((name, at, bold(f"{row.median_us:.1f}", row)))
         elif row.rounds and row.kind in ("fused", "reference", "plain"):
             if row.peak_bytes is not None and row.dtype == rows[0].dtype:
                 size = math.prod(row.shape) * getattr(torch, row.dtype).itemsize
-                memory.append((name, at, row.peak_bytes / size))
+                costs[MEMORY].append((name, at, row.peak_bytes / size))
             if row.host_us is not None and row.kind == "fused":
                 both = f"{row.host_us:.1f} / {row.median_us:.1f}"
-                host.append((f"{name}, {row.label}", at, both))
-    for title, cells in ((COSTS, costs), (MEMORY, memory), (HOST, host)):
+                costs[HOST].append((f"{name}, {row.label}", at, both))
+    for title, cells in costs.items():
         parts += [title, pivot(cells)] if cells else []
     return parts
 
@@ -206,23 +209,22 @@ def series(rows: Iterable[Row]) -> dict[Any, list[tuple[int, float]]]:
     return {key: sorted(points) for key, points in found.items()}
 
 
-def fit(points: Sequence[tuple[int, float]]) -> tuple[float, str]:
-    """The exponent of a power law through the largest points, and their range."""
+def exponent(points: Sequence[tuple[int, float]]) -> str:
+    """That of a power law through the largest points, and their range."""
     last = points[-FITTED:]
     if len(last) < 2:
-        return math.nan, "a single size"
-    logarithms = [[math.log(value) for value in values] for values in zip(*last, strict=True)]
-    slope = linear_regression(*logarithms).slope
+        return "nan (a single size)"
+    slope = linear_regression(*np.log(last).T).slope
     # without the sign of a zero
-    return round(slope, 2) + 0.0, f"{last[0][0]} to {last[-1][0]}"
+    return f"{round(slope, 2) + 0.0:.2f} ({last[0][0]} to {last[-1][0]})"
 
 
 def _scaling(record: Record) -> list[str]:
-    cells: list[Cell] = []
-    for (axis, passes, name), points in series(record.rows).items():
-        if not name.startswith("copy"):
-            exponent, sizes = fit(points)
-            cells.append((f"{name}, {passes}", axis, f"{exponent:.2f} ({sizes})"))
+    cells = [
+        (f"{name}, {passes}", axis, exponent(points))
+        for (axis, passes, name), points in series(record.rows).items()
+        if not name.startswith("copy")
+    ]
     text = (
         f"Exponents of time as a power of one quantity while the others stay, fitted to the "
         f"largest {FITTED} sizes, which are in brackets: 1 is proportional. "
@@ -232,7 +234,7 @@ def _scaling(record: Record) -> list[str]:
 
 
 def network_table(rows: Iterable[Row]) -> str:
-    cells = []
+    cells = list[Cell]()
     for row in (row for row in rows if row.what in VARIANTS[1:]):
         text = f"{row.ratio:.3f} ({row.ratio_low:.3f} to {row.ratio_high:.3f})"
         cells.append((f"{row.label}, {row.direction}", row.what, bold(text, row)))
@@ -253,16 +255,13 @@ def _networks(record: Record) -> list[str]:
 def plans(results: dict[str, Any]) -> list[str]:
     """What tools/gpu_plans.py measured: for every layout a table, with all runs in each cell."""
     abouts = {run["name"]: run["about"] for run in results["runs"]}
-    parts = [
-        PLANS.format(**results),
-        "\n".join(f"- {name}: {about}" for name, about in abouts.items()),
-    ]
-    for layout in LAYOUTS:
+    named = "\n".join(f"- {name}: {about}" for name, about in abouts.items())
+    parts = [PLANS.format(**results), named]
+    for layout in testing.LAYOUTS:
         cells: list[Cell] = []
         for name, row in ((run["name"], row) for run in results["runs"] for row in run["rows"]):
             if row["layout"] == layout:
-                channels, side, images = row["stage"]
-                line = f"{images}x{channels}x{side}x{side}, {row['dtype']}"
+                line = "{2}x{0}x{1}x{1}, {dtype}".format(*row["stage"], **row)
                 share = f"{row['share']:.2f}" + "°" * (row.get("build") == "earlier")
                 cells.append((line, f"{row['operation']} {row['direction']}", (name, share)))
 
@@ -273,13 +272,13 @@ def plans(results: dict[str, Any]) -> list[str]:
     return parts
 
 
-# By the name of the file: title, section, pictures.
-SECTIONS: dict[str, tuple[str, Callable[[Record], list[str]], Sequence[str]]] = {
-    "operators": ("Operators", _layers, ("operators_roofline", "operators_speedup")),
-    "end_to_end": ("Whole networks", _networks, ("end_to_end",)),
-    "scaling": ("Scaling", _scaling, ("scaling",)),
-    "shapes": ("Eight shapes", _layers, ("shapes",)),
-    "retina": ("A photograph's feature maps", _layers, ("retina",)),
+# By the name of the file.
+SECTIONS: dict[str, tuple[str, Callable[[Record], list[str]]]] = {
+    "operators": ("Operators", _layers),
+    "end_to_end": ("Whole networks", _networks),
+    "scaling": ("Scaling", _scaling),
+    "shapes": ("Eight shapes", _layers),
+    "retina": ("A photograph's feature maps", _layers),
 }
 
 
@@ -299,9 +298,9 @@ def page(folder: Path) -> str:
     if (file := folder / "plans.json").is_file():
         parts += plans(json.loads(file.read_text()))
     for stem, record in records(folder).items():
-        title, _, pictures = SECTIONS[stem]
+        title, _ = SECTIONS[stem]
         parts += [f"## {title}", f"{record.machine}.", console(record)]
-        parts += [f"![{title}]({name}.png)" for name in pictures]
+        parts += [f"![{title}]({path.name})" for path in sorted(folder.glob(f"{stem}*.png"))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -207,14 +207,13 @@ def timings(record: Record) -> dict[Key, Any]:
     bases: dict[Key, float] = {}
     for base in (LOWER_BOUND, "none", "copy"):  # the last that there is
         bases |= {row.place: row.median_us for row in record.rows if row.what == base}
-    found: dict[Key, Any] = {}
-    for row in record.rows:
-        if row.rounds and row.kind not in ("copy", LOWER_BOUND) and row.place in bases:
-            times = (row.low_us, row.median_us, row.high_us)
-            found[(*row.place, row.what, row.direction)] = np.outer(
-                (1, 1 / bases[row.place]), times
-            )
-    return found
+    return {
+        (*row.place, row.what, row.direction): np.outer(
+            (1, 1 / bases[row.place]), (row.low_us, row.median_us, row.high_us)
+        )
+        for row in record.rows
+        if row.rounds and row.kind not in ("copy", LOWER_BOUND) and row.place in bases
+    }
 
 
 def slower(old: Any, new: Any) -> bool:

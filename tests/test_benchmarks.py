@@ -33,7 +33,7 @@ def formulation(name: str, operator: str = "ppcr", levels: tuple[int, ...] = tes
 
 
 @pytest.mark.parametrize("layout", testing.LAYOUTS)
-@pytest.mark.parametrize("name", baselines.GATES)
+@pytest.mark.parametrize("name", baselines.FORMULATIONS)
 @pytest.mark.parametrize(("channels", "levels"), [(8, (1, 2, 4)), (12, (4, 2)), (6, (3, 1))])
 def test_a_formulation_agrees_with_the_reference(name, channels, levels, layout):
     inputs = testing.make_inputs("ppcr", (2, channels, 3, 5), levels, torch.float64, layout)
@@ -44,14 +44,14 @@ def test_a_formulation_agrees_with_the_reference(name, channels, levels, layout)
         torch.testing.assert_close(got, exact, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", baselines.GATES)
+@pytest.mark.parametrize("name", baselines.FORMULATIONS)
 def test_a_formulation_is_right_in_float32_to_rounding(name):
     inputs = testing.make_inputs("ppcr", (2, 8, 4, 4))
     errors = testing.truth(inputs).errors(testing.evaluate(formulation(name), inputs))
     assert errors.within(testing.tolerance(torch.float32)), errors
 
 
-@pytest.mark.parametrize("name", baselines.GATES)
+@pytest.mark.parametrize("name", baselines.FORMULATIONS)
 @pytest.mark.parametrize(("channels", "levels"), [(7, (1, 2, 4)), (12, (3, 4))])
 def test_a_formulation_takes_channels_that_the_levels_do_not_divide(name, channels, levels):
     """Pooled once is level by level there."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import math
 import statistics
 import time
 from typing import Any
@@ -296,7 +295,7 @@ def test_retina_and_shapes_are_measured_in_every_layout_and_dtype():
     (*_, last) = made = cases.SUITES["retina"](
         CPU, quick=False, threads=3, stages={"layer1": given}
     )
-    assert [one.plain for one in made] == 2 * [tuple(baselines.GATES), (), ()]
+    assert [one.plain for one in made] == 2 * [tuple(baselines.FORMULATIONS), (), ()]
     assert (last.case, last.shape, last.dtype) == ("layer1 2x8x4x4", (2, 8, 4, 4), "bfloat16")
     assert all(one.given is given and one.threads == 3 and not one.rotate for one in made)
     assert {one.suite for one in made} == {"retina"}
@@ -323,9 +322,8 @@ def test_a_power_law_is_fitted_to_the_largest_sizes():
     rows = [row(one, "native", "forward", took) for one, took in zip(made, times, strict=True)]
     ((key, points),) = report.series(rows).items()
     assert key == ("batch", "forward", "native, 2 threads")
-    assert report.fit(points) == (1.5, "8 to 64")
-    exponent, sizes = report.fit(points[:1])
-    assert (math.isnan(exponent), sizes) == (True, "a single size")
+    assert report.exponent(points) == "1.50 (8 to 64)"
+    assert report.exponent(points[:1]) == "nan (a single size)"
 
 
 def test_two_runs_of_the_same_build_agree_and_a_slower_one_does_not():
