@@ -53,27 +53,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 # fmt: on
 
 
-def cases_of(args: argparse.Namespace, device: torch.device) -> list[cases.Case]:
-    threads = args.threads or min(2, torch.get_num_threads())
-    options: dict[str, Any] = {"quick": args.quick, "threads": threads}
-    if args.suite == "scaling":
-        options["threads"] = [1] if device.type == "cuda" else sorted({args.threads or 1, threads})
-    if args.suite == "retina":
-        from .networks import retina_inputs  # with torchvision, which layers do not need
-
-        print("feature maps: photograph, ResNet-50 with PPCR, 8 views of 224x224 ...", flush=True)
-        options["threads"] = args.threads or torch.get_num_threads()
-        options["stages"] = retina_inputs(device)
-    return cases.SUITES[args.suite](device, **options)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     maps = args.suite in ("retina", "shapes")
     default = "cuda" if torch.cuda.is_available() and not maps else "cpu"
     device = torch.device(args.device or default)
-    torch.set_num_threads(args.threads or torch.get_num_threads())
-    found = cases_of(args, device)
+    threads = args.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    few = args.threads or min(2, threads)
+    options: dict[str, Any] = {"quick": args.quick, "threads": few}
+    if args.suite == "scaling":
+        options["threads"] = [1] if device.type == "cuda" else sorted({args.threads or 1, few})
+    if args.suite == "retina":
+        from .networks import retina_inputs  # with torchvision, which layers do not need
+
+        print("feature maps: photograph, ResNet-50 with PPCR, 8 views of 224x224 ...", flush=True)
+        options |= {"threads": threads, "stages": retina_inputs(device)}
+    found = cases.SUITES[args.suite](device, **options)
     if args.no_compile:  # a compiled network is a case of its own
         found = [replace(c, compiled=()) for c in found if not (c.variants and c.compiled)]
     settings = {name: getattr(args, name) for name in ("quick", "no_compile")}

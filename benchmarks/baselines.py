@@ -49,13 +49,6 @@ class Implementation:
     parameters: list[Tensor] = field(default_factory=list)
     is_compiled: bool = False
 
-    def program(self, device: torch.device) -> Layer:
-        """The layer, compiled if wanted: one program per direction, so that none evicts another."""
-        if not self.is_compiled:
-            return self.layer
-        mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
-        return torch.compile(self.layer, mode=mode, dynamic=False, fullgraph=True)
-
 
 def backend(operator: str, name: str, own: list[Tensor], levels: Sequence[int]) -> Implementation:
     function = getattr(ppcr_ext, OPERATORS[operator])

@@ -29,9 +29,9 @@ class Place:
     case: str  # what the input is, in words
     shape: Shape
     layout: str
-    dtype: str
-    threads: int
-    levels: tuple[int, ...]
+    dtype: str = "float32"
+    threads: int = 1
+    levels: tuple[int, ...] = LEVELS
 
     @property
     def place(self) -> Key:
@@ -59,9 +59,6 @@ class Place:
 class Case(Place):
     """An input and what is measured on it; everything in a case is timed in every round."""
 
-    dtype: str = "float32"
-    threads: int = 1
-    levels: tuple[int, ...] = LEVELS
     directions: tuple[str, ...] = DIRECTIONS
     backends: tuple[str, ...] | None = None  # None: all that are usable
     plain: tuple[str, ...] = PLAIN

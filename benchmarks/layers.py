@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity
 
 import ppcr_ext
 from ppcr_ext import testing
@@ -42,8 +43,8 @@ class Prepared:
     rows: dict[Key, Row] = field(default_factory=dict)
 
     def add(self, what: str, direction: str, kind: str, call: timing.Call, **about: Any) -> None:
-        place: list[Any] = [*self.case.place, direction, what, kind]
-        self.calls[what, direction], self.rows[what, direction] = call, Row(*place, **about)
+        row = Row(*self.case.place, direction=direction, what=what, kind=kind, **about)
+        self.calls[what, direction], self.rows[what, direction] = call, row
 
 
 class InputPool:
@@ -95,7 +96,11 @@ class Program:
 
     def __init__(self, implementation: Implementation, pool: InputPool) -> None:
         self.implementation, self.pool = implementation, pool
-        self.infer, self.train = (implementation.program(pool.inputs.x.device) for _ in range(2))
+        self.infer = self.train = implementation.layer
+        if implementation.is_compiled:  # two, so that none evicts the other
+            mode = "max-autotune-no-cudagraphs" if pool.inputs.x.is_cuda else "default"
+            options: dict[str, Any] = {"mode": mode, "dynamic": False, "fullgraph": True}
+            self.infer, self.train = (torch.compile(self.infer, **options) for _ in range(2))
         own = implementation.parameters
         self.frozen = [p.detach() for p in own]
         self.leaves = [p if p.requires_grad else p.clone().requires_grad_() for p in own]
@@ -151,8 +156,7 @@ def peak_bytes(call: timing.Call, device: torch.device) -> int:
             return torch.cuda.max_memory_allocated() - before
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would tell of a missing GPU
         options: dict[str, Any] = {"profile_memory": True, "acc_events": True}
-        cpu = [torch.profiler.ProfilerActivity.CPU]
-        with torch.profiler.profile(activities=cpu, **options) as profile:
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU], **options) as profile:
             result = call.run(*given)
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
@@ -187,8 +191,6 @@ def offer(case: Case, backends: Sequence[str], pool: InputPool) -> list[Implemen
 
 def prepare(case: Case, backends: Sequence[str], device: torch.device) -> Prepared:
     """Every implementation in every direction, compared with float64, and the lower bounds."""
-    torch.compiler.reset()  # so that no case meets the compiled code of another
-    torch.set_num_threads(case.threads)
     pool, made = InputPool(case, device), Prepared(case, timing.clock(device), LOWER_BOUND)
     exact = testing.truth(pool.inputs)
     for one in offer(case, backends, pool):

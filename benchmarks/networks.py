@@ -125,8 +125,6 @@ class Program:
 
 def prepare(case: Case, device: torch.device, first: bool, order: list[str]) -> Prepared:
     """All variants of a network, made anew; checked the first time."""
-    torch.compiler.reset()
-    torch.set_num_threads(case.threads)
     images, amp = case.shape[0], case.dtype != "float32"
     form = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
     x = torch.randn(case.shape, generator=torch.Generator().manual_seed(1))

@@ -12,6 +12,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import geometric_mean
 
@@ -26,12 +27,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 MARKERS = "<!-- {}:{} -->"  # between two of them stands what is written into the README
 
 # Bars of text, since an index of packages shows no picture that has no public address.
-BARS = {
-    "PPCR fused": "PPCR, this package",
-    "PPCR plain": "PPCR, plain PyTorch",
-    "SE": "SE",
-    "CBAM": "CBAM",
-}
+BARS = {"PPCR fused": "PPCR, this package", "PPCR plain": "PPCR, plain PyTorch"}
+BARS |= {"SE": "SE", "CBAM": "CBAM"}
 INTRODUCTION = (
     "What attention in every block adds to the time of a training step of ResNet-50, with 95 % "
     "intervals ({threads} threads, {cpu}):"
@@ -44,8 +41,7 @@ NETWORK = "resnet50 4x3x224x224"
 PARTS = " ▏▎▍▌▋▊▉"  # eighths of a block, which stands for two percent
 
 
-def fill(text: str) -> str:
-    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+fill = partial(textwrap.fill, width=100, break_long_words=False, break_on_hyphens=False)
 
 
 def chart(rows: Iterable[Row]) -> str:

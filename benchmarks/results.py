@@ -29,7 +29,7 @@ SAME = ("commit", "device", "cpu", "cores", "capability", "torch", "ppcr_ext")
 PACKAGES = ("timm", "torchvision", "numpy", "triton", "ppcr_ext")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Row(Place):
     """One implementation in one direction on one case, in microseconds per call."""
 

@@ -47,7 +47,9 @@ def measure(
     """No timing lasts longer than ``limit`` seconds once timing.FEWEST rounds are done."""
     samples: dict[Key, list[timing.Sample]] = {}
     first, loads, shuffle = None, list[float](), random.Random(0)
+    torch.set_num_threads(case.threads)
     for count in batches(case, rounds):
+        torch.compiler.reset()  # so that no case meets the compiled code of another
         if case.variants:
             from . import networks  # with torchvision and timm, which layers do not need
 

@@ -28,12 +28,13 @@ def small(**options: Any) -> Case:
 def row(
     one: Case, what: str, direction: str, microseconds: float, kind: str = "plain", **more: Any
 ) -> Row:
-    low, high = microseconds * 0.98, microseconds * 1.02
     shape, levels = list(one.shape), list(one.levels)
     place = (one.suite, one.operator, one.case, shape, one.layout, one.dtype, one.threads, levels)
-    figures = {"rounds": 9, "necessary_bytes": 1000, "copy_fraction": 100 / microseconds}
-    errors = {"error_y": 1e-7, "error_dx": 2e-7, "error_parameters": 3e-7, "peak_bytes": 8192}
-    return Row(*place, direction, what, kind, microseconds, low, high, **figures | errors | more)
+    named = {"direction": direction, "what": what, "kind": kind, "rounds": 9}
+    times = {"low_us": microseconds * 0.98, "high_us": microseconds * 1.02}
+    figures = {"necessary_bytes": 1000, "copy_fraction": 100 / microseconds, "peak_bytes": 8192}
+    errors = {"error_y": 1e-7, "error_dx": 2e-7, "error_parameters": 3e-7}
+    return Row(*place, median_us=microseconds, **named | times | figures | errors | more)
 
 
 def synthetic(one: Case, native: float = 200) -> list[Row]:
