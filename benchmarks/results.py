@@ -204,21 +204,19 @@ def timings(record: Record) -> dict[Key, Any]:
     """Every timing's quartiles and median: in microseconds, and over those of a base."""
     # That is the copy, which tells how fast the machine was; of whole networks the one without
     # attention, in older files the lower bound. Copies and lower bounds have no entry.
-    bases: dict[Key, float] = {}
-    for base in (LOWER_BOUND, "none", "copy"):  # the last that there is
-        bases |= {row.place: row.median_us for row in record.rows if row.what == base}
-    return {
-        (*row.place, row.what, row.direction): np.outer(
-            (1, 1 / bases[row.place]), (row.low_us, row.median_us, row.high_us)
-        )
-        for row in record.rows
-        if row.rounds and row.kind not in ("copy", LOWER_BOUND) and row.place in bases
-    }
+    found: dict[Key, Any] = {}
+    for row in record.rows:
+        over = 1 / row.copy_fraction if row.copy_fraction else row.ratio
+        if row.rounds and over and row.kind not in ("copy", LOWER_BOUND):
+            times = np.array((row.low_us, row.median_us, row.high_us))
+            found[(*row.place, row.what, row.direction)] = times, times / row.median_us * over
+    return found
 
 
 def slower(old: Any, new: Any) -> bool:
     """By :data:`RULE`: a slower machine slows the copy too, and a disturbed copy changes alone."""
-    return bool(np.all(new[:, 0] > old[:, 2]) and np.all(new[:, 1] > (1 + NOISE) * old[:, 1]))
+    pairs = zip(old, new, strict=True)
+    return all(b[0] > a[2] and b[1] > (1 + NOISE) * a[1] for a, b in pairs)
 
 
 def compare(old: Record, new: Record) -> tuple[str, list[Key]]:
@@ -232,7 +230,7 @@ def compare(old: Record, new: Record) -> tuple[str, list[Key]]:
     faster = sum(slower(after[key], before[key]) for key in both)
     for key in found:
         words = ", ".join(name_of(p) if isinstance(p, tuple) else str(p) for p in key)
-        a, b = before[key][0, 1], after[key][0, 1]
+        a, b = before[key][0][1], after[key][0][1]
         lines.append(f"slower: {words}: {a:.1f} us then, {b:.1f} us now ({b / a:.2f}x)")
     lines.append(
         f"compared {len(both)} timings with commit {was.get('commit')}: {len(found)} slower, "
