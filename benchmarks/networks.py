@@ -156,9 +156,8 @@ def retina_batch(size: int = 224) -> Tensor:
     photograph = torch.from_numpy(skimage.data.retina()).permute(2, 0, 1)
     views = [photograph.flip(dims) for dims in ((), (1,), (2,), (1, 2))]
     views += five_crop(photograph, [photograph.shape[-1] * 2 // 3])[:4]
-    preprocess = torchvision.models.ResNet50_Weights.DEFAULT.transforms(
-        crop_size=size, resize_size=size
-    )
+    weights = torchvision.models.ResNet50_Weights.DEFAULT
+    preprocess = weights.transforms(crop_size=size, resize_size=size)
     return torch.stack([preprocess(view) for view in views])
 
 

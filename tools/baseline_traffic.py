@@ -1,9 +1,9 @@
 """What torch.compile makes of the plain formulations in Triton: docs/baseline_traffic.md.
 
-``python tools/baseline_traffic.py [--only 64x56]`` counts kernels and the memory that they move. It
-needs no GPU: the formulations are traced with fake tensors and handed to Inductor, which schedules
-Triton kernels for them, and what each kernel reads and writes is taken from its scheduler. Nothing
-is compiled.
+``python tools/baseline_traffic.py [--only 64x56]`` counts kernels and the memory that they move,
+and writes the page's table and its version of PyTorch. It needs no GPU: the formulations are traced
+with fake tensors and handed to Inductor, which schedules Triton kernels for them, and what each
+kernel reads and writes is taken from its scheduler. Nothing is compiled.
 """
 
 from __future__ import annotations
