@@ -96,9 +96,8 @@ def compile_variant(variant: Variant) -> Compiled:
     x = torch.empty(shape, dtype=variant.dtype, device="meta")
     if variant.layout == "channels_last":
         x = x.to(memory_format=torch.channels_last)
-    kernel, _, arguments, options = operators.plan(
-        variant.mode, variant.backward, x, True, variant.levels, testing.EPS
-    )
+    problem = operators.problem_of(variant.mode, variant.backward, x, variant.levels)
+    kernel, _, arguments, options = operators.plan(problem, True, testing.EPS)
     constants = {name: value for name, value in options.items() if name != "num_warps"}
     data = DTYPES[variant.dtype]
     numbers = dict(zip(("pixel_units", "tiles"), arguments, strict=True))
