@@ -165,7 +165,7 @@ def _device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 def problem_of(mode: int, is_backward: bool, x: Tensor, levels: tuple[int, ...]) -> Problem:
-    """What the plan for an x depends on, which a kernel can read."""
+    """What a plan depends on, for an x whose layout the kernels read."""
     images, channels, pixels = x.shape[0], x.shape[1], math.prod(x.shape[2:])
     # One pixel a sample is both layouts at once, and channels_last has the longer rows.
     channels_last = pixels == 1 or not x.is_contiguous()
