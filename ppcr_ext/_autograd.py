@@ -112,13 +112,9 @@ GATE = _by_backend("ppcr_gate", reference.ppcr_gate)
 ADD_RELU = _by_backend("ppcr_add_relu", reference.ppcr_add_relu)
 
 
-def register(backend: str) -> None:
-    """Gives a backend's operators their formula: for torch.compile and for direct calls."""
-    for operations in (PPCR, GATE, ADD_RELU):
-        _register(operations[backend])
+def register(operation: Operation) -> None:
+    """Gives an operator its formula: for torch.compile and for direct calls."""
 
-
-def _register(operation: Operation) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, *rest, ctx.levels, ctx.eps = inputs
         ctx.save_for_backward(x, *_y_for_residual(output, tuple(rest)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 Levels = Sequence[int]
 BACKENDS = ("native", "triton", "reference")  # best first
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _DENSE = torch.strided
 
 
@@ -76,7 +76,7 @@ def check_arguments(
     """Returns L, and the levels and eps as numbers of Python. Raises TypeError or ValueError."""
     shape = _shape_of("x", x)
     dtype, device = x.dtype, x.device  # each look costs as much as ten comparisons
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         raise TypeError(f"x must be float32, float16, bfloat16 or float64, got {dtype}")
     if len(shape) < 2:
         raise ValueError(f"x must have shape [N, C, *spatial], got {list(shape)}")
@@ -118,7 +118,7 @@ def _check_parameter(
     own = value.dtype
     if own != dtype and (own != torch.float32 or dtype == torch.float64):
         allowed = str(dtype) if dtype.itemsize > 2 else f"torch.float32 or {dtype}"
-        convert_x = f"x with x.to({own}), or " if own in _DTYPES else ""
+        convert_x = f"x with x.to({own}), or " if own in DTYPES else ""
         remedy = f"convert {convert_x}{name} (a layer as a whole) with .to({dtype})"
         raise TypeError(f"{name} must be {allowed} where x is {dtype}, got {own}; {remedy}")
     if shape != (count,):

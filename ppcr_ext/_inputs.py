@@ -13,8 +13,6 @@ from .reference import accumulation_dtype
 
 # The names of the three functions.
 OPERATORS = ("ppcr", "ppcr_gate", "ppcr_add_relu")
-# The dtypes of x.
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # The layouts that kernels read, at any rank.
 LAYOUTS = ("contiguous", "channels_last")
 # The default levels.

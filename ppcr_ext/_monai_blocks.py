@@ -5,15 +5,12 @@ Imported only where MONAI is, by ``networks``.
 
 from __future__ import annotations
 
-from typing import Any
-
 from monai.networks.nets.resnet import ResNetBlock, ResNetBottleneck
-from torch import Tensor
 
-from .module import PPCR, ResidualBlock
+from .module import ResidualBasicBlock, ResidualBottleneck
 
 
-class PPCRResNetBlock(ResidualBlock, ResNetBlock):
+class PPCRResNetBlock(ResidualBasicBlock, ResNetBlock):
     """MONAI's ``ResNetBlock``, ending in ``relu(ppcr(bn2(..)) + residual)``. It takes the same
     arguments.
 
@@ -27,27 +24,10 @@ class PPCRResNetBlock(ResidualBlock, ResNetBlock):
 
     _activation = "act"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.ppcr = PPCR(self.conv2.out_channels)
 
-    def _branch(self, x: Tensor) -> Any:
-        x = self.act(self.bn1(self.conv1(x)))
-        return self.bn2(self.conv2(x))
-
-
-class PPCRResNetBottleneck(ResidualBlock, ResNetBottleneck):
+class PPCRResNetBottleneck(ResidualBottleneck, ResNetBottleneck):
     """MONAI's ``ResNetBottleneck``, ending in ``relu(ppcr(bn3(..)) + residual)``. It takes the same
     arguments, and has the attributes of :class:`PPCRResNetBlock`.
     """
 
     _activation = "act"
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.ppcr = PPCR(self.conv3.out_channels)
-
-    def _branch(self, x: Tensor) -> Any:
-        x = self.act(self.bn1(self.conv1(x)))
-        x = self.act(self.bn2(self.conv2(x)))
-        return self.bn3(self.conv3(x))

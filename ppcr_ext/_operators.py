@@ -25,26 +25,22 @@ def why_too_many(contexts: int) -> str | None:
 
 
 # ---- layouts, and what the kernels allocate ---------------------------------------------------
+# Those that take the rest of an operator's arguments are its fake kernels.
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether x is channels_last without gaps, at any rank. Dimensions of size 1 do not matter."""
-    expected = 1
-    for dim in (1, *range(x.dim() - 1, 1, -1), 0):
-        if x.shape[dim] != 1 and x.stride(dim) != expected:
-            return False
-        expected = expected * x.shape[dim]
-    return True
+    """Whether x is channels_last without gaps, at any rank."""
+    return x.movedim(1, -1).is_contiguous()
 
 
-def output_like(x: Tensor) -> Tensor:
+def output_like(x: Tensor, *rest: Any) -> Tensor:
     """An output of x's shape: in x's strides where the kernels read them, else contiguous."""
     if x.is_contiguous() or is_channels_last(x):
         return torch.empty_like(x)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def gate_like(x: Tensor) -> Tensor:
+def gate_like(x: Tensor, *rest: Any) -> Tensor:
     return x.new_empty((x.shape[0], 1, *x.shape[2:]))
 
 
@@ -54,21 +50,13 @@ def parameter_gradients(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Te
     return weight.new_empty(weight.shape), like.new_empty((count,))
 
 
-# ---- the table --------------------------------------------------------------------------------
-
-
-def _fake_y(x: Tensor, *rest: Any) -> Tensor:
-    return output_like(x)
-
-
-def _fake_gate(x: Tensor, *rest: Any) -> Tensor:
-    return gate_like(x)
-
-
-def _fake_gradients(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _gradients_like(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """The gradients of x, of the residual if y is among the arguments, and of the parameters."""
     *y, weight, bias, _, _ = rest
     return *(output_like(x) for _ in (x, *y)), *parameter_gradients(weight, bias)
+
+
+# ---- the table --------------------------------------------------------------------------------
 
 
 class Operator(NamedTuple):
@@ -85,37 +73,37 @@ _PARAMETERS = "Tensor weight, Tensor? bias, int[] levels, float eps"
 OPERATORS = {
     "ppcr": Operator(
         f"(Tensor x, {_PARAMETERS}) -> Tensor",
-        _fake_y,
+        output_like,
         lambda: torch.ops.ppcr_ext.ppcr.default,
         lambda: torch.ops.ppcr_ext.triton_ppcr.default,
     ),
     "ppcr_backward": Operator(
         f"(Tensor grad, Tensor x, {_PARAMETERS}) -> (Tensor, Tensor, Tensor)",
-        _fake_gradients,
+        _gradients_like,
         lambda: torch.ops.ppcr_ext.ppcr_backward.default,
         lambda: torch.ops.ppcr_ext.triton_ppcr_backward.default,
     ),
     "ppcr_gate": Operator(
         f"(Tensor x, {_PARAMETERS}) -> Tensor",
-        _fake_gate,
+        gate_like,
         lambda: torch.ops.ppcr_ext.ppcr_gate.default,
         lambda: torch.ops.ppcr_ext.triton_ppcr_gate.default,
     ),
     "ppcr_gate_backward": Operator(
         f"(Tensor grad, Tensor x, {_PARAMETERS}) -> (Tensor, Tensor, Tensor)",
-        _fake_gradients,
+        _gradients_like,
         lambda: torch.ops.ppcr_ext.ppcr_gate_backward.default,
         lambda: torch.ops.ppcr_ext.triton_ppcr_gate_backward.default,
     ),
     "ppcr_add_relu": Operator(
         f"(Tensor x, Tensor residual, {_PARAMETERS}) -> Tensor",
-        _fake_y,
+        output_like,
         lambda: torch.ops.ppcr_ext.ppcr_add_relu.default,
         lambda: torch.ops.ppcr_ext.triton_ppcr_add_relu.default,
     ),
     "ppcr_add_relu_backward": Operator(
         f"(Tensor grad, Tensor x, Tensor y, {_PARAMETERS}) -> (Tensor, Tensor, Tensor, Tensor)",
-        _fake_gradients,
+        _gradients_like,
         lambda: torch.ops.ppcr_ext.ppcr_add_relu_backward.default,
         lambda: torch.ops.ppcr_ext.triton_ppcr_add_relu_backward.default,
     ),

@@ -73,4 +73,5 @@ def _register_for_tracing(backend: str, prefix: str) -> None:
         return
     for name, operator in OPERATORS.items():
         torch.library.register_fake(f"ppcr_ext::{prefix}{name}", operator.fake)
-    _autograd.register(backend)
+    for operations in (_autograd.PPCR, _autograd.GATE, _autograd.ADD_RELU):
+        _autograd.register(operations[backend])

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from .module import PPCR, ResidualBlock
+from .module import ResidualBasicBlock, ResidualBottleneck
 
 
-class PPCRBasicBlock(ResidualBlock, BasicBlock):  # type: ignore[misc]
+class PPCRBasicBlock(ResidualBasicBlock, BasicBlock):  # type: ignore[misc]
     """torchvision's ``BasicBlock``, ending in ``relu(ppcr(bn2(..)) + identity)``.
 
     ResNet-18 and ResNet-34 are made of it.
@@ -32,16 +29,8 @@ class PPCRBasicBlock(ResidualBlock, BasicBlock):  # type: ignore[misc]
         PPCR(64, levels=(1, 2, 4), eps=1e-05, bias=True, backend=None)
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.ppcr = PPCR(self.conv2.out_channels)
 
-    def _branch(self, x: Tensor) -> Any:
-        x = self.relu(self.bn1(self.conv1(x)))
-        return self.bn2(self.conv2(x))
-
-
-class PPCRBottleneck(ResidualBlock, Bottleneck):  # type: ignore[misc]
+class PPCRBottleneck(ResidualBottleneck, Bottleneck):  # type: ignore[misc]
     """torchvision's ``Bottleneck``, ending in ``relu(ppcr(bn3(..)) + identity)``.
 
     ResNet-50 and larger, ResNeXt and Wide ResNet are made of it.
@@ -62,12 +51,3 @@ class PPCRBottleneck(ResidualBlock, Bottleneck):  # type: ignore[misc]
         >>> torchvision.models.ResNet(PPCRBottleneck, [1, 1, 1, 1]).layer1[0].ppcr
         PPCR(256, levels=(1, 2, 4), eps=1e-05, bias=True, backend=None)
     """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.ppcr = PPCR(self.conv3.out_channels)
-
-    def _branch(self, x: Tensor) -> Any:
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        return self.bn3(self.conv3(x))

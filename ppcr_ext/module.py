@@ -232,18 +232,16 @@ def can_fuse(layer: nn.Module | None) -> bool:
 
 
 class ResidualBlock:
-    """The forward pass that the residual blocks of torchvision and MONAI with PPCR share.
+    """The forward pass that the residual blocks of torchvision, timm and MONAI with PPCR share.
 
-    A block brings the convolutions with their normalizations, in ``_branch``.
+    A block brings the convolutions with their normalizations, in ``_branch``, and the names of its
+    layer and its last activation.
     """
 
     fuse = True
-    _activation = "relu"
-    _branch: Callable[[Tensor], Any]
-    downsample: Any
-    ppcr: Any
+    _layer, _activation = "ppcr", "relu"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Tensor:
         """Runs the block.
 
         Args:
@@ -262,7 +260,38 @@ class ResidualBlock:
             torch.Size([1, 8, 6, 6])
         """
         residual = x if self.downsample is None else self.downsample(x)
-        x, relu = self._branch(x), getattr(self, self._activation)
-        fused = self.fuse and can_fuse(self.ppcr)
-        y: Tensor = self.ppcr(x, residual=residual) if fused else relu(self.ppcr(x) + residual)
+        y: Tensor = self._branch(x)
+        layer = getattr(self, self._layer)
+        if self.fuse and can_fuse(layer):
+            y = layer(y, residual=residual)
+            return y
+        for step in (layer, getattr(self, "drop_path", None)):  # in timm both may be None
+            y = y if step is None else step(y)
+        # Not in place, where backward hooks of the layer would fail.
+        y = getattr(self, self._activation)(y + residual)
         return y
+
+
+class ResidualBasicBlock(ResidualBlock):
+    """A block of two convolutions, in the names of torchvision and MONAI."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ppcr = PPCR(self.conv2.out_channels)
+
+    def _branch(self: Any, x: Tensor) -> Any:
+        activation = getattr(self, self._activation)
+        return self.bn2(self.conv2(activation(self.bn1(self.conv1(x)))))
+
+
+class ResidualBottleneck(ResidualBlock):
+    """A block of three convolutions, in the names of torchvision and MONAI."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ppcr = PPCR(self.conv3.out_channels)
+
+    def _branch(self: Any, x: Tensor) -> Any:
+        activation = getattr(self, self._activation)
+        x = activation(self.bn1(self.conv1(x)))
+        return self.bn3(self.conv3(activation(self.bn2(self.conv2(x)))))

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -62,24 +61,18 @@ def record_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     found = {layer: name for name, layer in model.named_modules() if isinstance(layer, module.PPCR)}
     if not found:
         raise ValueError(f"{type(model).__name__} has no PPCR layer to record")
-    collector = _Collector(found)
+    gates: dict[str, list[Tensor]] = {}
     _begin()
-    token = _collectors.set((*_collectors.get(), collector))
+    token = _collectors.set((*_collectors.get(), (found, gates)))
     try:
-        yield collector.gates
+        yield gates
     finally:
         _collectors.reset(token)
         _end()
 
 
-@dataclass
-class _Collector:
-    """What one ``with`` block records."""
-
-    names: dict[module.PPCR, str]
-    gates: dict[str, list[Tensor]] = field(default_factory=dict)
-
-
+# Of each ``with`` block: the names of its layers, and the gates by name.
+_Collector = tuple[dict[module.PPCR, str], dict[str, list[Tensor]]]
 _collectors: ContextVar[tuple[_Collector, ...]] = ContextVar("ppcr_collectors", default=())
 _lock = threading.Lock()
 _count = 0  # of the blocks that any thread is in
@@ -106,18 +99,15 @@ def _end() -> None:
 
 def _record(layer: module.PPCR, x: Tensor) -> None:
     """A layer calls it for each of its inputs while anyone records."""
-    found = [(c, c.names[layer]) for c in _collectors.get() if layer in c.names]
+    found = [(names[layer], gates) for names, gates in _collectors.get() if layer in names]
     if not found:
         return
-    if functional.transforms_active() or _is_traced(x):
+    # By torch.fx, export or jit, or make_fx.
+    is_traced = isinstance(x, torch.fx.Proxy) or is_tracing() or get_proxy_mode() is not None
+    if is_traced or functional.transforms_active():
         where = "under torch.func transforms or while a network is traced"
         raise RuntimeError(f"record_gates cannot record {where}")
     with torch.no_grad():
         gate = layer.gate(x.detach())
-    for collector, name in found:
-        collector.gates.setdefault(name, []).append(gate)
-
-
-def _is_traced(x: Tensor) -> bool:
-    """Whether torch.fx, make_fx, export or jit makes a graph of what is computed from x."""
-    return isinstance(x, torch.fx.Proxy) or is_tracing() or get_proxy_mode() is not None
+    for name, gates in found:
+        gates.setdefault(name, []).append(gate)

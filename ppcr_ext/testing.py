@@ -21,8 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ._checks import DTYPES
 from ._inputs import (
-    DTYPES,
     EPS,
     LAYOUTS,
     LEVELS,

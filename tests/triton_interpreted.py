@@ -132,9 +132,8 @@ def results_of(case, at_end):
     )  # y, dx, partial sums, dweight: the mode sees what the launchers allocate
     layout = "contiguous" if x.is_contiguous() else "channels_last"
     for backward in (False, True):
-        kernel, grid, _, _ = operators.plan(
-            mode, backward, x, bias is not None, case.levels, case.eps
-        )
+        problem = operators.problem_of(mode, backward, x, case.levels)
+        kernel, grid, _, _ = operators.plan(problem, bias is not None, case.eps)
         programs += grid[0]
         name = (
             kernel.__name__
@@ -218,7 +217,8 @@ def test_small_images_flat(shape, levels, name, dtype, monkeypatch):
     monkeypatch.setattr(launch_rule, "_FLAT_IMAGES", 1)
     clear_plans()
     case = make_case(name, shape, levels, dtype)
-    options = operators.plan(operators.MODES[name], True, case.x, True, levels, case.eps)[3]
+    problem = operators.problem_of(operators.MODES[name], True, case.x, levels)
+    options = operators.plan(problem, True, case.eps)[3]
     assert options["FLAT"] == 16 // dtype.itemsize
     check_numbers(case)
     clear_plans()
@@ -242,7 +242,7 @@ def test_equal_segments_both_ways(name, layout, monkeypatch):
 
 def clear_plans():
     launch_rule.rule.cache_clear()
-    operators.forget_plans()
+    operators.plan.cache_clear()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -253,7 +253,7 @@ def test_offsets_of_64_bits_inside_a_tile(levels, layout, monkeypatch):
     expected = calls(case)
     monkeypatch.setattr(operators, "_NARROW_OFFSETS", 1)
     clear_plans()
-    assert operators.plan(0, False, case.x, True, levels, 1e-5)[3]["WIDE"]
+    assert operators.plan(operators.problem_of(0, False, case.x, levels), True, 1e-5)[3]["WIDE"]
     assert all(torch.equal(a, b) for a, b in zip(calls(case), expected, strict=True))
     clear_plans()
 
@@ -285,7 +285,8 @@ def test_more_than_2_to_the_31_elements(levels, layout, monkeypatch):
     set_index, set_size = builder.set_grid_idx, builder.set_grid_dim
     exact = testing.truth(case).values
     for backward in (False, True):
-        kernel, (programs,), arguments, options = operators.plan(0, backward, x, True, levels, 1e-5)
+        problem = operators.problem_of(0, backward, x, levels)
+        kernel, (programs,), arguments, options = operators.plan(problem, True, 1e-5)
         assert options["WIDE"] == (layout == "contiguous")
         monkeypatch.setattr(builder, "set_grid_dim", lambda i, j, k, n=programs: set_size(n, j, k))
         monkeypatch.setattr(

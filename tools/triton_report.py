@@ -93,9 +93,8 @@ def compile_variant(variant: Variant) -> Compiled:
     triton.runtime.driver.set_active(_Driver())
     shape = (IMAGES, variant.channels, variant.side, variant.side)
     x = testing.to_layout(torch.empty(shape, dtype=variant.dtype, device="meta"), variant.layout)
-    kernel, grid, arguments, options = operators.plan(
-        variant.mode, variant.backward, x, True, variant.levels, testing.EPS
-    )
+    problem = operators.problem_of(variant.mode, variant.backward, x, variant.levels)
+    kernel, grid, arguments, options = operators.plan(problem, True, testing.EPS)
     pointers = kernel.arg_names[: kernel.arg_names.index("pixel_units")]
     wide = accumulation_dtype(variant.dtype)
     # Triton takes a dtype for an aligned tensor of it.

@@ -47,8 +47,6 @@ _FINISH_BLOCK = 1024
 _NARROW_OFFSETS = 2**31  # beyond it, offsets inside a tile take 64 bits
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
-Levels = Sequence[int]
-Arguments = tuple[Tensor, Tensor, Tensor | None, Levels, float]
 Plan = tuple[Any, tuple[int], tuple[int, int], dict[str, Any]]
 
 
@@ -108,18 +106,10 @@ def _interpreted() -> bool:
 
 
 @functools.cache
-def _kernels() -> dict[str, Any]:
-    """By name; importing them imports Triton."""
-    from . import common, one_pass, two_passes
+def _finish() -> Any:
+    from .common import ppcr_finish  # which imports Triton
 
-    found = (
-        one_pass.ppcr_one_pass_forward,
-        one_pass.ppcr_one_pass_backward,
-        two_passes.ppcr_two_passes_forward,
-        two_passes.ppcr_two_passes_backward,
-        common.ppcr_finish,
-    )
-    return {kernel.__name__: kernel for kernel in found}
+    return ppcr_finish
 
 
 # ---- launches ---------------------------------------------------------------------------------
@@ -132,8 +122,8 @@ def forward(mode: int, x: Tensor, *rest: Any) -> Tensor:
     residual = _in_layout_of(maps[0], x) if maps else x
     out = gate_like(x) if mode == GATE else torch.empty_like(x)
     if x.numel():
-        found = plan(mode, False, x, bias is not None, tuple(levels), eps)
-        kernel, grid, arguments, options = found
+        problem = problem_of(mode, False, x, tuple(levels))
+        kernel, grid, arguments, options = plan(problem, bias is not None, eps)
         weight = weight.contiguous()
         bias = weight if bias is None else bias
         with _device(x):
@@ -152,8 +142,8 @@ def backward(mode: int, grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ..
     d_residual = torch.empty_like(x) if maps else dx
     d_weight, d_bias = parameter_gradients(weight, bias)
     if x.numel():
-        has_bias = bias is not None
-        kernel, grid, arguments, options = plan(mode, True, x, has_bias, tuple(levels), eps)
+        has_bias, problem = bias is not None, problem_of(mode, True, x, tuple(levels))
+        kernel, grid, arguments, options = plan(problem, has_bias, eps)
         rows = weight.numel() + 1
         partials = x.new_empty((rows, *grid), dtype=accumulation_dtype(x.dtype))
         weight = weight.contiguous()
@@ -162,8 +152,7 @@ def backward(mode: int, grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ..
         constants |= {"BLOCK": _FINISH_BLOCK, "num_warps": 4}
         with _device(x):
             kernel[grid](*inputs, dx, d_residual, partials, *arguments, **options)
-            finish = _kernels()["ppcr_finish"]
-            finish[(rows,)](partials, d_weight, d_bias, grid[0], **constants)
+            _finish()[(rows,)](partials, d_weight, d_bias, grid[0], **constants)
     else:
         d_weight.zero_()
         d_bias.zero_()
@@ -175,15 +164,8 @@ def _device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-def plan(
-    mode: int, is_backward: bool, x: Tensor, has_bias: bool, levels: tuple[int, ...], eps: float
-) -> Plan:
-    """The kernel for an x that it can read, its grid, its arguments after the tensors, and its
-    constants and options."""
-    return _plan(problem_of(mode, is_backward, x, levels), has_bias, eps)
-
-
 def problem_of(mode: int, is_backward: bool, x: Tensor, levels: tuple[int, ...]) -> Problem:
+    """What a plan depends on, for an x whose layout the kernels read."""
     images, channels, pixels = x.shape[0], x.shape[1], math.prod(x.shape[2:])
     # One pixel a sample is both layouts at once, and channels_last has the longer rows.
     channels_last = pixels == 1 or not x.is_contiguous()
@@ -193,16 +175,16 @@ def problem_of(mode: int, is_backward: bool, x: Tensor, levels: tuple[int, ...])
     return Problem(images, channels, pixels, channels_last, size, levels, mode, is_backward)
 
 
-def forget_plans() -> None:
-    """After a change of launch_rule.TABLE."""
-    _plan.cache_clear()
-
-
 @functools.lru_cache(maxsize=4096)
-def _plan(problem: Problem, has_bias: bool, eps: float) -> Plan:
+def plan(p: Problem, has_bias: bool, eps: float) -> Plan:
+    """The kernel, its grid, its arguments after the tensors, and its constants and options.
+
+    A change of launch_rule.TABLE needs ``plan.cache_clear()``.
+    """
     import triton.language as tl
 
-    p = problem
+    from . import one_pass, two_passes
+
     launch = launch_for(p)
     # The kernel multiplies: units of 32 bits would give a product of 32.
     unit = math.gcd(p.pixels, 16) if p.pixels < 2**31 else 1
@@ -224,7 +206,7 @@ def _plan(problem: Problem, has_bias: bool, eps: float) -> Plan:
     if launch.chunk is None:
         segment = p.channels // 4
         options |= {"S": segment, "SP": power_of_two(segment)}
-        family = "one_pass"
+        kernels = one_pass.ppcr_one_pass_forward, one_pass.ppcr_one_pass_backward
     else:
         contexts = sum(p.levels)
         options |= {"LEVELS": p.levels, "L": contexts, "LP": power_of_two(contexts)}
@@ -232,9 +214,8 @@ def _plan(problem: Problem, has_bias: bool, eps: float) -> Plan:
         options["ALIGN"] = common_edge_factor(p.levels, p.channels)
         if p.backward:
             options["FLAT"] = launch.flat
-        family = "two_passes"
-    kernel = _kernels()[f"ppcr_{family}_{'backward' if p.backward else 'forward'}"]
-    return kernel, (p.images * tiles,), (p.pixels // unit, tiles), options
+        kernels = two_passes.ppcr_two_passes_forward, two_passes.ppcr_two_passes_backward
+    return kernels[p.backward], (p.images * tiles,), (p.pixels // unit, tiles), options
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -252,15 +233,15 @@ def _in_layout_of(t: Tensor, x: Tensor) -> Tensor:
 # ---- operators --------------------------------------------------------------------------------
 
 
-def _check(arguments: Arguments, *maps: tuple[str, Tensor, Sequence[int]]) -> None:
-    """What keeps a direct call from reading out of bounds.
-
-    ``arguments`` are (x, weight, bias, levels, eps), ``maps`` the names of the other tensors, these
-    tensors, and their shapes.
-    """
-    x = arguments[0]
-    contexts, _, _ = check_arguments(*arguments, None)
-    for name, t, shape in maps:
+def _checked(mode: int, is_backward: bool, *arguments: Any) -> Any:
+    """Forward or backward, after the checks that keep a direct call from reading out of bounds."""
+    *maps, weight, bias, levels, eps = arguments
+    named = dict(zip(("grad", "x", "y") if is_backward else ("x", "residual"), maps, strict=False))
+    x = named.pop("x")
+    contexts, _, _ = check_arguments(x, weight, bias, levels, eps, None)
+    for name, t in named.items():
+        is_gate = name == "grad" and mode == GATE
+        shape = (x.shape[0], 1, *x.shape[2:]) if is_gate else x.shape
         if t.shape != torch.Size(shape):
             raise ValueError(f"{name} must have shape {list(shape)}, got {list(t.shape)}")
         if t.dtype != x.dtype:
@@ -270,20 +251,7 @@ def _check(arguments: Arguments, *maps: tuple[str, Tensor, Sequence[int]]) -> No
     reason = _operators.why_too_many(contexts) or why_not(x.device)
     if reason is not None:
         raise RuntimeError(f"backend 'triton' cannot run for {x.device.type} tensors: {reason}")
-
-
-def _checked_forward(mode: int, x: Tensor, *rest: Any) -> Tensor:
-    *residual, weight, bias, levels, eps = rest
-    _check((x, weight, bias, levels, eps), *(("residual", t, x.shape) for t in residual))
-    return forward(mode, x, *rest)
-
-
-def _checked_backward(mode: int, grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *y, weight, bias, levels, eps = rest
-    like_y = (*x.shape[:1], 1, *x.shape[2:]) if mode == GATE else x.shape
-    maps = (("grad", grad, like_y), *(("y", t, x.shape) for t in y))
-    _check((x, weight, bias, levels, eps), *maps)
-    return backward(mode, grad, x, *rest)
+    return (backward if is_backward else forward)(mode, *arguments)
 
 
 def define() -> None:
@@ -292,8 +260,7 @@ def define() -> None:
     for name, operator in OPERATORS.items():
         if not hasattr(torch.ops.ppcr_ext, f"triton_{name}"):  # they outlive a reload
             of, is_backward, _ = name.partition("_backward")
-            checked = _checked_backward if is_backward else _checked_forward
-            kernel = functools.partial(checked, MODES[of])
+            kernel = functools.partial(_checked, MODES[of], bool(is_backward))
             tags = (torch.Tag.pt2_compliant_tag,)
             torch.library.define(f"ppcr_ext::triton_{name}", operator.schema, tags=tags)
             torch.library.impl(f"ppcr_ext::triton_{name}", ("cpu", "cuda"), kernel)

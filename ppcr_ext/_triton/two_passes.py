@@ -71,10 +71,12 @@ def _next_edge(begin, end, c, C: tl.constexpr, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def _contexts(
-    t, begin, end, L: tl.constexpr, EPS: tl.constexpr, LP: tl.constexpr, ACC: tl.constexpr
-):
-    """Normalized contexts [LP, P] (0 for padding), 1 / sqrt(var + eps) and 1 / |bin|.
+def _gate(
+    t, begin, end, weight, bias,
+    EPS: tl.constexpr, L: tl.constexpr, LP: tl.constexpr, HAS_BIAS: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """The gate g of every pixel and its z without the bias; and what the gradients use: the
+    normalized contexts [LP, P] (0 for padding), 1 / sqrt(var + eps), 1 / |bin| and the weights.
 
     t: the sums over the bins.
     """
@@ -87,7 +89,14 @@ def _contexts(
     mean = tl.sum(n, 0) * (1.0 / L)
     n = tl.where(real, n - mean[None, :], 0)
     inv_std = tl.rsqrt(tl.sum(n * n, 0) * (1.0 / L) + EPS)
-    return n * inv_std[None, :], inv_std, inverse
+    n = n * inv_std[None, :]
+    w = tl.load(weight + l, mask=l < L, other=0).to(ACC)
+    z = tl.sum(n * w[:, None], 0)
+    if HAS_BIAS:
+        g = sigmoid(z + tl.load(bias).to(ACC))
+    else:
+        g = sigmoid(z)
+    return g, z, n, inv_std, inverse, w
 
 
 @triton.jit
@@ -124,13 +133,7 @@ def ppcr_two_passes_forward(
         holds = (begin <= first) & (first < end)
         t += tl.where(holds[:, None], tl.sum(sums, 0)[None, :], 0)
         first = edge
-    n, _, _ = _contexts(t, begin, end, L, EPS, LP, ACC)
-    l = tl.arange(0, LP)
-    w = tl.load(weight + l, mask=l < L, other=0).to(ACC)
-    z = tl.sum(n * w[:, None], 0)
-    if HAS_BIAS:
-        z += tl.load(bias).to(ACC)
-    g = sigmoid(z)
+    g, _, _, _, _, _ = _gate(t, begin, end, weight, bias, EPS, L, LP, HAS_BIAS, ACC)
     kind: tl.constexpr = out.dtype.element_ty
     if MODE == GATE:
         tl.store(out + pixel + p, g.to(kind), mask=p < left)
@@ -211,14 +214,7 @@ def ppcr_two_passes_backward(
         if MODE != GATE:
             dg += _of_pixels(tl.sum(products, 0), pixels, FLAT, P)
         first = edge
-    n, inv_std, inverse = _contexts(t, begin, end, L, EPS, LP, ACC)
-    l = tl.arange(0, LP)
-    w = tl.load(weight + l, mask=l < L, other=0).to(ACC)
-    z = tl.sum(n * w[:, None], 0)
-    if HAS_BIAS:
-        g = sigmoid(z + tl.load(bias).to(ACC))
-    else:
-        g = sigmoid(z)
+    g, z, n, inv_std, inverse, w = _gate(t, begin, end, weight, bias, EPS, L, LP, HAS_BIAS, ACC)
     if MODE == GATE:
         dg = tl.load(grad + pixel + p, mask=p < left, other=0).to(ACC)
     dz = tl.where(p < left, dg * g * (1.0 - g), 0)
@@ -246,6 +242,7 @@ def ppcr_two_passes_backward(
             tl.store(dx + here + offsets, d.to(kind), mask=inside)
         first = edge
 
+    l = tl.arange(0, LP)
     programs = tl.num_programs(0).to(tl.int64)
     partials += tl.program_id(0)
     tl.store(partials + l * programs, tl.sum(dz[None, :] * n, 1), mask=l < L)

@@ -15,42 +15,35 @@ TESTS = {
 FORWARD, BACKWARD = "def ppcr_two_passes_forward(", "def ppcr_two_passes_backward("
 
 MUTANTS = (
-    Mutant("gate: a weight forgotten", ONE_PASS, " + n6 * w6 + b", " + b"),
-    Mutant("forward: y of a wrong segment", ONE_PASS, "finished(x2, g,", "finished(x1, g,"),
+    Mutant("gate: a context forgotten", ONE_PASS, "tl.static_range(1, 7)", "tl.static_range(1, 6)"),
+    Mutant("forward: y of a wrong segment", ONE_PASS, "finished(v[k], g,", "finished(v[1], g,"),
     Mutant(
         "backward: gradient of one context left out",
         ONE_PASS,
-        "left_half + scale * (w4",
-        "left_half + 0 * scale * (w4",
+        "right_half = dt[0] * (0.25 / S) + dt[2] * (0.5 / S)",
+        "right_half = dt[0] * (0.25 / S)",
     ),
     Mutant(
         "gate, backward: gradient read beyond the last pixel",
         ONE_PASS,
-        "dg = tl.load(grad + pixel + p, mask=p < left, other=0)",
-        "dg = tl.load(grad + pixel + p)",
+        "dg = tl.load(grad + pixel, mask=shown, other=0)",
+        "dg = tl.load(grad + pixel)",
     ),
-    Mutant(
-        "channels beyond the segment",
-        ONE_PASS,
-        "if SP != S:",
-        "if SP < 0:",
-        after="def ppcr_one_pass_forward(",
-    ),
+    Mutant("channels beyond the segment", ONE_PASS, "if SP != S:", "if SP < 0:"),
     Mutant(
         "pixels beyond the image",
         ONE_PASS,
         "inside = (p < left)[None, :]",
         "inside = (p < P)[None, :]",
-        after="def ppcr_one_pass_forward(",
     ),
     Mutant(
         "second power of the deviation",
         ONE_PASS,
-        "tl.rsqrt(variance + EPS)",
-        "1.0 / (variance + EPS)",
+        "tl.rsqrt(_dot(n, n) * (1.0 / 7) + EPS)",
+        "1.0 / (_dot(n, n) * (1.0 / 7) + EPS)",
     ),
     Mutant(
-        "gate: written beyond the last pixel", ONE_PASS, "g.to(kind), mask=p < left)", "g.to(kind))"
+        "gate: written beyond the last pixel", ONE_PASS, "g.to(kind), mask=shown)", "g.to(kind))"
     ),
     Mutant(
         "add_relu: the residual forgotten",
@@ -139,7 +132,7 @@ MUTANTS = (
         "inside = (c < edge - at)[:, None] & shown",
         after=BACKWARD,
     ),
-    Mutant("bias left out of the gate", TWO_PASSES, "z += tl.load(bias).to(ACC)", "z += 0"),
+    Mutant("bias left out of the gate", TWO_PASSES, "z + tl.load(bias).to(ACC)", "z"),
     Mutant("gradient not brought to x's layout", OPERATORS, "_in_layout_of(grad, x)", "grad"),
     Mutant(
         "no copy of strides that no kernel reads",
