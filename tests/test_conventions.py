@@ -221,6 +221,15 @@ def test_hooks_run_what_make_lint_runs():
     assert all(re.search(pattern, name) for name in listed)
 
 
+def test_no_file_of_code_is_long():
+    kinds = {".py", ".h", ".cpp", ".cu", ".cuh"}
+    folders = ("csrc", "ppcr_ext", "benchmarks", "tools", "tests", "examples")
+    files = [path for name in folders for path in (ROOT / name).rglob("*") if path.suffix in kinds]
+    assert len(files) > 150
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    assert {name: count for name, count in lines.items() if count > 400} == {}
+
+
 # ---- what the reports and SECURITY.md say of the environment -----------------------------------
 
 

@@ -44,18 +44,16 @@ constexpr bool kMaskedStores = PPCR_SIMD_BYTES == 64;  // of the first n lanes, 
 template <class T>
 constexpr int kWidth = kLanes<Acc<T>>;  // elements of T for a vector of accumulators
 
-template <class V, class W>
-PPCR_INLINE V bits_as(const W& w) {
-  static_assert(sizeof(V) == sizeof(W), "same bits");
-  V v;
-  std::memcpy(&v, &w, sizeof v);
-  return v;
-}
 template <class V, class P>
 PPCR_INLINE V load_unaligned(const P* p) {
   V v;
   std::memcpy(&v, p, sizeof v);
   return v;
+}
+template <class V, class W>
+PPCR_INLINE V bits_as(const W& w) {
+  static_assert(sizeof(V) == sizeof(W), "same bits");
+  return load_unaligned<V>(&w);
 }
 
 // ---- 16-bit types
