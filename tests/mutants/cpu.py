@@ -64,9 +64,7 @@ MUTANTS = (
         "for (int i = 0; i < last; i += kLanes<S>)",
         "for (int i = last ? kLanes<S> : 0; i < last; i += kLanes<S>)",
     ),
-    Mutant(
-        "last block of a row lost", CONTIGUOUS, "add(at + tile.run.last, last);", ""
-    ),
+    Mutant("last block of a row lost", CONTIGUOUS, "add(at + tile.run.last, last);", ""),
     Mutant(
         "last block of a row where it would not overlap",
         CONTIGUOUS,
