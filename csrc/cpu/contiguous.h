@@ -5,43 +5,39 @@
 namespace ppcr {
 namespace PPCR_CAPABILITY {
 
-// The sum of ROWS channels at one place of a run, and of their products with the gradient. Halves
-// are summed first: of a loop over an array of vectors compilers leave the array in memory.
-template <int ROWS, bool Partial, bool Prefetch, class Tile, class V>
-PPCR_INLINE void sum_channels(const Tile& tile, int64_t from, int64_t row_stride, V& sum, V& dot) {
-  if constexpr (ROWS == 1) {
-    sum = load_run<Partial>(tile.x + from, tile.run.count);
-    if constexpr (Prefetch && Tile::kApply) __builtin_prefetch(tile.out + from, 1);
-    if constexpr (Tile::kDot) dot = sum * tile.template gradient<Partial>(from, tile.run.count);
-  } else {
-    V sum2, dot2;
-    sum_channels<ROWS / 2, Partial, Prefetch>(tile, from, row_stride, sum, dot);
-    sum_channels<ROWS / 2, Partial, Prefetch>(tile, from + ROWS / 2 * row_stride, row_stride, sum2,
-                                              dot2);
-    sum = sum + sum2;
-    if constexpr (Tile::kDot) dot = dot + dot2;
-  }
-}
-
 // Adds ROWS channels to the sums: several at once, because that shortens the chain of additions
 // (and its rounding) and the traffic to the accumulators.
-template <int ROWS, bool Partial, bool Prefetch, class Tile, class S>
+template <int ROWS, bool Partial, class Tile, class S>
 PPCR_INLINE void add_rows(const Tile& tile, int64_t at, int64_t row_stride, S* sums, bool first,
-                          bool first_dot) {
+                          bool first_dot, bool prefetch) {
   using V = typename VectorOf<S>::type;
+  const int last = tile.run.vectors - 1;
   const auto add = [&](int64_t from, int slot) __attribute__((always_inline)) {
-    V v, d;
-    sum_channels<ROWS, Partial, Prefetch>(tile, from, row_stride, v, d);
+    V v[ROWS], d[ROWS];
+    PPCR_UNROLL
+    for (int r = 0; r < ROWS; ++r, from += row_stride) {
+      v[r] = load_run<Partial>(tile.x + from, tile.run.count);
+      if constexpr (Tile::kApply)
+        if (prefetch) __builtin_prefetch(tile.out + from, 1);
+      if constexpr (Tile::kDot) d[r] = v[r] * tile.template gradient<Partial>(from, tile.run.count);
+    }
+    PPCR_UNROLL
+    for (int half = ROWS / 2; half; half /= 2) {
+      PPCR_UNROLL
+      for (int r = 0; r < half; ++r) {
+        v[r] = v[r] + v[r + half];
+        if constexpr (Tile::kDot) d[r] = d[r] + d[r + half];
+      }
+    }
     S* sum = sums + slot;
-    store(sum, first ? v : load(sum) + v);
+    store(sum, first ? v[0] : load(sum) + v[0]);
     if constexpr (Tile::kDot) {
       S* dot = tile.gates() + slot;
-      store(dot, first_dot ? d : load(dot) + d);
+      store(dot, first_dot ? d[0] : load(dot) + d[0]);
     }
   };
-  const int last = (tile.run.vectors - 1) * kLanes<S>;
-  for (int i = 0; i < last; i += kLanes<S>) add(at + i, i);
-  add(at + tile.run.last, last);
+  for (int i = 0; i < last * kLanes<S>; i += kLanes<S>) add(at + i, i);
+  add(at + tile.run.last, last * kLanes<S>);
 }
 
 // Sums channels begin .. end-1 row after row in memory order, a small plane in N registers.
@@ -55,14 +51,16 @@ PPCR_INLINE void sum_plane(const Tile& tile, int64_t begin, int64_t end, S* sums
   if constexpr (Tile::kDot)
     for (int i = 0; i < N; ++i) d[i] = begin == 0 ? V{} : load(tile.gates() + slot(i));
   for (int64_t c = begin; c < end; ++c) {
-    _Pragma("GCC unroll 16") for (int i = 0; i < N; ++i) {
+    PPCR_UNROLL
+    for (int i = 0; i < N; ++i) {
       const int64_t from = c * run.count + run.offset(i);
       const V x = load(tile.x + from);
       v[i] = v[i] + x;
       if constexpr (Tile::kDot) d[i] = d[i] + x * tile.template gradient<false>(from, run.count);
     }
   }
-  _Pragma("GCC unroll 16") for (int i = 0; i < N; ++i) {
+  PPCR_UNROLL
+  for (int i = 0; i < N; ++i) {
     store(sums + slot(i), v[i]);
     if constexpr (Tile::kDot) store(tile.gates() + slot(i), d[i]);
   }
@@ -87,7 +85,7 @@ template <class Tile, class S>
 PPCR_INLINE void apply_span(const Tile& tile, int64_t at, int64_t length, const S* gate,
                             const S* shift, int64_t period) {
   constexpr int W = kLanes<S>, bytes = W * static_cast<int>(sizeof(*tile.out));
-  const int64_t last = length - W;
+  const int64_t step = W % period, last = length - W;
   int64_t i = 0, pixel = 0;
   if constexpr (kMaskedStores) {
     const int over =
@@ -98,15 +96,9 @@ PPCR_INLINE void apply_span(const Tile& tile, int64_t at, int64_t length, const 
       pixel = i % period;
     }
   }
-  const int64_t lap = period < W ? W / period * period : period;
-  while (i <= last) {  // the vectors that begin in one row
-    const int64_t left = period - pixel, end = last - i < left ? last : i + left - 1;
-    do {
-      tile.template apply<false>(at + i, W, load(gate + pixel), load(shift + pixel));
-      i += W;
-      pixel += W;
-    } while (i <= end);
-    if (pixel >= lap) pixel -= lap;
+  for (; i <= last; i += W) {
+    tile.template apply<false>(at + i, W, load(gate + pixel), load(shift + pixel));
+    pixel += step;
     if (pixel >= period) pixel -= period;
   }
   if (i == length) return;
@@ -141,38 +133,30 @@ struct Contiguous {
     }
   }
   // Sums `rows` channels at once.
-  template <int rows, bool Partial, bool Prefetch>
+  template <int rows, bool Partial>
   static PPCR_HD void sum_rows(const Problem& p, const Tile& tile) {
+    const bool prefetch = p.method == Method::kGrouped;
     for (int k = 0; k < tile.segments; ++k) {
       const int64_t begin = p.pooling.edge[k], end = p.pooling.edge[k + 1];
       int64_t c = begin;
       for (; c + rows <= end; c += rows)
-        add_rows<rows, Partial, Prefetch>(tile, c * p.pixels, p.pixels, tile.row(k), c == begin,
-                                          c == 0);
+        add_rows<rows, Partial>(tile, c * p.pixels, p.pixels, tile.row(k), c == begin, c == 0,
+                                prefetch);
       for (; c < end; ++c)
-        add_rows<1, Partial, Prefetch>(tile, c * p.pixels, p.pixels, tile.row(k), c == begin,
-                                       c == 0);
+        add_rows<1, Partial>(tile, c * p.pixels, p.pixels, tile.row(k), c == begin, c == 0,
+                             prefetch);
     }
   }
-  template <int N>
-  static PPCR_HD void sum_planes(const Problem& p, const Tile& tile) {
-    for (int k = 0; k < tile.segments; ++k)
-      sum_plane<N>(tile, p.pooling.edge[k], p.pooling.edge[k + 1], tile.row(k));
-  }
   static PPCR_HD void sum(const Problem& p, const Tile& tile) {
-    const int plane = tile.run.count == p.pixels ? tile.run.vectors : 0;
     if (tile.run.partial())
-      sum_rows<kRows, true, false>(p, tile);
-    else if (p.prefetch)
-      sum_rows<kRows, false, true>(p, tile);
+      sum_rows<kRows, true>(p, tile);
     else if (p.method == Method::kGrouped)
-      sum_rows<kRows, false, false>(p, tile);
-    else if (kLanes<S> >= 8 && plane > 0 && p.pixels > 48 && p.pixels <= 64)
-      sum_planes<64 / kLanes<S>>(p, tile);
-    else if (PPCR_SIMD_BYTES == 64 && plane >= 10 && plane <= 13)  // of 32 registers, backward 26
-      sum_planes<13>(p, tile);
+      sum_rows<kRows, false>(p, tile);
+    else if (kLanes<S> >= 8 && tile.run.count == p.pixels && p.pixels > 48 && p.pixels <= 64)
+      for (int k = 0; k < tile.segments; ++k)
+        sum_plane<64 / kLanes<S>>(tile, p.pooling.edge[k], p.pooling.edge[k + 1], tile.row(k));
     else
-      sum_rows<1, false, false>(p, tile);
+      sum_rows<1, false>(p, tile);
   }
 };
 

@@ -26,7 +26,6 @@ struct Problem {
   // What plan() fills in.
   Method method;
   bool narrow;          // with the AVX2 kernels where the CPU has AVX-512 as well
-  bool prefetch;        // contiguous: the output, while x is summed
   int64_t tile_pixels;  // a tile of pixels with all channels stays in cache between its two passes
   int64_t tiles_per_image;
   int64_t chunks;  // runs of whole tiles, which threads share; no function of how many these are
@@ -43,7 +42,7 @@ struct Processor {
 };
 const Processor& processor();
 
-// Chooses the method, or takes a given one, and from it all that is below it in Problem.
+// Chooses the method (or takes a given one), narrow, tile_pixels, tiles_per_image and chunks.
 void plan(Problem& problem, int64_t element_size, const Method* method = nullptr);
 
 using Kernel = void (*)(const Problem&, int64_t first_chunk, int64_t last_chunk);

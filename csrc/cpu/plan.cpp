@@ -28,8 +28,7 @@ bool is_narrow(const Problem& p, int64_t element_size, bool small) {
   const int64_t pixel_bytes = p.channels * element_size;
   if (p.channels_last)
     return !grouped && pixel_bytes >= (element_size == 8 ? 1024 : small ? 320 : 256);
-  // Of a smaller plane 13 vectors of AVX-512 hold the sums.
-  return !grouped && !small && p.pixels * element_size > 13 * 64;
+  return grouped ? p.pixels * pixel_bytes > 2 << 20 && pixel_bytes >= 256 : !small && p.pixels > 64;
 }
 
 }  // namespace
@@ -54,8 +53,6 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
   // An L3 cache of 32 MB holds x, y, grad and dx of up to 8 MB each, and keeps them up to 5 MB.
   const bool small = p.images * image_bytes <= 5 << 20;
   p.narrow = is_narrow(p, element_size, small);
-  // On AMD it takes longer where an image stays in cache.
-  p.prefetch = grouped && !(cpu.amd && image_bytes <= 1 << 20);
 
   int64_t cache, least, longest = most;
   if (p.channels_last) {  // tiles are runs of memory, and may be small: longer up to 3.5 MB
