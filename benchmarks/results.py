@@ -202,8 +202,8 @@ def _git(*args: str) -> str:
 
 def timings(record: Record) -> dict[Key, Any]:
     """Every timing's quartiles and median: in microseconds, and over those of a base."""
-    # That is the copy, which tells how fast the machine was; of whole networks the one without
-    # attention, in older files the lower bound. Copies and lower bounds have no entry.
+    # That is a copy of as many bytes, which tells how fast the machine was; of whole networks the
+    # one without attention, in older files the lower bound. Copies and bounds have no entry.
     found: dict[Key, Any] = {}
     for row in record.rows:
         over = 1 / row.copy_fraction if row.copy_fraction else row.ratio

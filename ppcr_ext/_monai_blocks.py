@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from monai.networks.nets.resnet import ResNetBlock, ResNetBottleneck
 
-from .module import ResidualBasicBlock, ResidualBottleneck
+from .module import ResidualConvolutions
 
 
-class PPCRResNetBlock(ResidualBasicBlock, ResNetBlock):
+class PPCRResNetBlock(ResidualConvolutions, ResNetBlock):
     """MONAI's ``ResNetBlock``, ending in ``relu(ppcr(bn2(..)) + residual)``. It takes the same
     arguments.
 
@@ -25,7 +25,7 @@ class PPCRResNetBlock(ResidualBasicBlock, ResNetBlock):
     _activation = "act"
 
 
-class PPCRResNetBottleneck(ResidualBottleneck, ResNetBottleneck):
+class PPCRResNetBottleneck(ResidualConvolutions, ResNetBottleneck):
     """MONAI's ``ResNetBottleneck``, ending in ``relu(ppcr(bn3(..)) + residual)``. It takes the same
     arguments, and has the attributes of :class:`PPCRResNetBlock`.
     """

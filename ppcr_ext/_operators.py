@@ -29,7 +29,7 @@ def why_too_many(contexts: int) -> str | None:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether x is channels_last without gaps, at any rank."""
+    """Whether x is channels_last without gaps, at any rank. Dimensions of size 1 do not matter."""
     return x.movedim(1, -1).is_contiguous()
 
 
@@ -41,6 +41,7 @@ def output_like(x: Tensor, *rest: Any) -> Tensor:
 
 
 def gate_like(x: Tensor, *rest: Any) -> Tensor:
+    """An output for gates, ``[N, 1, *spatial]``, contiguous."""
     return x.new_empty((x.shape[0], 1, *x.shape[2:]))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from .module import ResidualBasicBlock, ResidualBottleneck
+from .module import ResidualConvolutions
 
 
-class PPCRBasicBlock(ResidualBasicBlock, BasicBlock):  # type: ignore[misc]
+class PPCRBasicBlock(ResidualConvolutions, BasicBlock):  # type: ignore[misc]
     """torchvision's ``BasicBlock``, ending in ``relu(ppcr(bn2(..)) + identity)``.
 
     ResNet-18 and ResNet-34 are made of it.
@@ -30,7 +30,7 @@ class PPCRBasicBlock(ResidualBasicBlock, BasicBlock):  # type: ignore[misc]
     """
 
 
-class PPCRBottleneck(ResidualBottleneck, Bottleneck):  # type: ignore[misc]
+class PPCRBottleneck(ResidualConvolutions, Bottleneck):  # type: ignore[misc]
     """torchvision's ``Bottleneck``, ending in ``relu(ppcr(bn3(..)) + identity)``.
 
     ResNet-50 and larger, ResNeXt and Wide ResNet are made of it.

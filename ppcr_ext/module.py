@@ -272,26 +272,15 @@ class ResidualBlock:
         return y
 
 
-class ResidualBasicBlock(ResidualBlock):
-    """A block of two convolutions, in the names of torchvision and MONAI."""
+class ResidualConvolutions(ResidualBlock):
+    """A block of two convolutions, or three where there is a ``conv3``, in the names of torchvision
+    and MONAI."""
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.ppcr = PPCR(self.conv2.out_channels)
+        self.ppcr = PPCR(getattr(self, "conv3", self.conv2).out_channels)
 
     def _branch(self: Any, x: Tensor) -> Any:
         activation = getattr(self, self._activation)
-        return self.bn2(self.conv2(activation(self.bn1(self.conv1(x)))))
-
-
-class ResidualBottleneck(ResidualBlock):
-    """A block of three convolutions, in the names of torchvision and MONAI."""
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.ppcr = PPCR(self.conv3.out_channels)
-
-    def _branch(self: Any, x: Tensor) -> Any:
-        activation = getattr(self, self._activation)
-        x = activation(self.bn1(self.conv1(x)))
-        return self.bn3(self.conv3(activation(self.bn2(self.conv2(x)))))
+        x = self.bn2(self.conv2(activation(self.bn1(self.conv1(x)))))
+        return self.bn3(self.conv3(activation(x))) if hasattr(self, "conv3") else x

@@ -121,6 +121,8 @@ def main() -> None:
         return
     page = ROOT / "docs" / "baseline_traffic.md"
     words, rule, _ = page.read_text().partition(": | --: |\n")  # before the first line
+    if not rule:
+        raise SystemExit(f"{page} has no head of a table to write below")
     words = re.sub(r"PyTorch \S+:", f"PyTorch {torch.__version__}:", words)
     page.write_text(words + rule + "\n".join(rows(PICTURES)) + "\n")
     print(f"wrote {page}")
