@@ -108,6 +108,15 @@ def test_zero_variance_is_finite(backend, dtype):
             assert all(t.isfinite().all() for t in case.run(backend))
 
 
+@pytest.mark.parametrize("levels", [(1, 2), (1, 2, 4)], ids=str)
+def test_equal_channels_leave_no_context(levels):
+    """Contexts are compared before they are averaged: large equal ones differ by exactly zero."""
+    x = torch.linspace(1e3, 1e5, 64)[:, None].expand(64, 8)
+    weight = torch.linspace(-9, 99, sum(levels))
+    gate = ppcr_ext.ppcr_gate(x, weight, torch.zeros(1), levels=levels, backend="native")
+    assert torch.equal(gate, torch.full((64, 1), 0.5))
+
+
 def test_tiny_eps_at_zero_variance():
     """An eps below the smallest normal float32 does not become a division by zero."""
     y = ppcr_ext.ppcr(torch.ones(1, 8), torch.ones(7), torch.zeros(1), eps=1e-50, backend="native")
