@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,32 +66,29 @@ def dependents(csrc: Path, file: str) -> list[str]:
     return [s for s in recipe.CPU_SOURCES if s not in others and changed in included(csrc / s)]
 
 
-def compile_cpu(csrc: Path, source: str, target: Path) -> Path:
+def compile_cpu(csrc: Path, source: str, target: Path, flag: str) -> Path:
     headers = ["-isystem", str(sanitize.torch_headers())]
-    flags = ["-std=c++20", *recipe.compiler_flags(), "-O0", "-fPIC", *headers]
+    settings = ["-std=c++20", *recipe.compiler_flags(), "-O0", flag, *headers]
     target.parent.mkdir(parents=True, exist_ok=True)
-    command = [sanitize.COMPILER, *flags, "-c", str(csrc / source), "-o", str(target)]
+    command = [sanitize.COMPILER, *settings, "-c", str(csrc / source), "-o", str(target)]
     subprocess.run(command, check=True)
     return target
 
 
 @functools.cache
-def sound_objects() -> dict[str, Path]:
+def sound_objects(sources: Iterable[str], flag: str) -> dict[str, Path]:
     with concurrent.futures.ThreadPoolExecutor(sanitize.JOBS) as pool:
-        targets = [WORK / "sound" / f"{Path(s).stem}.o" for s in recipe.CPU_SOURCES]
-        compile_sound = functools.partial(compile_cpu, ROOT / "csrc")
-        objects = pool.map(compile_sound, recipe.CPU_SOURCES, targets)
-        return dict(zip(recipe.CPU_SOURCES, objects, strict=True))
+        targets = [WORK / f"sound{flag}" / f"{Path(s).stem}.o" for s in sources]
+        compile_sound = functools.partial(compile_cpu, ROOT / "csrc", flag=flag)
+        return dict(zip(sources, pool.map(compile_sound, sources, targets), strict=True))
 
 
-def link_cpu(folder: Path, changed: list[str]) -> None:
-    objects = sound_objects() | {
-        s: compile_cpu(folder / "csrc", s, folder / f"{Path(s).stem}.o") for s in changed
-    }
-    libraries = [f"-L{sanitize.torch_headers().parent / 'lib'}", "-ltorch_cpu", "-lc10"]
-    output = ["-o", str(folder / "ppcr_ext" / "_cpu.abi3.so")]
-    linked = map(str, objects.values())
-    subprocess.run([sanitize.COMPILER, "-shared", *linked, *libraries, *output], check=True)
+def objects(folder: Path, mutant: Mutant | None, sources: Iterable[str], flag: str) -> list[str]:
+    """The sound ones, and of what a mutant changed those of the copy."""
+    changed = dependents(folder / "csrc", mutant.file) if mutant else []
+    made = {s: compile_cpu(folder / "csrc", s, folder / f"{Path(s).stem}.o", flag) for s in changed}
+    found = sound_objects(sources, flag) | made
+    return [str(found[source]) for source in sources]
 
 
 # ---- tests in a copy --------------------------------------------------------------------------
@@ -147,16 +145,27 @@ def run_tests(folder: Path, arguments: list[str], settings: dict[str, str], outp
 
 
 def seen_on_cpu(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
-    link_cpu(folder, dependents(folder / "csrc", mutant.file) if mutant else [])
-    if mutant and mutant.tests == "sanitize":
-        command = [sys.executable, "tools/sanitize.py", "cpu-address"]
-        settings = os.environ | {"MAX_JOBS": "1"}
-        done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
-        words = ("ERROR: AddressSanitizer", "wrong result")
-        return next((f"make sanitize: {word}" for word in words if word in done.stdout), None)
+    linked = objects(folder, mutant, recipe.CPU_SOURCES, "-fPIC")
+    libraries = [f"-L{sanitize.torch_headers().parent / 'lib'}", "-ltorch_cpu", "-lc10"]
+    output = ["-o", str(folder / "ppcr_ext" / "_cpu.abi3.so")]
+    subprocess.run([sanitize.COMPILER, "-shared", *linked, *libraries, *output], check=True)
     return run_copy(folder, *QUICK_CPU, "-k", "not missing_native_library") or (
         run_copy(folder, *WIDE_CPU) if wide else None
     )
+
+
+def seen_by_sanitizer(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
+    """What the program of ``make sanitize`` says, built without optimization: that takes less."""
+    source, program, flag = "sanitize/cpu_kernels.cpp", folder / "sanitized", "-fsanitize=address"
+    driver = compile_cpu(folder / "tests", source, folder / "driver.o", flag)
+    linked = [str(driver), *objects(folder, mutant, sanitize.WITHOUT_TORCH, flag)]
+    subprocess.run([sanitize.COMPILER, flag, "-pthread", *linked, "-o", str(program)], check=True)
+    settings = os.environ | {"PPCR_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([program], env=settings, stderr=subprocess.PIPE, text=True)
+    if done.returncode == 0:
+        return None
+    words = re.search("AddressSanitizer: .*|wrong result: .*", done.stderr)
+    return f"make sanitize: {words[0] if words else done.returncode}"
 
 
 def seen_by_cuda_on_cpu(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
@@ -182,6 +191,7 @@ def seen_on_emulated_devices(folder: Path, mutant: Mutant | None, wide: bool) ->
 
 
 ENGINES = {"cuda": seen_by_cuda_on_cpu, "triton": seen_in_triton, "host": seen_on_emulated_devices}
+ENGINES["sanitize"] = seen_by_sanitizer
 
 
 def caught_by(group: str, mutant: Mutant | None, folder: Path, wide: bool) -> str | None:
@@ -195,7 +205,7 @@ def caught_by(group: str, mutant: Mutant | None, folder: Path, wide: bool) -> st
 def main() -> None:
     words = sys.argv[1:]
     chosen = [
-        (group, mutant)
+        (mutant.tests if mutant.tests in ENGINES else group, mutant)
         for group, mutants in GROUPS.items()
         for mutant in mutants
         if not words

@@ -27,7 +27,7 @@ WORK = ROOT / "build" / "sanitize"
 COMPILER = os.environ.get("CXX", "g++")
 JOBS = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
 
-WITHOUT_TORCH = [name for name in CPU_SOURCES if name not in ("register.cpp", "cpu/ppcr_cpu.cpp")]
+WITHOUT_TORCH = tuple(s for s in CPU_SOURCES if s not in ("register.cpp", "cpu/ppcr_cpu.cpp"))
 CPU = ("tests/sanitize/cpu_kernels.cpp", *(f"csrc/{name}" for name in WITHOUT_TORCH))
 CUDA = (
     "tests/sanitize/cuda_kernels.cpp",

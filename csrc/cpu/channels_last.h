@@ -7,8 +7,9 @@ namespace PPCR_CAPABILITY {
 
 constexpr int kGroup = 4;  // pixels whose sums are folded together
 
-// Adds a vector of x at each of at[0..N) + offset to v[0..N), its product with the gradient to d.
-template <bool Partial, int N, class Tile, class V>
+// Adds a vector of x at each of at[0..N) + offset to v[0..N) (or begins them), its product with the
+// gradient to d.
+template <bool Partial, bool First = false, int N, class Tile, class V>
 PPCR_INLINE void add_vectors(const Tile& tile, const int64_t (&at)[N], int64_t offset, int count,
                              V* v, V* d, bool prefetch) {
   PPCR_UNROLL
@@ -16,7 +17,7 @@ PPCR_INLINE void add_vectors(const Tile& tile, const int64_t (&at)[N], int64_t o
     const V x = load_run<Partial>(tile.x + at[i] + offset, count);
     if constexpr (Tile::kApply)
       if (prefetch) __builtin_prefetch(tile.out + at[i] + offset, 1);
-    v[i] = v[i] + x;
+    v[i] = First ? x : v[i] + x;
     if constexpr (Tile::kDot)
       d[i] = d[i] + x * tile.template gradient<Partial>(at[i] + offset, count);
   }
@@ -78,11 +79,14 @@ struct ChannelsLast {
       }
     }
   }
+  // Where pixel i begins. The last group of pixels repeats the last one.
+  static PPCR_HD int64_t begin_of(const Problem& p, const Tile& tile, int i) {
+    return (i < tile.run.count ? i : tile.run.count - 1) * p.channels;
+  }
   // Four pixels at once, segment after segment: as many independent chains of additions.
   static PPCR_HD void sum_grouped(const Problem& p, const Tile& tile, int i, S* folded) {
-    int64_t at[kGroup];  // the last group repeats the last pixel
-    for (int j = 0; j < kGroup; ++j)
-      at[j] = (i + j < tile.run.count ? i + j : tile.run.count - 1) * p.channels;
+    int64_t at[kGroup];
+    for (int j = 0; j < kGroup; ++j) at[j] = begin_of(p, tile, i + j);
     V d[kGroup] = {};
     for (int k = 0; k < tile.segments; ++k) {
       V v[kGroup] = {};
@@ -99,20 +103,24 @@ struct ChannelsLast {
     V sums[(Segments ? Segments : kMaxSegments) + 1][kGroup];
     PPCR_UNROLL
     for (int j = 0; j < kGroup; ++j) {
-      // A group of fewer pixels sums nothing where one is missing.
-      const bool here = i + j < tile.run.count;
-      const int64_t at = (i + j) * p.channels;
+      const int64_t at = begin_of(p, tile, i + j);
       V d[4] = {};
       if constexpr (Segments == 4) {
-        const int64_t size = p.channels / 4;
-        V v[4] = {};
-        add_channels(tile, {at, at + size, at + 2 * size, at + 3 * size}, 0, here ? size : 0, v, d,
-                     false);
+        const int64_t size = p.channels / 4,
+                      from[4] = {at, at + size, at + 2 * size, at + 3 * size};
+        V v[4];
+        if (size < W) {
+          add_vectors<true, true>(tile, from, 0, static_cast<int>(size), v, d, false);
+        } else {
+          add_vectors<false, true>(tile, from, 0, W, v, d, false);
+          add_channels(tile, from, W, size, v, d, false);
+        }
         for (int k = 0; k < 4; ++k) sums[k][j] = v[k];
       } else {
         for (int k = 0; k < segments; ++k) {
           int64_t c = at + p.pooling.edge[k];
-          const int64_t end = here ? at + p.pooling.edge[k + 1] : c;
+          // Long pixels come in tiles of two, and one that repeats another would cost as much.
+          const int64_t end = i + j < tile.run.count ? at + p.pooling.edge[k + 1] : c;
           V v[4] = {};
           for (; c + 4 * W <= end; c += 4 * W)
             add_vectors<false>(tile, {c, c + W, c + 2 * W, c + 3 * W}, 0, W, v, d, false);

@@ -157,15 +157,22 @@ MUTANTS = (
     Mutant(
         "group of pixels beyond the run",
         CHANNELS_LAST,
-        "(i + j < tile.run.count ? i + j : tile.run.count - 1)",
-        "(i + j)",
+        "(i < tile.run.count ? i : tile.run.count - 1)",
+        "i",
         tests="sanitize",
     ),
     Mutant(
-        "pixel beyond the run summed",
+        "later vectors of equal segments replace the first",
         CHANNELS_LAST,
-        "const bool here = i + j < tile.run.count;",
-        "const bool here = true;",
+        "First ? x : v[i] + x",
+        "x",
+        tests="sanitize",
+    ),
+    Mutant(
+        "first vectors of equal segments counted twice",
+        CHANNELS_LAST,
+        "add_channels(tile, from, W, size,",
+        "add_channels(tile, from, 0, size,",
         tests="sanitize",
     ),
     Mutant(

@@ -225,18 +225,17 @@ int main(int count, char** arguments) {
                    0, {fault == "overrun", fault == "race"});
     return 0;
   }
-  int cases = check_capability(find_kernel_default);
-  std::string names = "default";
+  int cases = 0;
+  std::string names;
+  const auto check_named = [&](const char* name, Find find) {
+    cases += check_capability(find);
+    names += (names.empty() ? "" : ", ") + std::string(name);
+  };
 #if defined(__x86_64__)
   const std::string best = cpu_capability();
-  if (best != "default") {
-    cases += check_capability(find_kernel_avx2);
-    names += ", avx2";
-  }
-  if (best == "avx512") {
-    cases += check_capability(find_kernel_avx512);
-    names += ", avx512";
-  }
+  if (best == "avx512") check_named("avx512", find_kernel_avx512);
+  if (best != "default") check_named("avx2", find_kernel_avx2);
 #endif
+  check_named("default", find_kernel_default);
   std::printf("%d cases of the CPU kernels (%s)\n", cases, names.c_str());
 }
