@@ -124,15 +124,22 @@ def take(source: Path, results: Path = RESULTS, name: str = "") -> list[Path]:
     """Copies every complete JSON file, with its CSV, to its device's folder, and draws it there."""
     # ``name`` is that folder's where the device's own will not do, such as ``cpu-zen4``.
     taken: list[Path] = []
+
+    def folder_of(device: str) -> Path:
+        words = re.sub(r"[^a-z0-9]+", "-", device.lower().removeprefix("nvidia ")).strip("-")
+        (results / (name or words)).mkdir(parents=True, exist_ok=True)
+        return results / (name or words)
+
+    if (plans := source / "plans.json").is_file():  # of tools/gpu_plans.py
+        device = json.loads(plans.read_text())["device"]
+        taken.append(Path(shutil.copy(plans, folder_of(device))))
     for stem, record in records(source).items():
         path = source / f"{stem}.json"
         if not record.complete:
             raise ValueError(f"{path} is incomplete: its run was interrupted (--resume goes on)")
         if record.settings.get("quick"):
             raise ValueError(f"{path} was measured with --quick, a first impression and no result")
-        device = record.environment["device"].lower().removeprefix("nvidia ")
-        target = results / (name or re.sub(r"[^a-z0-9]+", "-", device).strip("-"))
-        target.mkdir(parents=True, exist_ok=True)
+        target = folder_of(record.environment["device"])
         taken += [Path(shutil.copy(path.with_suffix(end), target)) for end in (".json", ".csv")]
         taken += pictures.draw(record, target)
     if not taken:

@@ -37,7 +37,7 @@ DEVICES = (
 PLANS = (
     "CUDA kernels: the bandwidth at which they move what they must, over that of `y.copy_(x)`. "
     "Above 1: more is read than in a copy, which is faster than writing. "
-    "{device}, PyTorch {torch}, driver {driver}, {date}; `tools/gpu_plans.py`, device time."
+    "{device}, PyTorch {torch}, driver {driver}, {date:.10}; `tools/gpu_plans.py`, device time."
 )
 COSTS = "What a call costs: microseconds on a tensor of 1x8x2x2."
 MEMORY = "Peak memory above the inputs, results included, in multiples of x's bytes."

@@ -3,7 +3,8 @@
 For every operation, pass, dtype, layout and ResNet stage: the plan that the planner chooses, and
 with --sweep those that PPCR_PLAN can ask for instead. A share is the bandwidth of the bytes that
 the call must move over that of ``y.copy_(x)``, timed in the same rounds. What was measured is
-written after every group of cells, and not measured again.
+written after every group of cells, and not measured again: as JSON, and as the tables that
+``make results`` makes of plans.json.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import ppcr_ext  # noqa: F401  registers the operators
-from benchmarks import layers, timing
+from benchmarks import layers, report, results, timing
 from benchmarks.baselines import OPERATORS, TRAFFIC
 from benchmarks.cases import GPU_STAGES, Case
 from ppcr_ext import testing
+from ppcr_ext._build import devices
 
 OPS = torch.ops.ppcr_ext
 DTYPES = ("float16", "bfloat16", "float32")
@@ -125,12 +127,14 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / ("sweep.json" if options.sweep else "plans.json")
-    rows = json.loads(file.read_text())["rows"] if file.exists() else []
+    rows = json.loads(file.read_text())["runs"][0]["rows"] if file.exists() else []
     measured = {(*(row[f] for f in Cell._fields[:-1]), tuple(row["stage"])) for row in rows}
     stages, words = SMALL if options.rehearsal else GPU_STAGES, options.only.split()
     device = torch.device("cuda")
-    by, name = timing.clock(device), torch.cuda.get_device_name()
-    print(name, torch.__version__)
+    by, found = timing.clock(device), results.environment(device) | {"driver": devices.driver()}
+    about = f"commit {found['commit']}, as the planner chose."
+    found["runs"] = [{"name": "chosen", "about": about, "rows": rows}]
+    print(found["device"], torch.__version__)
     for stage, dtype, layout in itertools.product(stages, DTYPES, testing.LAYOUTS):
         cells = [Cell(*what, dtype, layout, stage) for what in TRAFFIC if what[0] != "gate"]
         cells = [c for c in cells if c not in measured and all(word in str(c) for word in words)]
@@ -142,12 +146,14 @@ def main() -> None:
         pool = layers.InputPool(case, device)
         for cell in cells:
             plans = [CHOSEN, *(candidates(cell) if options.sweep else ())]
-            found = measure(cell, pool, plans, by, small)
-            rows += found
-            best = sorted(found[1:], key=lambda row: -float(str(row["share"])))[:4]
+            chosen, *others = measure(cell, pool, plans, by, small)
+            rows += [chosen, *others]
+            best = sorted(others, key=lambda row: -float(str(row["share"])))[:4]
             text = "; ".join(f"{row['share']} {row['plan']}" for row in best)
-            print(f"{found[0]['share']:.3f} {cell}; of {len(found) - 1} others: {text}", flush=True)
-        file.write_text(json.dumps({"device": name, "rows": rows}))
+            print(f"{chosen['share']:.3f} {cell}; of {len(others)} others: {text}", flush=True)
+        file.write_text(json.dumps(found))
+        if not options.sweep:
+            (options.out / "plans.md").write_text("\n\n".join(report.plans(found)) + "\n")
         del pool
 
 
