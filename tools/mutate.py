@@ -161,7 +161,7 @@ def seen_by_sanitizer(folder: Path, mutant: Mutant | None, wide: bool) -> str | 
     linked = [str(driver), *objects(folder, mutant, sanitize.WITHOUT_TORCH, flag)]
     subprocess.run([sanitize.COMPILER, flag, "-pthread", *linked, "-o", str(program)], check=True)
     settings = os.environ | {"PPCR_CPU_CAPABILITY": "avx2"}
-    done = subprocess.run([program], env=settings, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([program], env=settings, capture_output=True, text=True)
     if done.returncode == 0:
         return None
     words = re.search("AddressSanitizer: .*|wrong result: .*", done.stderr)
