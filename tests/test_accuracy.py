@@ -50,6 +50,12 @@ def test_network_shapes(device, dtype, layout, shape):
         check_numbers(case, "native", limits)
 
 
+@pytest.mark.parametrize("name", OPERATORS)
+def test_parts_of_small_planes(name):
+    """With so many channels a tile of 49 pixels is too large for a cache."""
+    check_numbers(make_case(name, (1, 10704, 7, 7), (1, 2, 4), torch.float64), "native")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("device", DEVICES)

@@ -270,13 +270,6 @@ def test_a_figure_changed_by_hand_is_noticed(commit, tmp_path, monkeypatch, caps
     assert "written" not in capsys.readouterr().out
 
 
-def test_shares_of_a_copy_are_taken_to_their_device(tmp_path):
-    (tmp_path / "plans.json").write_text('{"device": "NVIDIA Some-GPU 80"}')
-    (taken,) = render.take(tmp_path, tmp_path / "kept")
-    assert taken == tmp_path / "kept" / "some-gpu-80" / "plans.json"
-    assert taken.read_text() == (tmp_path / "plans.json").read_text()
-
-
 def test_a_first_impression_is_not_taken_for_a_result(commit, tmp_path):
     run(tmp_path, [], settings=SETTINGS | {"quick": True})
     with pytest.raises(ValueError, match="measured with --quick"):

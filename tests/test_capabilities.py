@@ -21,7 +21,7 @@ ORDER = ["default", "avx2", "avx512"]
 X86 = platform.machine() == "x86_64"
 CHOSEN = (
     "test_against_float64 or test_any_alignment or test_nan_and_inf or test_zero_variance"
-    " or same_capability"
+    " or same_capability or small_planes"
 )
 
 

@@ -91,6 +91,13 @@ def test_what_gpus_reach(folder):
     )
 
 
+def test_shares_of_a_copy_are_taken_to_their_device(tmp_path):
+    (tmp_path / "plans.json").write_text('{"device": "NVIDIA Some-GPU 80"}')
+    (taken,) = render.take(tmp_path, tmp_path / "kept")
+    assert taken == tmp_path / "kept" / "some-gpu-80" / "plans.json"
+    assert taken.read_text() == (tmp_path / "plans.json").read_text()
+
+
 def test_what_torch_compile_makes_of_it(folder):
     rows = synthetic(small())
     one = small()

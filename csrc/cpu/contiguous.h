@@ -42,7 +42,8 @@ PPCR_INLINE void add_rows(const Tile& tile, int64_t at, int64_t row_stride, S* s
 
 // Sums channels begin .. end-1 row after row in memory order, a small plane in N registers.
 template <int N, class Tile, class S>
-PPCR_INLINE void sum_plane(const Tile& tile, int64_t begin, int64_t end, S* sums) {
+PPCR_INLINE void sum_plane(const Tile& tile, int64_t begin, int64_t end, int64_t row_stride,
+                           S* sums) {
   using V = typename VectorOf<S>::type;
   const Run<S>& run = tile.run;
   // A plane of fewer vectors repeats the last.
@@ -53,7 +54,7 @@ PPCR_INLINE void sum_plane(const Tile& tile, int64_t begin, int64_t end, S* sums
   for (int64_t c = begin; c < end; ++c) {
     PPCR_UNROLL
     for (int i = 0; i < N; ++i) {
-      const int64_t from = c * run.count + run.offset(i);
+      const int64_t from = c * row_stride + run.offset(i);
       const V x = load(tile.x + from);
       v[i] = v[i] + x;
       if constexpr (Tile::kDot) d[i] = d[i] + x * tile.template gradient<false>(from, run.count);
@@ -152,9 +153,10 @@ struct Contiguous {
       sum_rows<kRows, true>(p, tile);
     else if (p.method == Method::kGrouped)
       sum_rows<kRows, false>(p, tile);
-    else if (kLanes<S> >= 8 && tile.run.count == p.pixels && p.pixels > 48 && p.pixels <= 64)
+    else if (kLanes<S> >= 8 && p.pixels > 48 && p.pixels <= 64)
       for (int k = 0; k < tile.segments; ++k)
-        sum_plane<64 / kLanes<S>>(tile, p.pooling.edge[k], p.pooling.edge[k + 1], tile.row(k));
+        sum_plane<64 / kLanes<S>>(tile, p.pooling.edge[k], p.pooling.edge[k + 1], p.pixels,
+                                  tile.row(k));
     else
       sum_rows<1, false>(p, tile);
   }

@@ -146,13 +146,6 @@ MUTANTS = (
         "plane ? (end - begin) * p.pixels",
         "plane ? (end - begin) * p.pixels - 1",
     ),
-    Mutant(
-        "part of a plane summed as a whole one",
-        CONTIGUOUS,
-        "tile.run.count == p.pixels && p.pixels > 48",
-        "p.pixels > 48",
-        tests="sanitize",
-    ),
     # channels_last
     Mutant(
         "group of pixels beyond the run",
