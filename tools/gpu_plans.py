@@ -3,8 +3,8 @@
 For every operation, pass, dtype, layout and ResNet stage: the plan that the planner chooses, and
 with --sweep those that PPCR_PLAN can ask for instead. A share is the bandwidth of the bytes that
 the call must move over that of ``y.copy_(x)``, timed in the same rounds. What was measured is
-written after every group of cells, and not measured again: as JSON, and as the tables that
-``make results`` makes of plans.json.
+written after every group of cells, and not measured again for the same commit and device: as
+JSON, and as the tables that ``make results`` makes of plans.json.
 """
 
 from __future__ import annotations
@@ -127,11 +127,13 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / ("sweep.json" if options.sweep else "plans.json")
-    rows = json.loads(file.read_text())["runs"][0]["rows"] if file.exists() else []
-    measured = {(*(row[f] for f in Cell._fields[:-1]), tuple(row["stage"])) for row in rows}
-    stages, words = SMALL if options.rehearsal else GPU_STAGES, options.only.split()
     device = torch.device("cuda")
     by, found = timing.clock(device), results.environment(device) | {"driver": devices.driver()}
+    old = json.loads(file.read_text()) if file.exists() else {}
+    same = all(old.get(name) == found.get(name) for name in results.SAME)
+    rows = old["runs"][0]["rows"] if same else []
+    measured = {(*(row[f] for f in Cell._fields[:-1]), tuple(row["stage"])) for row in rows}
+    stages, words = SMALL if options.rehearsal else GPU_STAGES, options.only.split()
     about = f"commit {found['commit']}, as the planner chose."
     found["runs"] = [{"name": "chosen", "about": about, "rows": rows}]
     print(found["device"], torch.__version__)
