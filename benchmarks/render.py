@@ -122,7 +122,7 @@ def texts(root: Path = ROOT) -> dict[Path, str]:
 
 def take(source: Path, results: Path = RESULTS, name: str = "") -> list[Path]:
     """Copies every complete JSON file, with its CSV, to its device's folder, and draws it there."""
-    # ``name`` is that folder's where the device's own will not do, such as ``cpu-zen4``.
+    # plans.json, too. ``name`` is the folder's where the device's own will not do: ``cpu-zen4``.
     taken: list[Path] = []
 
     def folder_of(device: str) -> Path:

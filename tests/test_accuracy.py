@@ -52,7 +52,7 @@ def test_network_shapes(device, dtype, layout, shape):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_parts_of_small_planes(name):
-    """With so many channels a tile of 49 pixels is too large for a cache."""
+    """So many channels that the sequential method cuts a plane of 49 pixels into tiles."""
     check_numbers(make_case(name, (1, 10704, 7, 7), (1, 2, 4), torch.float64), "native")
 
 

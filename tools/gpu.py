@@ -11,7 +11,8 @@
 
 A part takes eight minutes at most, is stopped then, and keeps what it had. plans, sweep and
 benchmark go on where they were. --only names parts. steps.json says after every step what ended
-how; a failure keeps no later part from running, and the exit status tells.
+how; a failure keeps no later part from running, and the exit status tells. Then ``python -m
+benchmarks.render --take results/gpu`` makes a results page of plans and benchmark.
 """
 
 from __future__ import annotations

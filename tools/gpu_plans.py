@@ -134,8 +134,7 @@ def main() -> None:
     rows = old["runs"][0]["rows"] if same else []
     measured = {(*(row[f] for f in Cell._fields[:-1]), tuple(row["stage"])) for row in rows}
     stages, words = SMALL if options.rehearsal else GPU_STAGES, options.only.split()
-    about = f"commit {found['commit']}, as the planner chose."
-    found["runs"] = [{"name": "chosen", "about": about, "rows": rows}]
+    found["runs"] = [{"name": file.stem, "about": f"commit {found['commit']}.", "rows": rows}]
     print(found["device"], torch.__version__)
     for stage, dtype, layout in itertools.product(stages, DTYPES, testing.LAYOUTS):
         cells = [Cell(*what, dtype, layout, stage) for what in TRAFFIC if what[0] != "gate"]

@@ -155,7 +155,7 @@ def seen_on_cpu(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
 
 
 def seen_by_sanitizer(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
-    """What the program of ``make sanitize`` says, built without optimization: that takes less."""
+    """What the program of ``make sanitize`` says, compiled without optimization to be fast."""
     source, program, flag = "sanitize/cpu_kernels.cpp", folder / "sanitized", "-fsanitize=address"
     driver = compile_cpu(folder / "tests", source, folder / "driver.o", flag)
     linked = [str(driver), *objects(folder, mutant, sanitize.WITHOUT_TORCH, flag)]

@@ -7,8 +7,8 @@ namespace PPCR_CAPABILITY {
 
 constexpr int kGroup = 4;  // pixels whose sums are folded together
 
-// Adds a vector of x at each of at[0..N) + offset to v[0..N) (or begins them), its product with the
-// gradient to d.
+// Adds a vector of x at each of at[0..N) + offset to v[0..N), its product with the gradient to d.
+// First: what v holds does not count.
 template <bool Partial, bool First = false, int N, class Tile, class V>
 PPCR_INLINE void add_vectors(const Tile& tile, const int64_t (&at)[N], int64_t offset, int count,
                              V* v, V* d, bool prefetch) {
@@ -79,7 +79,7 @@ struct ChannelsLast {
       }
     }
   }
-  // Where pixel i begins. The last group of pixels repeats the last one.
+  // Where pixel i begins. A group of fewer pixels than kGroup repeats its last.
   static PPCR_HD int64_t begin_of(const Problem& p, const Tile& tile, int i) {
     return (i < tile.run.count ? i : tile.run.count - 1) * p.channels;
   }
@@ -119,7 +119,7 @@ struct ChannelsLast {
       } else {
         for (int k = 0; k < segments; ++k) {
           int64_t c = at + p.pooling.edge[k];
-          // Long pixels come in tiles of two, and one that repeats another would cost as much.
+          // Pixels of many channels come in tiles of two: the other two must cost nothing.
           const int64_t end = i + j < tile.run.count ? at + p.pooling.edge[k + 1] : c;
           V v[4] = {};
           for (; c + 4 * W <= end; c += 4 * W)
