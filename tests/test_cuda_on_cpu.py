@@ -222,13 +222,6 @@ def test_several_tiles_of_thirteen_steps(dtype, operator):
     )
 
 
-@pytest.mark.parametrize("operator", [PPCR, ADD_RELU])
-def test_several_tiles_of_twenty_six_steps(operator):
-    """The forward pass alone has them, in float32."""
-    forced = "q=49,groups=1,cluster=4,clusters=2,steps=26"
-    check(Case("float32", 5, 2048, 49, False, operator, forced_forward=forced))
-
-
 @every_operator
 @every_dtype
 @pytest.mark.parametrize("levels", [STANDARD, (1, 3, 7)], ids=["standard", "any"])

@@ -5,14 +5,16 @@
     triton     the Triton kernels, in several processes
     plans      every kernel as share of a copy
     sweep      the plans that PPCR_PLAN can ask for instead
-    benchmark  five stages, both layouts, three dtypes, three operations, beside plain PyTorch
+    benchmark  five stages, both layouts, three operations, float16 and float32, beside plain
+               PyTorch and what torch.compile makes of it
+    networks   steps and inference of ResNet-50 with attention layers and without
     memcheck   compute-sanitizer over a small run; what does not end in time is a note, no failure
     racecheck  the same
 
-A part takes eight minutes at most, is stopped then, and keeps what it had. plans, sweep and
-benchmark go on where they were. --only names parts. steps.json says after every step what ended
+A part takes eight minutes at most, is stopped then, and keeps what it had. plans, sweep, benchmark
+and networks go on where they were. --only names parts. steps.json says after every step what ended
 how; a failure keeps no later part from running, and the exit status tells. Then ``python -m
-benchmarks.render --take results/gpu`` makes a results page of plans and benchmark.
+benchmarks.render --take results/gpu`` makes a results page of plans, benchmark and networks.
 """
 
 from __future__ import annotations
@@ -27,14 +29,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 LIMIT, SANITIZER_LIMIT = 480, 500  # seconds
 FOUND = 9  # exit status of compute-sanitizer where it found something
-PARTS = ("build", "tests", "triton", "plans", "sweep", "benchmark", "memcheck", "racecheck")
+PARTS = ("build", "tests", "triton", "plans", "sweep")
+MEASURED = ("benchmark", "networks")
+PARTS += (*MEASURED, "memcheck", "racecheck")
 # What a rehearsal on the emulated runtime cannot run; tests/cuda_host/README.md says what that is.
-ONLY_ON_A_GPU = ("triton", "memcheck", "racecheck")
+ONLY_ON_A_GPU = ("triton", "networks", "memcheck", "racecheck")
 
 
 def small_run() -> None:
@@ -57,19 +62,36 @@ def small_run() -> None:
     print("small run done")
 
 
-def benchmark(out: Path, small: bool) -> int:
+def measured_cases(part: str, small: bool) -> list[Any]:
+    """Of benchmark: ppcr in two dtypes, others in float16. Of networks: ResNet-50."""
+    import torch
+
+    from benchmarks import cases
+
+    if part == "networks":
+        found = cases.end_to_end(torch.device("cuda"), quick=False, threads=1)
+        wanted = ("resnet50", "bfloat16 autocast", ())
+        return [c for c in found if (c.operator, c.dtype, c.compiled) == wanted]
+    shapes, options = cases.CUDA_QUICK, {"plain": cases.PLAIN[:1], "backends": cases.FUSED}
+    if small:  # in a rehearsal, where Triton has no driver
+        options |= {"backends": ("native",), "rotate": False}
+        return cases.grid(cases.OPERATORS, ((1, 16, 4, 4),), **options)
+    made = cases.grid(("ppcr",), shapes, ("float16",), compiled=cases.PLAIN[:1], **options)
+    made += cases.grid(("ppcr",), shapes, **options)
+    return made + cases.grid(("gate", "add_relu"), shapes, ("float16",), **options)
+
+
+def measure(part: str, out: Path, small: bool) -> int:
     """The runner of the benchmarks, with the cases of this tool."""
     import torch
 
-    from benchmarks import cases, runner
+    from benchmarks import runner
 
-    shapes, dtypes, backends = cases.CUDA_QUICK, cases.DTYPES[:3], cases.FUSED
-    if small:  # in a rehearsal, where Triton has no driver
-        shapes, dtypes, backends = ((1, 16, 4, 4),), dtypes[:1], ("native",)
-    options = {"plain": ("pooled once",), "backends": backends, "rotate": not small}
-    found = cases.grid(cases.OPERATORS, shapes, dtypes, **options)
-    settings = {"rounds": 3 if small else 20, "seconds_per_case": 0.5}
-    return runner.run("operators", found, torch.device("cuda"), out, settings, resuming=True)
+    suite, settings = "operators", {"rounds": 3 if small else 20, "seconds_per_case": 0.5}
+    if part == "networks":
+        suite, settings = "end_to_end", {"rounds": 5}
+    cases, device = measured_cases(part, small), torch.device("cuda")
+    return runner.run(suite, cases, device, out, settings, resuming=True)
 
 
 class Record:
@@ -133,13 +155,13 @@ def main() -> int:
     add("--processes", type=int, default=min(12, os.cpu_count() or 1), help="of the tests")
     add("--rehearsal", action="store_true", help="small, on emulated devices")
     add("--small-run", action="store_true", help=argparse.SUPPRESS)
-    add("--benchmark", action="store_true", help=argparse.SUPPRESS)
+    add("--measure", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     out: Path = options.out.resolve()
     if options.small_run:
         return small_run() or 0
-    if options.benchmark:
-        return benchmark(out, options.rehearsal)
+    if options.measure:
+        return measure(options.measure, out, options.rehearsal)
     wanted = options.only.split(",")
     if unknown := set(wanted) - set(PARTS):
         parser.error(f"--only: no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
@@ -158,8 +180,8 @@ def main() -> int:
         "triton": [*pytest, "tests/test_gpu_triton.py", "tests/test_gpu.py", "-k", "triton"],
         "plans": plans,
         "sweep": [*plans, "--sweep"],
-        "benchmark": [*python, __file__, "--benchmark", *to],
     }
+    commands |= {part: [*python, __file__, "--measure", part, *to] for part in MEASURED}
     settings = {"PPCR_BUILD_CUDA": "1", "PPCR_TRUTH_DEVICE": "cuda"}
     settings["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability())
     settings["PYTHONPATH"] = f"{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"
@@ -176,7 +198,7 @@ def main() -> int:
             count = options.processes if part in ("tests", "triton") else 1
             names = [f"{part}.{i}" for i in range(count)] if count > 1 else [part]
             ended = record.run(dict.fromkeys(names, commands[part]), LIMIT, **settings)
-            late = part in ("sweep", "benchmark")  # they go on with the next call
+            late = part in ("sweep", *MEASURED)  # they go on with the next call
             failed += [name for name, status in ended.items() if status not in (0, 124 * late)]
             if part == "build" and failed:
                 break

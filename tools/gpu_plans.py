@@ -78,7 +78,7 @@ def candidates(cell: Cell) -> Iterator[str]:
     tiles = {pixels, *(run // size for run in (64, 128, 256, 512, 1024))}
     tiles |= {math.ceil(pixels / pieces / vector) * vector for pieces in (2, 3, 4, 7)}
     grids, powers = ("", f",clusters={2**30}"), (1, 2, 4, 8)
-    choices = itertools.product(sorted(tiles), powers, powers, (8, 13, 26), grids)
+    choices = itertools.product(sorted(tiles), powers, powers, (8, 13), grids)
     for q, groups, cluster, steps, grid in choices:
         if 4 <= groups * cluster <= 16 and q * size <= 2048:
             named = f"q={q},groups={groups},cluster={cluster},vector={vector},steps={steps}"

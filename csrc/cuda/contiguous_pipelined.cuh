@@ -109,74 +109,80 @@ PPCR_DEVICE void write_line(const A (&values)[V], A* to) {
   }
 }
 
-// parts[rank][line][pixel] = sum over the rows of a step of sums[line][row][pixel], of this block
-// for all blocks of its cluster. Where there are fewer columns than threads, neighbouring lanes
-// share one. Between blocks the values travel with `barrier`, which completes when all have come.
-template <class A>
+// W values side by side in shared memory: 16 bytes, or one value.
+template <int W, class A>
+using Columns = std::conditional_t<W == 1, A, uint4>;
+
+// parts[unit][pixel] = sum over the rows of a step of sums[line][row][pixel], of this block for all
+// blocks of its cluster; behind the units of all rounds the dot products of all groups. W pixels at
+// a time. Where there are fewer columns than threads, lanes of a warp share one. Between blocks the
+// values travel with `barrier`, which completes when all have come.
+template <int W, class A>
 PPCR_DEVICE void sum_rows(const Tile& tile, unsigned rank, int lines, const A* sums, A* parts,
                           Mbarrier* barrier) {
-  const int count = lines * tile.q, lanes = 1 << tile.column_lanes_log2,
-            lane = int(threadIdx.x) & (lanes - 1);
+  const int warp_columns = kWarp >> tile.column_lanes_log2, lanes = 1 << tile.column_lanes_log2,
+            in_warp = int(threadIdx.x) & (kWarp - 1),
+            lane = in_warp >> (kWarpLog2 - tile.column_lanes_log2);
+  const int count = lines * tile.q, last = count / W - 1;
   if (tile.cluster > 1 && threadIdx.x == 0)
     expect_bytes(barrier, unsigned(count * tile.cluster * int(sizeof(A))));
-  const int columns = kThreads >> tile.column_lanes_log2,
-            warp_columns = kWarp >> tile.column_lanes_log2;
-  const int end = (count + warp_columns - 1) & -warp_columns;  // whole warps, for the shuffles
+  // Whole warps, for the shuffles: behind the last column they sum it once more.
+  const int end = last | (warp_columns - 1);
   PPCR_ROLLED
-  for (int i = int(threadIdx.x) >> tile.column_lanes_log2; i < end; i += columns) {
-    A value = 0;
-    if (i < count) {
-      const int line = int(tile.by_q.quotient(unsigned(i)));
-      const A* column = sums + line * tile.rows * tile.q + (i - line * tile.q);
-      PPCR_BY_FOUR
-      for (int row = lane; row < tile.rows; row += lanes) value += column[row * tile.q];
+  for (int column = int(threadIdx.x) / kWarp * warp_columns + (in_warp & (warp_columns - 1));
+       column <= end; column += kThreads / kWarp * warp_columns) {
+    const int i = (column < last ? column : last) * W, line = int(tile.by_q.quotient(unsigned(i)));
+    A values[W] = {};
+    const A* from = sums + (line * (tile.rows - 1) + lane) * tile.q + i;
+    PPCR_BY_TWO
+    for (int row = lane; row < tile.rows; row += lanes, from += lanes * tile.q) {
+      A added[W];
+      const Columns<W, A> word = *reinterpret_cast<const Columns<W, A>*>(from);
+      memcpy(added, &word, sizeof added);
+      PPCR_UNROLL
+      for (int j = 0; j < W; ++j) values[j] += added[j];
     }
-    value = sum_lanes(value, lanes);
-    if (i >= count) continue;
-    A* const part = parts + int(rank) * count + i;
+    for (int offset = warp_columns; offset < kWarp; offset <<= 1) {
+      PPCR_UNROLL
+      for (int j = 0; j < W; ++j) values[j] += __shfl_xor_sync(0xffffffffu, values[j], offset);
+    }
+    if (column > last) continue;
+    const int before = (line >> tile.groups_log2) * (tile.cluster - 1) + int(rank);
+    auto* const part = reinterpret_cast<Columns<W, A>*>(parts + before * tile.groups * tile.q + i);
+    Columns<W, A> word;
+    memcpy(&word, values, sizeof word);
     if (tile.cluster == 1) {
-      if (lane == 0) *part = value;
+      if (lane == 0) *part = word;
     } else {
       for (int to = lane; to < tile.cluster; to += lanes)
-        cluster_send(part, value, unsigned(to), barrier);
+        cluster_send(part, word, unsigned(to), barrier);
     }
   }
-}
-
-// Of a unit of the tile, or (line 0 .. groups-1 behind those of the rounds) of the dot products.
-template <class A>
-PPCR_DEVICE A part_of(const Tile& tile, int lines, const A* parts, int rank, int line, int pixel) {
-  return parts[(rank * lines + line) * tile.q + pixel];
 }
 
 // The sums of every segment for one pixel, from all blocks of the cluster, in the order of the
 // units.
 template <class A, class Units, class Bins>
-PPCR_DEVICE void segment_sums(const Tile& tile, const Units& units, const Bins& bins, int lines,
+PPCR_DEVICE void segment_sums(const Tile& tile, const Units& units, const Bins& bins,
                               const A* parts, int pixel, A* sums) {
   PPCR_UNROLL
   for (int k = 0; k < bins.segments(); ++k) {
     A sum = 0;
     PPCR_BY_TWO
-    for (int unit = units.first(k); unit < units.first(k + 1); ++unit) {
-      const int block = unit >> tile.groups_log2;  // round * cluster + rank
-      const int round = Units::kOneRound ? 0 : block >> tile.cluster_log2;
-      const int line = round * tile.groups + (unit & (tile.groups - 1));
-      sum += part_of(tile, lines, parts, block & (tile.cluster - 1), line, pixel);
-    }
+    for (int unit = units.first(k); unit < units.first(k + 1); ++unit)
+      sum += parts[unit * tile.q + pixel];
     sums[k] = sum;
   }
 }
 
 // The dot products of one pixel, from all groups of all blocks of the cluster.
 template <class A>
-PPCR_DEVICE A dot_sum(const Tile& tile, int lines, const A* parts, int pixel) {
+PPCR_DEVICE A dot_sum(const Tile& tile, const A* parts, int pixel) {
+  const int groups = tile.cluster * tile.groups;
+  const A* const dots = parts + tile.rounds * groups * tile.q + pixel;
   A sum = 0;
   PPCR_BY_FOUR
-  for (int group = 0; group < tile.cluster * tile.groups; ++group) {
-    const int line = tile.rounds * tile.groups + (group & (tile.groups - 1));
-    sum += part_of(tile, lines, parts, group >> tile.groups_log2, line, pixel);
-  }
+  for (int group = 0; group < groups; ++group) sum += dots[group * tile.q];
   return sum;
 }
 
@@ -270,8 +276,12 @@ struct ContiguousBlock {
   // The sums of all threads are on their way to where the gates are computed.
   PPCR_DEVICE void exchange() const {
     __syncthreads();
-    sum_rows(tile, tile.cluster > 1 ? cluster_rank() : 0, memory.lines, sums(), parts(),
-             barriers + (turn & 1));
+    const unsigned rank = tile.cluster > 1 ? cluster_rank() : 0;
+    Mbarrier* const barrier = barriers + (turn & 1);
+    if (tile.wraps_wide)
+      sum_rows<16 / int(sizeof(A))>(tile, rank, memory.lines, sums(), parts(), barrier);
+    else
+      sum_rows<1>(tile, rank, memory.lines, sums(), parts(), barrier);
     if (tile.cluster == 1) __syncthreads();
   }
   // Called by the threads that compute gates.
@@ -293,10 +303,10 @@ PPCR_DEVICE void sum_from_memory(const T* x, const UnitPart& part, int64_t strid
                                  Acc<T> (&sum)[V]) {
   PPCR_ROLLED
   for (int step = from; step < part.steps; step += kBatch) {
-    Word<T, V> words[kBatch];
+    Word<T, V> words[kBatch] = {};
     PPCR_UNROLL
     for (int b = 0; b < kBatch; ++b)
-      words[b] = load_if<T, V>(step + b < part.steps, x + part.offset + (step + b) * stride);
+      reload_if<T, V>(step + b < part.steps, x + part.offset + (step + b) * stride, words[b]);
     PPCR_UNROLL
     for (int b = 0; b < kBatch; ++b) add_word<T, V>(words[b], sum);
   }

@@ -74,7 +74,7 @@ PPCR_DEVICE void write_partials(const Tile& tile, unsigned cluster, unsigned clu
 }
 
 template <class T, int V, int STEPS, class Bins, Operation OP>
-__global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) * V * STEPS, OP,
+__global__ void __launch_bounds__(kThreads, contiguous_blocks(int(sizeof(T)) * V * STEPS, OP,
                                                               Pass::kBackward))
     contiguous_pipelined_backward(const __grid_constant__ ContiguousArguments<T, Bins> arguments) {
   using A = Acc<T>;
@@ -97,10 +97,10 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
       dsums + bins.segments() * tile.q;  // [contexts + 1][q]: dz n_l, dz, over the tiles
   int64_t stride = step_stride(tile);
 
-  Word<T, V> cached[STEPS];
+  Word<T, V> cached[STEPS] = {};
   const auto load_cached = [&](int r, const UnitPart& part) {
-    cached[r] = load_if<T, V>(r < part.steps,
-                              (kGate ? tensors.x : tensors.grad) + part.offset + r * stride);
+    const T* const from = kGate ? tensors.x : tensors.grad;
+    reload_if<T, V>(r < part.steps, from + part.offset + r * stride, cached[r]);
   };
   const auto copy_ahead = [&](int r, const UnitPart& part) {
     if constexpr (kSlots) {
@@ -190,8 +190,8 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
       block.await_parts();
       const A* const parts = block.parts();
       A segments[Bins::kSegments];
-      segment_sums(tile, block.units, bins, block.memory.lines, parts, q, segments);
-      if constexpr (!kGate) dg = dot_sum(tile, block.memory.lines, parts, q);
+      segment_sums(tile, block.units, bins, parts, q, segments);
+      if constexpr (!kGate) dg = dot_sum(tile, parts, q);
       Pixel<A, Bins> pixel;
       compute_gate(bins, segments, block.parameters(), tensors.eps, pixel);
       A gradients[Bins::kSegments];

@@ -11,13 +11,13 @@ PPCR_DEVICE void write_forward_from_memory(const Tensors<T>& tensors, const Unit
                                            int64_t stride, int from, const Acc<T> (&gate)[V]) {
   PPCR_ROLLED
   for (int step = from; step < part.steps; step += kBatch) {
-    Word<T, V> words[kBatch], residual[kBatch] = {};
+    Word<T, V> words[kBatch] = {}, residual[kBatch] = {};
     PPCR_UNROLL
     for (int b = 0; b < kBatch; ++b) {
       const int64_t at = part.offset + (step + b) * stride;
-      words[b] = load_if<T, V>(step + b < part.steps, tensors.x + at);
+      reload_if<T, V>(step + b < part.steps, tensors.x + at, words[b]);
       if constexpr (OP == Operation::kAddRelu)
-        residual[b] = load_if<T, V>(step + b < part.steps, tensors.residual + at);
+        reload_if<T, V>(step + b < part.steps, tensors.residual + at, residual[b]);
     }
     PPCR_UNROLL
     for (int b = 0; b < kBatch; ++b)
@@ -27,8 +27,8 @@ PPCR_DEVICE void write_forward_from_memory(const Tensors<T>& tensors, const Unit
 }
 
 template <class T, int V, int STEPS, class Bins, Operation OP>
-__global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) * V * STEPS, OP,
-                                                              Pass::kForward))
+__global__ void __launch_bounds__(kThreads,
+                                  contiguous_blocks(int(sizeof(T)) * V * STEPS, OP, Pass::kForward))
     contiguous_pipelined_forward(const __grid_constant__ ContiguousArguments<T, Bins> arguments) {
   using A = Acc<T>;
   const Tensors<T>& tensors = arguments.tensors;
@@ -45,9 +45,9 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
   A* const gates = block.gates();
   int64_t stride = step_stride(tile);
 
-  Word<T, V> cached[STEPS];
+  Word<T, V> cached[STEPS] = {};
   const auto load_cached = [&](int r, const UnitPart& part) {
-    cached[r] = load_if<T, V>(r < part.steps, tensors.x + part.offset + r * stride);
+    reload_if<T, V>(r < part.steps, tensors.x + part.offset + r * stride, cached[r]);
   };
   const auto copy_x = [&](int r, const UnitPart& part) {
     if constexpr (kSlots)
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(V, int(sizeof(T)) 
     for (int q = int(threadIdx.x); q < tile.q; q += kThreads) {
       block.await_parts();
       A segments[Bins::kSegments];
-      segment_sums(tile, block.units, bins, block.memory.lines, block.parts(), q, segments);
+      segment_sums(tile, block.units, bins, block.parts(), q, segments);
       Pixel<A, Bins> pixel;
       compute_gate(bins, segments, block.parameters(), tensors.eps, pixel);
       if constexpr (kGate) {

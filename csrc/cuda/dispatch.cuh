@@ -95,11 +95,8 @@ class Dispatch {
     constexpr bool kMore = sizeof(T) < 8 && OP != Operation::kGate;
     constexpr int kFewest = V == 1 && kMore ? 16 : 8;
     if (plan_.steps == kFewest) start_contiguous<OP, Bins, V, kFewest>();
-    if constexpr (V == kVector && kMore && Bins::kStandard) {
+    if constexpr (V == kVector && kMore && Bins::kStandard)
       if (plan_.steps == 13) start_contiguous<OP, Bins, V, 13>();
-      if constexpr (sizeof(T) == 4)
-        if (plan_.steps == kMostSteps) start_contiguous<OP, Bins, V, kMostSteps>();
-    }
   }
 
   template <Operation OP, class Bins, int V, int STEPS>
@@ -110,7 +107,7 @@ class Dispatch {
     if (!workload_.backward())
       start("contiguous_pipelined_forward", contiguous_pipelined_forward<T, V, STEPS, Bins, OP>,
             arguments);
-    else if constexpr (STEPS < kMostSteps)
+    else
       start("contiguous_pipelined_backward", contiguous_pipelined_backward<T, V, STEPS, Bins, OP>,
             arguments);
   }

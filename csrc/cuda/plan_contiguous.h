@@ -13,27 +13,23 @@ namespace ppcr::cuda {
 constexpr int64_t kMaxTiles = 1 << 30;
 
 // Vectors per thread for which the contiguous kernels are compiled. Standard bins: 8 keeps four
-// blocks on a multiprocessor, 13 holds the tiles of 14x14 and 7x7 images in three, 26 a 14x14 image
-// of float32 in one.
-constexpr int kMostSteps = 26;
+// blocks on a multiprocessor, 13 holds the tiles of 14x14 and 7x7 images in three.
 inline std::vector<int> step_choices(const Workload& workload, int vector) {
   if (workload.is_gate() || workload.element_size == 8) return {8};
   if (vector == 1) return {16};
   if (!workload.pooling->standard || vector * workload.element_size < kSlotBytes) return {8};
-  if (workload.element_size == 4 && !workload.backward()) return {8, 13, kMostSteps};
   return {8, 13};
 }
 
 // The grid. Blocks that start one after the other, each for a tile or two, share the work evenly
-// even where multiprocessors differ in speed. But a cluster or a backward block costs time to start
-// and to end, so that large tiles get as many clusters as the device holds at once. Measured on an
-// H200.
-inline int tiles_of_cluster(const Workload& workload, const Tile& tile) {
+// even where multiprocessors differ in speed. But a cluster costs time to start and to end, so that
+// whole images get as many clusters as the device holds at once; the forward pass of ppcr only
+// where it has no second block beside it. Measured on an H200.
+inline int tiles_of_cluster(const Workload& workload, const Tile& tile, int resident) {
   constexpr int kAsManyAsNeeded = 0;
-  const bool whole_image = tile.q == tile.image_pixels;
-  if (whole_image || (workload.backward() && tile.q > 128)) return kAsManyAsNeeded;
-  if (!workload.backward()) return workload.is_add_relu() ? 2 : 1;
-  return workload.operation == Operation::kPpcr && tile.cluster > 2 ? 4 : 2;
+  const bool ppcr = workload.operation == Operation::kPpcr, backward = workload.backward();
+  if (tile.q == tile.image_pixels && (backward || !ppcr || resident == 1)) return kAsManyAsNeeded;
+  return ppcr && backward ? 2 : 1;
 }
 
 inline void set_clusters(Plan& plan, int64_t resident) {
@@ -102,8 +98,8 @@ inline bool cut_contiguous(const Workload& workload, const DeviceLimits& device,
   tile.last_step = static_cast<int>((unit_channels - (tile.steps - 1) * rows) * q);
   tile.memory =
       tile_memory(tile, pooling.contexts, pooling.segments, workload.operation, workload.pass);
-  while (tile.column_lanes_log2 < 3 &&
-         tile.memory.lines * q << (tile.column_lanes_log2 + 1) <= kThreads &&
+  const int columns = tile.memory.lines * q / (tile.wraps_wide ? 16 / workload.accumulator() : 1);
+  while (tile.column_lanes_log2 < 3 && columns << (tile.column_lanes_log2 + 1) <= kThreads &&
          2 << tile.column_lanes_log2 <= rows)
     ++tile.column_lanes_log2;
   const int64_t staged =
@@ -160,13 +156,11 @@ inline double score_contiguous(const Workload& workload, const DeviceLimits& dev
   // Full tiles hide the latency of everything between their loads and their stores, and so does a
   // second block on the multiprocessor.
   const double full = 0.4 + 0.6 * std::min(1., cached_steps / plan.steps);
-  const int by_registers =
-      contiguous_blocks(plan.vector, plan.steps * plan.vector * workload.element_size,
-                        workload.operation, workload.pass);
+  const int by_registers = contiguous_blocks(plan.steps * plan.vector * workload.element_size,
+                                             workload.operation, workload.pass);
   const int by_memory = (device.shared_bytes + 1024) / (plan.shared_bytes + 1024);
   const int resident = std::max(1, std::min(by_registers, by_memory));
-  const double alone = plan.steps == kMostSteps ? 0.97 : 0.88;  // 26 steps are the loads of two
-  const double company = resident > 1 ? 1 : alone;
+  const double company = resident > 1 ? 1 : 0.8;
 
   // Small tensors: a block for every multiprocessor; gates, whose units are long: all it holds.
   const int64_t wanted = int64_t(gate ? resident : 1) * device.multiprocessors;
@@ -175,12 +169,12 @@ inline double score_contiguous(const Workload& workload, const DeviceLimits& dev
 
   // Another tile is better than a share of dweight and dbias per cluster that takes over 1 % of the
   // traffic.
-  plan.cluster_tiles = tiles_of_cluster(workload, tile);
+  plan.cluster_tiles = tiles_of_cluster(workload, tile, resident);
   set_clusters(plan, int64_t(resident) * device.multiprocessors / tile.cluster);
   const double shares = double(plan.partial_count) * workload.share_bytes() / tensor_bytes;
   const double partials = shares > 0.01 ? 0.7 : 1;
 
-  return partials * once * threads_busy * std::sqrt(pixels_busy) * weight_of_run(run) * sectors *
+  return partials * once * std::sqrt(threads_busy * pixels_busy) * weight_of_run(run) * sectors *
          cluster_cost * full * company * spread;
 }
 
@@ -196,8 +190,6 @@ inline Plan plan_contiguous(const Workload& workload, const DeviceLimits& device
         if (!allows(forced.cluster, cluster) || !allows(forced.groups, groups)) continue;
         for (const int steps : choices) {
           if (!allows(forced.steps, steps)) continue;
-          // One block on a multiprocessor only where a cluster would not hold the tile else.
-          if (forced.steps == 0 && steps == kMostSteps && cluster < kMaxCluster) continue;
           Plan plan;
           plan.vector = vector;
           plan.steps = steps;

@@ -102,8 +102,15 @@ PPCR_DEVICE unsigned cluster_address(const void* own, unsigned rank) {
                : "r"(shared_address(own)), "r"(rank));
   return address;
 }
-// Stores a value at the same place of another block, or of this one, and counts its bytes at that
+// Stores a word at the same place of another block, or of this one, and counts its bytes at that
 // block's barrier.
+PPCR_DEVICE void cluster_send(uint4* own, uint4 word, unsigned rank, Mbarrier* barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, "
+      "[%5];" ::"r"(cluster_address(own, rank)),
+      "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w), "r"(cluster_address(barrier, rank))
+      : "memory");
+}
 PPCR_DEVICE void cluster_send(float* own, float value, unsigned rank, Mbarrier* barrier) {
   asm volatile(
       "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
@@ -193,6 +200,20 @@ PPCR_DEVICE void store_word_if(bool wanted, unsigned short* to, unsigned short w
                : "memory");
 }
 
+// The same for a load of 16 bytes to the registers of a word that is used much later. A plain load
+// under a condition nvcc moves to other registers, for which it waits at once.
+PPCR_DEVICE void reload_word_if(bool wanted, const uint4* from, uint4& word) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.s32 p, %5, 0; @!p mov.b32 %0, 0; @!p mov.b32 %1, 0; @!p mov.b32 %2, "
+      "0; @!p mov.b32 %3, 0; @p ld.global.nc.v4.b32 {%0,%1,%2,%3}, [%4]; }"
+      : "+r"(word.x), "+r"(word.y), "+r"(word.z), "+r"(word.w)
+      : "l"(__cvta_generic_to_global(from)), "r"(int(wanted)));
+}
+template <class Word>
+PPCR_DEVICE void reload_word_if(bool wanted, const Word* from, Word& word) {
+  word = wanted ? __ldg(from) : Word{};
+}
+
 // One instruction: nvcc splits a plain store of four floats.
 PPCR_DEVICE void store_shared(uint4* to, uint4 word) {
   asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(to)), "r"(word.x),
@@ -232,6 +253,10 @@ Word opaque(Word word) {
 template <class Word>
 void store_word_if(bool wanted, Word* to, Word word) {
   if (wanted) *to = word;
+}
+template <class Word>
+void reload_word_if(bool wanted, const Word* from, Word& word) {
+  word = wanted ? __ldg(from) : Word{};
 }
 inline void store_shared(uint4* to, uint4 word) { *to = word; }
 inline float widen(Half value) { return static_cast<float>(value); }

@@ -8,7 +8,7 @@
 namespace ppcr::cuda {
 
 constexpr int kThreads = 256;  // threads of a block, at most
-constexpr int kWarp = 32;
+constexpr int kWarp = 32, kWarpLog2 = 5;
 constexpr int kMaxCluster = 8;  // blocks of a cluster: the portable limit
 constexpr int kMaxGroups = 8;   // groups of threads in a block of the contiguous kernels
 constexpr int kMaxUnits = 256;  // units of a TableUnits
@@ -40,7 +40,7 @@ inline Divider divider(unsigned divisor) {
 struct TileMemory {
   int parameters;  // weights, bias; before them two barriers
   int sums;        // [lines][rows * q]: what each thread summed
-  int parts;       // [cluster][lines][q]: sums over the rows of a step; two copies in a cluster
+  int parts;       // [units, then groups][q]: sums over the rows of a step; two copies in a cluster
   int pixels;  // [values][q]: gate; backward also dsum of each segment, dz n_l of each context, dz
   int lines;
   int part_values;  // of one copy of the parts
@@ -110,13 +110,12 @@ template <class Bins>
 using UnitsOf = std::conditional_t<Bins::kStandard, EqualUnits, TableUnits>;
 
 // Blocks per multiprocessor to compile for: what the cached words leave of 65536 registers.
-constexpr int contiguous_blocks(int vector, int cached_bytes, Operation operation, Pass pass) {
+constexpr int contiguous_blocks(int cached_bytes, Operation operation, Pass pass) {
   const bool few = cached_bytes <= 128, added = operation == Operation::kAddRelu;
   if (operation == Operation::kGate) return is_backward(pass) ? 3 : 4;
-  if (cached_bytes > 256) return 1;
   if (!is_backward(pass)) return (few ? 4 : 3) - added;
   if (added && !few) return 1;  // as many as the slots in shared memory leave room for
-  return few && !(added && vector > 4) ? 3 : 2;
+  return few && !added ? 3 : 2;
 }
 
 // Tensors that the contiguous kernels copy to shared memory ahead of their use, only in whole

@@ -49,11 +49,11 @@ void copy_async(Word* to, const void* from, bool wanted) {
   const Unseen unseen;
   if (reinterpret_cast<uintptr_t>(from) % sizeof(Word) != 0)
     fail("a misaligned copy", *machine.current);
-  machine.current->copies.push_back({to, wanted ? from : nullptr, sizeof(Word), 0, nullptr});
+  machine.current->copies.push_back({to, wanted ? from : nullptr, sizeof(Word), {}, nullptr});
 }
 inline void close_copies() {
   const Unseen unseen;
-  machine.current->copies.push_back({nullptr, nullptr, 0, 0, nullptr});  // the end of a group
+  machine.current->copies.push_back({nullptr, nullptr, 0, {}, nullptr});  // the end of a group
 }
 template <int LATER>
 void wait_for_copies() {
@@ -90,7 +90,7 @@ template <class A>
 void cluster_send(A* own, A value, unsigned rank, Mbarrier* own_barrier) {
   release_to(own_barrier);
   const Unseen unseen;
-  Transfer transfer{in_block(own, rank), nullptr, sizeof value, 0, in_block(own_barrier, rank)};
+  Transfer transfer{in_block(own, rank), nullptr, sizeof value, {}, in_block(own_barrier, rank)};
   std::memcpy(&transfer.value, &value, sizeof value);
   // It arrives when the barrier completes, or (where threads run in a random order) at once.
   if (machine.configuration.seed != 0 && next_random() % 2 == 0)

@@ -85,7 +85,7 @@ struct Transfer {
   void* to;
   const void* from;  // null: the value
   size_t bytes;
-  uint64_t value;
+  unsigned char value[16];
   const void* barrier;  // that counts it
 };
 

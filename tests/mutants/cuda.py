@@ -32,8 +32,8 @@ MUTANTS = (
     Mutant(
         "missing barrier before the row sums",
         BLOCK,
-        "__syncthreads(); sum_rows",
-        "sum_rows",
+        "__syncthreads(); const unsigned rank",
+        "const unsigned rank",
         sample=True,
     ),
     Mutant(
@@ -54,8 +54,8 @@ MUTANTS = (
     Mutant(
         "barrier in divergent code",
         BLOCK,
-        "__syncthreads(); sum_rows",
-        "if (threadIdx.x < 64) __syncthreads();\n    sum_rows",
+        "__syncthreads(); const unsigned rank",
+        "if (threadIdx.x < 64) __syncthreads();\n    const unsigned rank",
     ),
     # what is copied ahead, and what blocks send one another
     Mutant(
@@ -107,8 +107,8 @@ MUTANTS = (
     Mutant(
         "one barrier for two tiles",
         BLOCK,
-        "sums(), parts(), barriers + (turn & 1));",
-        "sums(), parts(), barriers);",
+        "Mbarrier* const barrier = barriers + (turn & 1);",
+        "Mbarrier* const barrier = barriers;",
     ),
     Mutant("sent before the cluster has begun", BLOCK, "if (tile.cluster > 1) cluster_wait();", ""),
     Mutant(
@@ -122,8 +122,8 @@ MUTANTS = (
     Mutant(
         "a tile left out",
         FORWARD,
-        "index += block.tile_stride(), ++block.turn",
-        "index += block.tile_stride() + 1, ++block.turn",
+        "index += block.tile_stride()",
+        "index += block.tile_stride() + 1",
         sample=True,
     ),
     Mutant(
@@ -244,15 +244,24 @@ MUTANTS = (
     Mutant(
         "sums of the first block for all of a cluster",
         BLOCK,
-        "block & (tile.cluster - 1), line",
-        "0, line",
+        "sum += parts[unit * tile.q + pixel];",
+        "sum += parts[(unit & (tile.groups - 1)) * tile.q + pixel];",
     ),
     Mutant(
         "dot products in the lines of the sums",
         BLOCK,
-        "const int line = tile.rounds * tile.groups + (group",
-        "const int line = (group",
+        "parts + tile.rounds * groups * tile.q + pixel;",
+        "parts + pixel;",
     ),
+    Mutant(
+        "lines of the second kind where another block's are",
+        BLOCK,
+        "(line >> tile.groups_log2) * (tile.cluster - 1) + int(rank)",
+        "int(rank)",
+    ),
+    Mutant("last rows of a step not summed", BLOCK, "row < tile.rows;", "row + lanes < tile.rows;"),
+    Mutant("sums behind the last column sent, too", BLOCK, "if (column > last) continue;", ""),
+    Mutant("halves of two bfloat16 exchanged", COMMON, "j % 2 == 0 ? pairs", "j % 2 != 0 ? pairs"),
     Mutant(
         "shares of clusters overlap",
         BACKWARD,
@@ -295,9 +304,6 @@ MUTANTS = (
         PLAN,
         "if (vector * workload.element_size > workload.alignment ||",
         "if (",
-    ),
-    Mutant(
-        "tiles of 26 steps not considered", PLAN, "return {8, 13, kMostSteps};", "return {8, 13};"
     ),
     Mutant("one block on a multiprocessor", PLAN_LANES, "(blocks == 1 ? 2 : 1)", "1"),
     Mutant("straddling vectors without whole rows", PLAN, "rows -= rows % whole_vectors;", ""),
