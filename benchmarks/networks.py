@@ -21,7 +21,7 @@ from .cases import OWN, Case
 from .layers import Prepared, peak_bytes
 
 ATTENTION = {"SE": squeeze_excite.SEModule, "CBAM": cbam.CbamModule}
-TOLERANCE = {"float32": 0.02, "bfloat16 autocast": 0.2}  # see check()
+TOLERANCE = 0.02  # see check()
 
 
 def insert_drawn(model: nn.Module, fuse: bool = True) -> nn.Module:
@@ -63,26 +63,27 @@ def loss(model: nn.Module, x: Tensor, target: Tensor, amp: bool) -> Tensor:
         return F.cross_entropy(model(x).to(x.dtype), target)
 
 
-def check(models: dict[str, nn.Module], x: Tensor, target: Tensor, dtype: str) -> dict[str, float]:
+def check(models: dict[str, nn.Module], x: Tensor, target: Tensor) -> dict[str, float]:
     """Relative L2 errors, against float64, of the loss's gradient with respect to the pictures."""
+    # Without autocast: of ResNet-50 in bfloat16 the gradient is off by more than its own size, with
+    # the reference as well, since every layer multiplies what those before it have rounded.
     # Raises AssertionError where one is off: a wrong program is not timed. Rounding takes values
     # across zero, where a ReLU lets their gradient pass or not, whatever computes it: with few
     # pictures one of them is 1e-3 of the whole. So the limit is TOLERANCE, or three times the error
-    # of the reference in the same precision. A wrong gate, sign or bin is off by more than a half.
+    # of the reference in float32. A wrong gate, sign or bin is off by more than a half.
     reference = copy.deepcopy(models["PPCR unfused"])
     for layer in reference.modules():
         if isinstance(layer, ppcr_ext.PPCR):
             layer.backend = "reference"
 
-    def gradient(model: nn.Module, x: Tensor, amp: bool) -> Tensor:
+    def gradient(model: nn.Module, x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
-        return torch.autograd.grad(loss(copy.deepcopy(model), x, target, amp), x)[0]
+        return torch.autograd.grad(loss(copy.deepcopy(model), x, target, amp=False), x)[0]
 
-    expected = gradient(copy.deepcopy(reference).double(), x.double(), False)
+    expected = gradient(copy.deepcopy(reference).double(), x.double())
     checked = {"reference": reference, **{name: models[name] for name in OWN}}
-    amp = dtype != "float32"
-    errors = {name: relative(gradient(m, x, amp), expected) for name, m in checked.items()}
-    limit = min(0.5, max(TOLERANCE[dtype], 3 * errors.pop("reference")))
+    errors = {name: relative(gradient(m, x), expected) for name, m in checked.items()}
+    limit = min(0.5, max(TOLERANCE, 3 * errors.pop("reference")))
     for name, off in errors.items():
         if not off <= limit:  # no assert: python -O would time it
             raise AssertionError(f"{name} is off by {off:.2e}, allowed {limit}")
@@ -134,7 +135,7 @@ def prepare(case: Case, device: torch.device, first: bool, order: list[str]) -> 
         model.to(memory_format=form)
     errors: dict[str, float] = {}
     if first and set(OWN) <= set(models):
-        errors = check(models, x[:16], target[:16], case.dtype)
+        errors = check(models, x[:16], target[:16])
     made = Prepared(case, timing.HostClock(device), "none")
     for name, model in models.items():
         program = Program(model, case, x, target)

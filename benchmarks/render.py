@@ -70,6 +70,13 @@ def speedup(record: Record, what: str) -> str:
     return "**{:.1f} times (forward) and {:.1f} times (with backward)**".format(*means)
 
 
+def speedups(record: Record | None) -> str:
+    """A sentence about the formulations that were timed beside ours, and a space behind it."""
+    times = {than: speedup(record, what) for what, than in THAN.items()} if record else {}
+    found = [f"{text} as fast as {than}" for than, text in times.items() if text]
+    return f"A call is {' and '.join(found)}. " if found else ""
+
+
 def of_gpu(file: Path) -> str:
     """The range over the stages of a ResNet of what tools/gpu_plans.py timed in half precision."""
     found = json.loads(file.read_text())
@@ -88,14 +95,12 @@ def gain(folders: Sequence[Path]) -> str:
     """The gain on the first device on which whole networks were measured, and on GPUs."""
     parts = []
     for found in [found for found in map(records, folders) if "end_to_end" in found][:1]:
-        text, networks = "", found["end_to_end"]
-        for what, than in THAN.items():
-            if "operators" in found and (times := speedup(found["operators"], what)):
-                text += f"A call is {times} as fast as {than}. "
-        text += INTRODUCTION.format(**networks.environment)
+        networks = found["end_to_end"]
+        text = speedups(found.get("operators")) + INTRODUCTION.format(**networks.environment)
         parts = [fill(text), f"```text\n{chart(networks.rows)}\n```"]
-    files = [folder / "plans.json" for folder in folders]
-    parts += [fill(of_gpu(file)) for file in files if file.is_file()]
+    for folder in folders:
+        if (file := folder / "plans.json").is_file():
+            parts.append(fill(of_gpu(file) + " " + speedups(records(folder).get("operators"))))
     return "\n\n".join(parts) or "No measured files yet."
 
 

@@ -88,7 +88,7 @@ def test_only_the_fused_network_adds_in_the_layer(monkeypatch):
 def test_a_wrong_network_is_not_timed(monkeypatch):
     models = {name: networks.network("resnet18", name) for name in OWN}
     x, target = torch.randn(2, 3, 32, 32), torch.arange(2)
-    networks.check(models, x, target, "float32")
+    networks.check(models, x, target)
     right = functional.ppcr_add_relu
     monkeypatch.setattr(
         functional,
@@ -98,7 +98,7 @@ def test_a_wrong_network_is_not_timed(monkeypatch):
         ),
     )
     with pytest.raises(AssertionError, match=r"PPCR fused is off by"):
-        networks.check(models, x, target, "float32")
+        networks.check(models, x, target)
 
 
 def test_what_autograd_keeps_is_counted():

@@ -4,8 +4,7 @@
 dtype, stage, layout, operation and direction, and writes results/cuda_estimates.json. The estimate
 is the planner's score times a correction for what the score leaves out. Both were fitted to an H200
 (benchmarks/results/h200); tests/test_cuda_plan.py compares them with what was measured there, and
-lists the cells that stay below their goal. Nothing else was measured: H100 and A100, float64,
-bfloat16, the gate alone and tiles of 26 steps are estimates by the same rule.
+lists the cells that stayed below their goal. H100, A100 and float64 are estimates by the same rule.
 """
 
 from __future__ import annotations
@@ -36,42 +35,50 @@ DEVICES = {
     "H200": HOPPER,
     "A100": {"multiprocessors": 108, "max_cluster": 1, "shared_bytes": 163 << 10},
 }
-# Of the score, by operation and direction; the gate alone as ppcr.
-CLUSTERS = {  # an image a cluster: the blocks wait for each other once or twice a tile
-    ("ppcr", "forward"): 0.88,
-    ("ppcr", "backward"): 0.92,
-    ("add_relu", "forward"): 1.10,
-    ("add_relu", "backward"): 1.07,
+# Of the score, by operation and direction.
+CLUSTERS = {  # small images, a cluster each: the blocks wait for each other once or twice a tile
+    ("ppcr", "forward"): 0.91,
+    ("ppcr", "backward"): 0.94,
+    ("add_relu", "forward"): 1.2,
+    ("add_relu", "backward"): 1.17,
 }
-MOST_OF_CLUSTERS = 0.9
-MOST_OF_GATES = 0.9  # nothing was measured; their score only orders plans
-PERSISTENT_BACKWARD = 0.92  # large tiles whose blocks take all tiles in turn
+MOST_OF_CLUSTERS = 0.93
+CONTIGUOUS = {
+    ("ppcr", "forward"): 1.01,
+    ("ppcr", "backward"): 1.0,
+    ("add_relu", "forward"): 1.05,
+    ("add_relu", "backward"): 1.02,
+}
 CHANNELS_LAST = {  # a copy is half writing, which is slower than reading
     ("ppcr", "forward"): 0.975,
     ("ppcr", "backward"): 1.0,
     ("add_relu", "forward"): 1.035,
     ("add_relu", "backward"): 0.99,
 }
+MOST_OF_GATES = {"contiguous_pipelined": 0.83, "channels_last_shared": 0.72}
+
+
+def gate_share(plan: dict[str, Any], channels: int) -> float:
+    """Of the gate alone; in channels_last the fewer channels, the more pixels a block computes."""
+    most = MOST_OF_GATES[plan["method"]]
+    if plan["method"] == "channels_last_shared":
+        return min(most, 0.057 * channels**0.35)
+    return min(most, float(plan["score"]))
+
+
 PLAN = ("method", "vector", "steps", "q", "groups", "cluster", "variant", "threads", "blocks")
 PLAN += ("shared_bytes",)
 
 
-def share(plan: dict[str, Any], operation: str, direction: str, side: int, size: int) -> float:
-    """The estimate for one plan."""
-    what = ("ppcr" if operation == "gate" else operation, direction)
-    score = float(plan["score"])
+def share(plan: dict[str, Any], operation: str, direction: str, side: int) -> float:
+    """The estimate for one plan of ppcr or add_relu."""
+    what, score = (operation, direction), float(plan["score"])
     if plan["method"] != "contiguous_pipelined":
         return score * CHANNELS_LAST[what]
-    if operation == "gate":
-        return min(MOST_OF_GATES, score)
-    if plan["cluster"] > 2 and plan["q"] * 2 > side * side:
-        cost = CLUSTERS[what]
-        if plan["steps"] == 26:  # twice the bytes between two waits
-            cost = (1 + min(1, cost)) / 2
-        return min(MOST_OF_CLUSTERS, score * cost)
-    if direction == "backward" and plan["cluster_tiles"] == 0 and size == 2:
-        return score * PERSISTENT_BACKWARD
-    return score
+    whole = plan["q"] == side * side
+    if side < 28 and plan["cluster"] > 2 and (whole or operation == "add_relu"):
+        return min(MOST_OF_CLUSTERS, score * CLUSTERS[what])
+    return score * CONTIGUOUS[what]
 
 
 def rows() -> Iterator[dict[str, Any]]:
@@ -90,6 +97,10 @@ def rows() -> Iterator[dict[str, Any]]:
             "backward": direction == "backward",
         }
         plan = kernels.plan({**workload, **limits})
+        if operation == "gate":
+            estimate = gate_share(plan, channels)
+        else:
+            estimate = share(plan, operation, direction, side)
         yield {
             "device": device,
             "dtype": dtype,
@@ -99,7 +110,7 @@ def rows() -> Iterator[dict[str, Any]]:
             "operation": operation,
             "direction": direction,
             "plan": {name: plan[name] for name in PLAN},
-            "share": round(share(plan, operation, direction, side, size), 3),
+            "share": round(estimate, 3),
         }
 
 
