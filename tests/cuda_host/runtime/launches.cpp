@@ -91,7 +91,7 @@ cudaError_t read_request(const cudaLaunchConfig_t& c, const void* stub, Request&
       known &= line(value.clusterDim);
     } else if (id == cudaLaunchAttributeProgrammaticStreamSerialization) {
       request.early = value.programmaticStreamSerializationAllowed != 0;
-    } else {
+    } else if (id != cudaLaunchAttributeClusterSchedulingPolicyPreference) {  // only time shows it
       known = false;
     }
   }
