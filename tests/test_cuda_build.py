@@ -89,6 +89,8 @@ def test_kernel_count(kernels):
 
 def variant_of(plan: dict) -> str:
     """As cuda_report names the kernel of a plan."""
+    if plan["method"] == "channels_last_gate":
+        return f"vectors of {plan['vector']}, {plan['variant']} lanes"
     tile = (ROOT / "csrc" / "cuda" / "tile.h").read_text()
     table = re.search(r"kLaneVariants\[\] = \{(.*?)\};", tile, re.DOTALL)
     assert table is not None

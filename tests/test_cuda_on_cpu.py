@@ -262,6 +262,15 @@ def test_lane_variants(dtype, operator):
             assert plan["method"] == "channels_last_registers"
 
 
+@every_dtype
+def test_lanes_of_the_gate_alone(dtype):
+    """Both numbers of lanes, with tails of lanes, of channels and of pixels."""
+    vector = 16 // DTYPES[dtype].itemsize
+    for lanes, channels in ((8, 4), (8, 28), (32, 32), (32, 100), (32, 300)):
+        plan = check(Case(dtype, 1, channels * vector, 103, True, GATE))
+        assert (plan["method"], plan["variant"]) == ("channels_last_gate", lanes)
+
+
 @every_operator
 @every_dtype
 @pytest.mark.parametrize("levels", [STANDARD, (1, 3)], ids=["standard", "any"])

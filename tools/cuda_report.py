@@ -27,6 +27,7 @@ DTYPES = {"float": "float32", "__half": "float16", "__nv_bfloat16": "bfloat16", 
 VARIANTS = {
     "contiguous_pipelined": "vectors of {1}, {2} steps",
     "channels_last_registers": "vectors of {1}, {2} steps, {3} pixels, {4} lanes",
+    "channels_last_gate": "vectors of {1}, {2} lanes",
     "channels_last_shared": "staged {3}",
 }
 

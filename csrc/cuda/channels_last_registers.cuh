@@ -20,6 +20,7 @@ struct LaneArguments {
 template <int V, int STEPS, int PIXELS, int LANES>
 struct LaneGeometry {
   static constexpr int kSegments = 4;
+  static constexpr int kPixels = PIXELS;
   static constexpr int kGroups = kWarp / LANES;  // pixels that a warp reads at once
   static constexpr int kWarpPixels = kGroups * PIXELS;
   static constexpr int kSegmentLanes = LANES / kSegments;
@@ -43,14 +44,19 @@ struct LanePlace {
   PPCR_DEVICE int64_t at(int i, int r) const { return i * pixel_stride + r * G::kStride; }
 };
 
+// The warp's first pixel.
+template <class G>
+PPCR_DEVICE int64_t warp_pixel() {
+  return (int64_t(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp) * G::kWarpPixels;
+}
+
 template <class G, int V, int LANES>
 PPCR_DEVICE LanePlace<G> lane_place(const Lanes& lanes) {
   LanePlace<G> place;
   const unsigned lane = threadIdx.x % LANES, channel = lane % G::kSegmentLanes * V;
   place.segment = int(lane / G::kSegmentLanes);
   place.group = int(threadIdx.x % kWarp / LANES);
-  const int64_t warp = int64_t(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp;
-  const int64_t pixel = warp * G::kWarpPixels + place.group, left = lanes.pixels - pixel;
+  const int64_t pixel = warp_pixel<G>() + place.group, left = lanes.pixels - pixel;
   place.pixels_left = left < kWarp ? int(left) : kWarp;
   place.channels_left = lanes.segment - int(channel);
   place.offset =
@@ -65,6 +71,35 @@ template <class T, class G>
 PPCR_DEVICE const T* from_lane(const T* tensor, const LanePlace<G>& place) {
   return reinterpret_cast<const T*>(opaque(reinterpret_cast<int64_t>(tensor + place.offset)));
 }
+
+// Backward, in shared memory: for every warp a row for each pixel, with the sums of its segments
+// and the dot product, later their gradients and the gate; behind them the warps' shares of dweight
+// and dbias, [contexts + 1][warps].
+template <class A, class Bins>
+struct LaneShares {
+  A* const shared;
+  const int warps, warp_values;
+  PPCR_DEVICE LaneShares(A* from, int warp_pixels)
+      : shared(from),
+        warps(int(blockDim.x / kWarp)),
+        warp_values(lanes_warp_values(warp_pixels, Bins::kSegments, Pass::kBackward)) {}
+  PPCR_DEVICE A* rows() const { return shared + int(threadIdx.x / kWarp) * warp_values; }
+  PPCR_DEVICE A* contributions() const { return shared + warps * warp_values; }
+  PPCR_DEVICE void put(const A (&shares)[Bins::kContexts + 1], int warp_pixels) const {
+    PPCR_UNROLL
+    for (int l = 0; l <= Bins::kContexts; ++l) {
+      const A share = sum_lanes(shares[l], warp_pixels);
+      if (threadIdx.x % kWarp == 0) contributions()[l * warps + int(threadIdx.x / kWarp)] = share;
+    }
+  }
+  // After a barrier of the block.
+  PPCR_DEVICE void write(A* partials) const {
+    if (int(threadIdx.x) > Bins::kContexts) return;
+    A share = 0;
+    for (int i = 0; i < warps; ++i) share += contributions()[int(threadIdx.x) * warps + i];
+    partials[int64_t(threadIdx.x) * gridDim.x + blockIdx.x] = share;
+  }
+};
 
 // One value for all elements of a vector: they belong to one pixel.
 template <int V, class A>
@@ -165,15 +200,10 @@ __global__ void __launch_bounds__(kThreads,
 
   wait_for_kernels_before();
   PPCR_SHARED(raw);
-  const int warp = int(threadIdx.x / kWarp), lane = int(threadIdx.x % kWarp),
-            warps = int(blockDim.x / kWarp);
+  const int lane = int(threadIdx.x % kWarp);
   A* const parameters = reinterpret_cast<A*>(raw);
-  A* const shared = parameters + parameter_slots(kContexts);
-  // Per pixel: the segments' sums and the dot product, later their gradients and the gate.
-  A* const rows = shared + warp * lanes_warp_values(G::kWarpPixels, kSegments, Pass::kBackward);
-  A* const contributions =
-      shared + warps * lanes_warp_values(G::kWarpPixels, kSegments,
-                                         Pass::kBackward);  // [contexts + 1][warps]
+  const LaneShares<A, Bins> block(parameters + parameter_slots(kContexts), G::kWarpPixels);
+  A* const rows = block.rows();
 
   LanePlace<G> place = lane_place<G, V, LANES>(lanes);
   const T *const of_x = from_lane(tensors.x, place), *const of_grad =
@@ -234,11 +264,7 @@ __global__ void __launch_bounds__(kThreads,
     for (int l = 0; l < kContexts; ++l) shares[l] = dz * pixel.n[l];
     shares[kContexts] = dz;
   }
-  PPCR_UNROLL
-  for (int l = 0; l <= kContexts; ++l) {
-    const A share = sum_lanes(shares[l], G::kWarpPixels);
-    if (lane == 0) contributions[l * warps + warp] = share;
-  }
+  block.put(shares, G::kWarpPixels);
   __syncthreads();
 
   place.offset = opaque(place.offset);  // as in the forward kernel
@@ -256,11 +282,7 @@ __global__ void __launch_bounds__(kThreads,
                                dsum);
     }
   }
-  if (int(threadIdx.x) <= kContexts) {
-    A share = 0;
-    for (int i = 0; i < warps; ++i) share += contributions[int(threadIdx.x) * warps + i];
-    tensors.partials[int64_t(threadIdx.x) * gridDim.x + blockIdx.x] = share;
-  }
+  block.write(tensors.partials);
 }
 
 }  // namespace ppcr::cuda

@@ -3,6 +3,7 @@
 #pragma once
 #include <stdexcept>
 
+#include "channels_last_gate.cuh"
 #include "channels_last_registers.cuh"
 #include "channels_last_shared.cuh"
 #include "contiguous_pipelined_backward.cuh"
@@ -65,6 +66,10 @@ class Dispatch {
   using A = Acc<T>;
   static constexpr int kVector = 16 / int(sizeof(T));
 
+  // Tiles in shared memory; gates of standard bins hardly ever need them.
+  template <Operation OP>
+  using StandardOf = std::conditional_t<OP == Operation::kGate, AnyBins<A>, StandardBins<A>>;
+
   template <Operation OP>
   void launch_operation() {
     const bool standard = workload_.pooling->standard;
@@ -74,10 +79,12 @@ class Dispatch {
       choose_contiguous_vector<OP, AnyBins<A>>();
     else if (plan_.method == Method::kChannelsLastRegisters)
       start_channels_last_registers<OP>();
+    else if (plan_.method == Method::kChannelsLastGate)
+      choose_gate_lanes<OP>();
     else if (!plan_.staged)
       start_channels_last_shared<OP, AnyBins<A>, false>();
     else if (standard)
-      start_channels_last_shared<OP, StandardBins<A>, true>();
+      start_channels_last_shared<OP, StandardOf<OP>, true>();
     else
       start_channels_last_shared<OP, AnyBins<A>, true>();
   }
@@ -119,10 +126,7 @@ class Dispatch {
       constexpr int kSteps = kVariant.steps, kPixels = kVariant.pixels, kLanes = kVariant.lanes;
       if (plan_.variant != INDEX) return start_channels_last_registers<OP, INDEX + 1>();
       if constexpr (has_lane_variant(kVariant, int(sizeof(T)))) {
-        const Pooling& pooling = *workload_.pooling;
-        const Lanes lanes{workload_.pixels(), workload_.channels,
-                          static_cast<int>(pooling.edge[1])};
-        const LaneArguments<T> arguments{typed<T>(operands_), lanes, StandardBins<A>(pooling)};
+        const LaneArguments<T> arguments = lane_arguments();
         if (workload_.backward())
           start("channels_last_registers_backward",
                 channels_last_registers_backward<T, kVector, kSteps, kPixels, kLanes, OP>,
@@ -133,6 +137,29 @@ class Dispatch {
                 arguments);
       }
     }
+  }
+
+  template <Operation OP>
+  void choose_gate_lanes() {
+    if constexpr (OP == Operation::kGate) {
+      if (plan_.variant == 8) start_channels_last_gate<8>();
+      if (plan_.variant == 32) start_channels_last_gate<32>();
+    }
+  }
+  template <int LANES>
+  void start_channels_last_gate() {
+    const LaneArguments<T> arguments = lane_arguments();
+    if (workload_.backward())
+      start("channels_last_gate_backward",
+            channels_last_gate_backward<T, kVector, LANES, Operation::kGate>, arguments);
+    else
+      start("channels_last_gate_forward",
+            channels_last_gate_forward<T, kVector, LANES, Operation::kGate>, arguments);
+  }
+  LaneArguments<T> lane_arguments() const {
+    const Pooling& pooling = *workload_.pooling;
+    const Lanes lanes{workload_.pixels(), workload_.channels, static_cast<int>(pooling.edge[1])};
+    return {typed<T>(operands_), lanes, StandardBins<A>(pooling)};
   }
 
   template <Operation OP, class Bins, bool STAGED>

@@ -54,6 +54,31 @@ inline Plan plan_channels_last_registers(const Workload& workload, const DeviceL
   return plan;
 }
 
+// The same conditions for the gate alone, of which registers keep nothing.
+inline Plan plan_channels_last_gate(const Workload& workload, const DeviceLimits& device,
+                                    const Forced& forced) {
+  const Pooling& pooling = *workload.pooling;
+  const int vector = 16 / workload.element_size;
+  Plan plan;
+  if (!pooling.standard || !workload.is_gate() || workload.alignment < 16 ||
+      workload.channels % (4 * vector) != 0)
+    return plan;
+  plan.method = Method::kChannelsLastGate;
+  plan.vector = vector;
+  plan.variant = pooling.edge[1] >= 8 * vector ? 32 : 8;  // lanes
+  plan.warp_pixels = kWarp / plan.variant * kGatePixels;
+  const int warps = forced.warps != 0
+                        ? std::min(forced.warps, kThreads / kWarp)
+                        : warps_for(workload, plan.warp_pixels, 16 * kGatePixels, device);
+  plan.threads = warps * kWarp;
+  plan.shared_bytes =
+      workload.accumulator() *
+      lanes_memory(warps, plan.warp_pixels, pooling.contexts, pooling.segments, workload.pass);
+  plan.blocks = ceil_div(workload.pixels(), int64_t(warps) * plan.warp_pixels);
+  plan.score = 1;
+  return plan;
+}
+
 // Everything else: tiles in shared memory.
 inline Plan plan_channels_last_shared(const Workload& workload, const DeviceLimits& device,
                                       const Forced& forced) {
@@ -112,7 +137,8 @@ inline Plan plan_channels_last(const Workload& workload, const DeviceLimits& dev
                                const Forced& forced) {
   Plan plan;
   if (forced.vector != 1 && forced.q == 0)
-    plan = plan_channels_last_registers(workload, device, forced);
+    plan = workload.is_gate() ? plan_channels_last_gate(workload, device, forced)
+                              : plan_channels_last_registers(workload, device, forced);
   if (plan.score == 0 && forced.variant < 0)
     plan = plan_channels_last_shared(workload, device, forced);
   plan.partial_count = plan.blocks;

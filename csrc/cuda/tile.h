@@ -171,6 +171,9 @@ constexpr int lane_blocks(int element_size, int cached_bytes, Operation operatio
   return cached_bytes > 64 ? 2 : backward || added ? 3 : 4;
 }
 
+// The gate alone, standard bins: a lane reads one vector of each of so many pixels at a time.
+constexpr int kGatePixels = 4, kGateBlocks = 4;
+
 struct Lanes {
   int64_t pixels;  // of the whole tensor
   int64_t channels;

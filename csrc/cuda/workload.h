@@ -52,7 +52,12 @@ inline int alignment_of(Operation operation, const TensorPointers& tensors) {
       {tensors.x, tensors.grad, tensors.residual, tensors.y, tensors.dx, tensors.d_residual});
 }
 
-enum class Method : int { kContiguousPipelined, kChannelsLastRegisters, kChannelsLastShared };
+enum class Method : int {
+  kContiguousPipelined,
+  kChannelsLastRegisters,
+  kChannelsLastGate,
+  kChannelsLastShared
+};
 
 struct Plan {
   Method method = Method::kContiguousPipelined;
@@ -73,8 +78,8 @@ struct Plan {
   int cluster_tiles = 0;    // of a cluster; 0: as many as make the clusters fit the device at once
   bool fixed_grid = false;  // PPCR_PLAN says how many clusters there are
 
-  // kChannelsLastRegisters
-  int variant = -1;  // of kLaneVariants
+  // kChannelsLastRegisters, kChannelsLastGate
+  int variant = -1;  // of kLaneVariants; of the gate, lanes of a pixel
   int warp_pixels = 0;
 
   // kChannelsLastShared

@@ -73,7 +73,7 @@ py::dict describe(const Request& request, const Plan& plan) {
   const Traffic traffic = predicted_traffic(request.workload, plan);
   py::dict result;
   const char* const methods[] = {"contiguous_pipelined", "channels_last_registers",
-                                 "channels_last_shared"};
+                                 "channels_last_gate", "channels_last_shared"};
   result["method"] = methods[static_cast<int>(plan.method)];
   result["vector"] = plan.vector;
   result["steps"] = plan.steps;

@@ -8,6 +8,7 @@ FORWARD, BACKWARD = (
 )
 BLOCK, TILE = "cuda/contiguous_pipelined.cuh", "cuda/tile.h"
 REGISTERS, SHARED = "cuda/channels_last_registers.cuh", "cuda/channels_last_shared.cuh"
+GATES = "cuda/channels_last_gate.cuh"
 COMMON, FINISH = "cuda/device_common.cuh", "cuda/finish_kernels.cuh"
 PLAN, UNITS = "cuda/plan_contiguous.h", "cuda/units.h"
 PLAN_LANES = "cuda/plan_channels_last.h"
@@ -145,6 +146,31 @@ MUTANTS = (
         REGISTERS,
         "__syncthreads(); place.offset",
         "place.offset",
+    ),
+    Mutant(
+        "missing barrier behind the sums, channels_last_gate forward",
+        GATES,
+        "__syncthreads();  // the sums are",
+        "  // the sums are",
+    ),
+    Mutant(
+        "missing barrier behind the shares, channels_last_gate",
+        GATES,
+        "__syncthreads(); PPCR_UNROLL",
+        "PPCR_UNROLL",
+    ),
+    Mutant(
+        "gates of pixels beyond the tensor",
+        GATES,
+        "if (lane < G::kWarpPixels && at < arguments.lanes.pixels) { Pixel<A, Bins> pixel; "
+        "compute_gate(bins, sums",
+        "if (lane < G::kWarpPixels) { Pixel<A, Bins> pixel; compute_gate(bins, sums",
+    ),
+    Mutant(
+        "last channels of a segment not summed, channels_last_gate",
+        GATES,
+        "channel < place.channels_left; channel += G::kStride) { Word<T, V> words",
+        "channel + G::kStride <= place.channels_left; channel += G::kStride) { Word<T, V> words",
     ),
     Mutant(
         "missing barrier behind the copy, channels_last_shared",

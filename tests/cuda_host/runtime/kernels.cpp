@@ -43,6 +43,8 @@ void for_every_plan(const Call& call) {
     for (plan.steps = 1; plan.steps <= 16; ++plan.steps) call(plan);
   plan.method = Method::kChannelsLastRegisters;
   for (plan.variant = 0; plan.variant < kLaneVariantCount; ++plan.variant) call(plan);
+  plan.method = Method::kChannelsLastGate;
+  for (plan.variant = 1; plan.variant <= kWarp; ++plan.variant) call(plan);
   plan.method = Method::kChannelsLastShared;
   for (const bool staged : {false, true}) {
     plan.staged = staged;

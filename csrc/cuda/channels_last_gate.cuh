@@ -1,0 +1,112 @@
+// The gate alone in the channels_last layout, standard bins: LANES lanes of a warp own a pixel, as
+// in channels_last_registers.cuh. Nothing of x is needed twice, so that nothing is kept.
+#pragma once
+#include "channels_last_registers.cuh"
+
+namespace ppcr::cuda {
+
+// sums[pixel of the warp][segment]; kRow words a pixel.
+template <class T, int V, class G>
+PPCR_DEVICE void sum_segments(const T* tensor, const LanePlace<G>& place, Acc<T>* sums) {
+  using A = Acc<T>;
+  const T* const x = from_lane(tensor, place);
+  A sum[G::kPixels] = {};
+  PPCR_BY_TWO
+  for (int channel = 0; channel < place.channels_left; channel += G::kStride) {
+    Word<T, V> words[G::kPixels];
+    PPCR_UNROLL
+    for (int i = 0; i < G::kPixels; ++i)
+      words[i] = load_if<T, V>(place.holds(i, 0), x + i * place.pixel_stride + channel);
+    PPCR_UNROLL
+    for (int i = 0; i < G::kPixels; ++i) {
+      A values[V];
+      unpack<T, V>(words[i], values);
+      PPCR_UNROLL
+      for (int j = 0; j < V; ++j) sum[i] += values[j];
+    }
+  }
+  PPCR_UNROLL
+  for (int i = 0; i < G::kPixels; ++i) {
+    const A whole = sum_lanes(sum[i], G::kSegmentLanes);
+    if (threadIdx.x % G::kSegmentLanes == 0)
+      sums[(i * G::kGroups + place.group) * G::kRow + place.segment] = whole;
+  }
+}
+
+template <class T, int V, int LANES, Operation OP>
+__global__ void __launch_bounds__(kThreads, kGateBlocks)
+    channels_last_gate_forward(const __grid_constant__ LaneArguments<T> arguments) {
+  static_assert(OP == Operation::kGate);
+  using A = Acc<T>;
+  using Bins = StandardBins<A>;
+  using G = LaneGeometry<V, 1, kGatePixels, LANES>;
+  const Tensors<T>& tensors = arguments.tensors;
+  const Bins& bins = arguments.bins;
+
+  wait_for_kernels_before();
+  PPCR_SHARED(raw);
+  const int warp = int(threadIdx.x / kWarp), lane = int(threadIdx.x % kWarp);
+  A* const parameters = reinterpret_cast<A*>(raw);
+  A* const sums = parameters + parameter_slots(Bins::kContexts) +
+                  warp * lanes_warp_values(G::kWarpPixels, Bins::kSegments, Pass::kForward);
+  const LanePlace<G> place = lane_place<G, V, LANES>(arguments.lanes);
+  stage_parameters<T>(tensors.weight, tensors.bias, Bins::kContexts, parameters);
+  sum_segments<T, V>(tensors.x, place, sums);
+  __syncthreads();  // the sums are the warp's own, the parameters the block's
+  const int64_t at = warp_pixel<G>() + lane;
+  if (lane < G::kWarpPixels && at < arguments.lanes.pixels) {
+    Pixel<A, Bins> pixel;
+    compute_gate(bins, sums + lane * G::kRow, parameters, tensors.eps, pixel);
+    narrow(pixel.g, tensors.y[at]);
+  }
+}
+
+template <class T, int V, int LANES, Operation OP>
+__global__ void __launch_bounds__(kThreads, kGateBlocks)
+    channels_last_gate_backward(const __grid_constant__ LaneArguments<T> arguments) {
+  using A = Acc<T>;
+  using Bins = StandardBins<A>;
+  using G = LaneGeometry<V, 1, kGatePixels, LANES>;
+  const Tensors<T>& tensors = arguments.tensors;
+  const Bins& bins = arguments.bins;
+
+  wait_for_kernels_before();
+  PPCR_SHARED(raw);
+  const int warp = int(threadIdx.x / kWarp), lane = int(threadIdx.x % kWarp);
+  A* const parameters = reinterpret_cast<A*>(raw);
+  LaneShares<A, Bins> block(parameters + parameter_slots(Bins::kContexts), G::kWarpPixels);
+  A* const rows = block.rows();
+  const LanePlace<G> place = lane_place<G, V, LANES>(arguments.lanes);
+  stage_parameters<T>(tensors.weight, tensors.bias, Bins::kContexts, parameters);
+  sum_segments<T, V>(tensors.x, place, rows);
+  __syncthreads();
+  const int64_t at = warp_pixel<G>() + lane;
+  A shares[Bins::kContexts + 1] = {};  // 0 beyond the last pixel
+  if (lane < G::kWarpPixels && at < arguments.lanes.pixels) {
+    A* const row = rows + lane * G::kRow;
+    Pixel<A, Bins> pixel;
+    compute_gate(bins, row, parameters, tensors.eps, pixel);
+    A dsums[Bins::kSegments];
+    const A dz = compute_gradients(bins, pixel, widen(tensors.grad[at]), parameters, dsums);
+    PPCR_UNROLL
+    for (int k = 0; k < Bins::kSegments; ++k) row[k] = dsums[k];
+    PPCR_UNROLL
+    for (int l = 0; l < Bins::kContexts; ++l) shares[l] = dz * pixel.n[l];
+    shares[Bins::kContexts] = dz;
+  }
+  block.put(shares, G::kWarpPixels);
+  __syncthreads();
+  PPCR_UNROLL
+  for (int i = 0; i < G::kPixels; ++i) {
+    A dsum[V];
+    fill<V>(rows[(i * G::kGroups + place.group) * G::kRow + place.segment], dsum);
+    const Word<T, V> word = pack<T, V>(dsum);
+    PPCR_BY_TWO
+    for (int channel = 0; channel < place.channels_left; channel += G::kStride)
+      store_if<T, V>(place.holds(i, 0),
+                     tensors.dx + place.offset + i * place.pixel_stride + channel, word);
+  }
+  block.write(tensors.partials);
+}
+
+}  // namespace ppcr::cuda
