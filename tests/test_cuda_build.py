@@ -205,17 +205,13 @@ def test_loads_in_flight(planned):
             assert found >= wanted - (2 if backward and added else 0), k
         elif k.name.startswith("contiguous"):
             assert found == steps * (1 if k.operation == "gate" else 1 + added + backward), k
-        # The latency of an H200 times its bandwidth asks for 29 KB on each multiprocessor. One
-        # kernel has two registers too many for a fourth block.
-        one = ("bfloat16", "add_relu", "vectors of 8, 1 steps, 4 pixels, 32 lanes")
-        crowded = not backward and (k.dtype, k.operation, k.variant) == one
-        least = 48 if crowded else 64
+        # The latency of an H200 times its bandwidth asks for 29 KB on each multiprocessor.
         for plan in plans:
             device, threads = plan["device"], plan["threads"]
             by_memory = (device["shared_bytes"] + 1024) // (plan["shared_bytes"] + 1024)
             of_grid = -(-plan["blocks"] // device["multiprocessors"])
             resident = min(k.resident(threads), by_memory, of_grid)
-            assert found * 16 * threads * resident >= least << 10, (k.name, plan)
+            assert found * 16 * threads * resident >= 64 << 10, (k.name, plan)
 
 
 @needs_nvcc

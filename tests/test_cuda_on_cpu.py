@@ -269,6 +269,8 @@ def test_lanes_of_the_gate_alone(dtype):
     for lanes, channels in ((8, 4), (8, 28), (32, 32), (32, 100), (32, 300)):
         plan = check(Case(dtype, 1, channels * vector, 103, True, GATE))
         assert (plan["method"], plan["variant"]) == ("channels_last_gate", lanes)
+        forced = check(Case(dtype, 1, channels * vector, 9, True, GATE, forced="variant=8"))
+        assert forced["variant"] == 8
 
 
 @every_operator

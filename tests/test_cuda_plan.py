@@ -196,6 +196,8 @@ def test_forced_plan():
         kernels().plan(fields, "steps=9,clusters=2")
     with pytest.raises(ValueError, match="variant does not fit with PPCR_PLAN=variant=0"):
         kernels().plan(fields | {"channels": 60, "channels_last": True}, "variant=0")
+    with pytest.raises(ValueError, match="variant does not fit with PPCR_PLAN=variant=0"):
+        kernels().plan(fields | {"operator": "ppcr_gate", "channels_last": True}, "variant=0")
     with pytest.raises(
         ValueError, match="tile does not fit into shared memory with PPCR_PLAN=q=256"
     ):

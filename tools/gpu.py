@@ -35,9 +35,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 LIMIT, SANITIZER_LIMIT = 480, 500  # seconds
 FOUND = 9  # exit status of compute-sanitizer where it found something
-PARTS = ("build", "tests", "triton", "plans", "sweep")
-MEASURED = ("benchmark", "networks")
-PARTS += (*MEASURED, "memcheck", "racecheck")
+MEASURED = ("benchmark", "networks")  # by the runner of the benchmarks
+PARTS = ("build", "tests", "triton", "plans", "sweep", *MEASURED, "memcheck", "racecheck")
 # What a rehearsal on the emulated runtime cannot run; tests/cuda_host/README.md says what that is.
 ONLY_ON_A_GPU = ("triton", "networks", "memcheck", "racecheck")
 

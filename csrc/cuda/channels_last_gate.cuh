@@ -36,7 +36,7 @@ PPCR_DEVICE void sum_segments(const T* tensor, const LanePlace<G>& place, Acc<T>
 template <class T, int V, int LANES, Operation OP>
 __global__ void __launch_bounds__(kThreads, kGateBlocks)
     channels_last_gate_forward(const __grid_constant__ LaneArguments<T> arguments) {
-  static_assert(OP == Operation::kGate);
+  static_assert(OP == Operation::kGate, "it only names the kernel, as in every other one");
   using A = Acc<T>;
   using Bins = StandardBins<A>;
   using G = LaneGeometry<V, 1, kGatePixels, LANES>;
@@ -72,9 +72,9 @@ __global__ void __launch_bounds__(kThreads, kGateBlocks)
 
   wait_for_kernels_before();
   PPCR_SHARED(raw);
-  const int warp = int(threadIdx.x / kWarp), lane = int(threadIdx.x % kWarp);
+  const int lane = int(threadIdx.x % kWarp);
   A* const parameters = reinterpret_cast<A*>(raw);
-  LaneShares<A, Bins> block(parameters + parameter_slots(Bins::kContexts), G::kWarpPixels);
+  const LaneShares<A, Bins> block(parameters + parameter_slots(Bins::kContexts), G::kWarpPixels);
   A* const rows = block.rows();
   const LanePlace<G> place = lane_place<G, V, LANES>(arguments.lanes);
   stage_parameters<T>(tensors.weight, tensors.bias, Bins::kContexts, parameters);
@@ -82,18 +82,9 @@ __global__ void __launch_bounds__(kThreads, kGateBlocks)
   __syncthreads();
   const int64_t at = warp_pixel<G>() + lane;
   A shares[Bins::kContexts + 1] = {};  // 0 beyond the last pixel
-  if (lane < G::kWarpPixels && at < arguments.lanes.pixels) {
-    A* const row = rows + lane * G::kRow;
-    Pixel<A, Bins> pixel;
-    compute_gate(bins, row, parameters, tensors.eps, pixel);
-    A dsums[Bins::kSegments];
-    const A dz = compute_gradients(bins, pixel, widen(tensors.grad[at]), parameters, dsums);
-    PPCR_UNROLL
-    for (int k = 0; k < Bins::kSegments; ++k) row[k] = dsums[k];
-    PPCR_UNROLL
-    for (int l = 0; l < Bins::kContexts; ++l) shares[l] = dz * pixel.n[l];
-    shares[Bins::kContexts] = dz;
-  }
+  if (lane < G::kWarpPixels && at < arguments.lanes.pixels)
+    lane_gradients(bins, rows + lane * G::kRow, widen(tensors.grad[at]), parameters, tensors.eps,
+                   shares);
   block.put(shares, G::kWarpPixels);
   __syncthreads();
   PPCR_UNROLL

@@ -101,6 +101,23 @@ struct LaneShares {
   }
 };
 
+// From the sums of a pixel's segments (`row`) and the gradient of its gate: writes the gradients of
+// the segments over the sums, and the pixel's part of dweight and dbias; returns the gate.
+template <class A, class Bins>
+PPCR_DEVICE A lane_gradients(const Bins& bins, A* row, A dg, const A* parameters, A eps,
+                             A (&shares)[Bins::kContexts + 1]) {
+  Pixel<A, Bins> pixel;
+  compute_gate(bins, row, parameters, eps, pixel);
+  A dsums[Bins::kSegments];
+  const A dz = compute_gradients(bins, pixel, dg, parameters, dsums);
+  PPCR_UNROLL
+  for (int k = 0; k < Bins::kSegments; ++k) row[k] = dsums[k];
+  PPCR_UNROLL
+  for (int l = 0; l < Bins::kContexts; ++l) shares[l] = dz * pixel.n[l];
+  shares[Bins::kContexts] = dz;
+  return pixel.g;
+}
+
 // One value for all elements of a vector: they belong to one pixel.
 template <int V, class A>
 PPCR_DEVICE void fill(A value, A (&values)[V]) {
@@ -253,16 +270,7 @@ __global__ void __launch_bounds__(kThreads,
   A shares[kContexts + 1] = {};
   if (lane < G::kWarpPixels) {
     A* const row = rows + lane * G::kRow;
-    Pixel<A, Bins> pixel;
-    compute_gate(bins, row, parameters, tensors.eps, pixel);
-    A dsums[kSegments];
-    const A dz = compute_gradients(bins, pixel, row[kSegments], parameters, dsums);
-    PPCR_UNROLL
-    for (int k = 0; k < kSegments; ++k) row[k] = dsums[k];
-    row[kSegments] = pixel.g;
-    PPCR_UNROLL
-    for (int l = 0; l < kContexts; ++l) shares[l] = dz * pixel.n[l];
-    shares[kContexts] = dz;
+    row[kSegments] = lane_gradients(bins, row, row[kSegments], parameters, tensors.eps, shares);
   }
   block.put(shares, G::kWarpPixels);
   __syncthreads();

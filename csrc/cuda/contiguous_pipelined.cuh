@@ -251,7 +251,8 @@ struct ContiguousBlock {
 
   // Nobody sends to a block before it has begun. That needs no order with the copies under way:
   // they write the slots alone, and the fence and the cluster's barrier show others the barriers.
-  // Behind all loads to registers, since nvcc moves a loaded one at the branch, and waits for it.
+  // Behind all loads to registers: of less than 16 bytes nvcc moves a loaded one at the branch, and
+  // waits for it.
   static constexpr int kBeginsBehind = (kStagedTensors > 0 ? kBatch : STEPS) - 1;
   PPCR_DEVICE void begin() const {
     if (tile.cluster == 1) return;

@@ -21,61 +21,59 @@ inline int warps_for(const Workload& workload, int warp_pixels, int cached_bytes
   return warps;
 }
 
-// Lanes and registers: standard bins whose segments are whole 16-byte vectors.
+// Standard bins whose segments are whole 16-byte vectors.
+inline bool lanes_fit(const Workload& workload) {
+  return workload.pooling->standard && workload.alignment >= 16 &&
+         workload.channels * workload.element_size % (4 * 16) == 0;
+}
+
+// `cached_bytes`: of a lane, in registers.
+inline void set_warps(Plan& plan, const Workload& workload, int cached_bytes,
+                      const DeviceLimits& device, const Forced& forced) {
+  const int warps = forced.warps != 0 ? std::min(forced.warps, kThreads / kWarp)
+                                      : warps_for(workload, plan.warp_pixels, cached_bytes, device);
+  plan.threads = warps * kWarp;
+  plan.shared_bytes =
+      workload.accumulator() * lanes_memory(warps, plan.warp_pixels, workload.pooling->contexts,
+                                            workload.pooling->segments, workload.pass);
+  plan.blocks = ceil_div(workload.pixels(), int64_t(warps) * plan.warp_pixels);
+  plan.score = 1;
+}
+
+// Lanes that keep a pixel in registers.
 inline Plan plan_channels_last_registers(const Workload& workload, const DeviceLimits& device,
                                          const Forced& forced) {
-  const Pooling& pooling = *workload.pooling;
   const int vector = 16 / workload.element_size;
   Plan plan;
-  if (!pooling.standard || workload.is_gate() || workload.alignment < 16 ||
-      workload.channels % (4 * vector) != 0)
-    return plan;
   for (int i = 0; i < kLaneVariantCount; ++i) {
     const LaneVariant variant = kLaneVariants[i];
     if (!has_lane_variant(variant, workload.element_size)) continue;
-    if (int64_t(variant.lanes / 4) * variant.steps * vector < pooling.edge[1]) continue;
+    if (int64_t(variant.lanes / 4) * variant.steps * vector < workload.pooling->edge[1]) continue;
     if (forced.variant >= 0 && i != forced.variant) continue;
     plan.method = Method::kChannelsLastRegisters;
     plan.variant = i;
     plan.vector = vector;
     plan.steps = variant.steps;
     plan.warp_pixels = kWarp / variant.lanes * variant.pixels;
-    const int warps = forced.warps != 0 ? std::min(forced.warps, kThreads / kWarp)
-                                        : warps_for(workload, plan.warp_pixels,
-                                                    16 * variant.steps * variant.pixels, device);
-    plan.threads = warps * kWarp;
-    plan.shared_bytes =
-        workload.accumulator() *
-        lanes_memory(warps, plan.warp_pixels, pooling.contexts, pooling.segments, workload.pass);
-    plan.blocks = ceil_div(workload.pixels(), int64_t(warps) * plan.warp_pixels);
-    plan.score = 1;
+    set_warps(plan, workload, 16 * variant.steps * variant.pixels, device, forced);
     break;
   }
   return plan;
 }
 
-// The same conditions for the gate alone, of which registers keep nothing.
+// Lanes that keep nothing: the gate alone.
 inline Plan plan_channels_last_gate(const Workload& workload, const DeviceLimits& device,
                                     const Forced& forced) {
-  const Pooling& pooling = *workload.pooling;
   const int vector = 16 / workload.element_size;
+  const int fitting = workload.pooling->edge[1] >= 8 * vector ? 32 : 8;
+  const int lanes = forced.variant >= 0 ? forced.variant : fitting;
   Plan plan;
-  if (!pooling.standard || !workload.is_gate() || workload.alignment < 16 ||
-      workload.channels % (4 * vector) != 0)
-    return plan;
+  if (lanes != 8 && lanes != 32) return plan;
   plan.method = Method::kChannelsLastGate;
   plan.vector = vector;
-  plan.variant = pooling.edge[1] >= 8 * vector ? 32 : 8;  // lanes
+  plan.variant = lanes;
   plan.warp_pixels = kWarp / plan.variant * kGatePixels;
-  const int warps = forced.warps != 0
-                        ? std::min(forced.warps, kThreads / kWarp)
-                        : warps_for(workload, plan.warp_pixels, 16 * kGatePixels, device);
-  plan.threads = warps * kWarp;
-  plan.shared_bytes =
-      workload.accumulator() *
-      lanes_memory(warps, plan.warp_pixels, pooling.contexts, pooling.segments, workload.pass);
-  plan.blocks = ceil_div(workload.pixels(), int64_t(warps) * plan.warp_pixels);
-  plan.score = 1;
+  set_warps(plan, workload, 16 * kGatePixels, device, forced);
   return plan;
 }
 
@@ -136,7 +134,7 @@ inline Plan plan_channels_last_shared(const Workload& workload, const DeviceLimi
 inline Plan plan_channels_last(const Workload& workload, const DeviceLimits& device,
                                const Forced& forced) {
   Plan plan;
-  if (forced.vector != 1 && forced.q == 0)
+  if (lanes_fit(workload) && forced.vector != 1 && forced.q == 0)
     plan = workload.is_gate() ? plan_channels_last_gate(workload, device, forced)
                               : plan_channels_last_registers(workload, device, forced);
   if (plan.score == 0 && forced.variant < 0)

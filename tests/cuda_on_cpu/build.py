@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -81,8 +82,9 @@ def build(
     if module.exists():
         return module
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.parent.iterdir():  # builds of earlier sources: the last few stay
-        if old != folder and len(list(folder.parent.iterdir())) > 4:
+    hour_ago = time.time() - 3600
+    for old in folder.parent.iterdir():  # of earlier sources; a younger one may be under way
+        if old != folder and old.stat().st_mtime < hour_ago:
             shutil.rmtree(old, ignore_errors=True)
     compiler = os.environ.get("CXX", "g++")
 
