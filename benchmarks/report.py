@@ -17,7 +17,9 @@ from .cases import VARIANTS
 from .results import Record, Row, read
 
 FITTED = 4  # the largest points: what a call costs at least hides the slope of the small ones
-BEST_PLAIN = ("pooled once compiled", "pooled once")
+BOUND = "time over the lower bound"
+# the columns of the best plain formulation
+BEST_PLAIN = {"pooled once": "plain PyTorch over it", "pooled once compiled": "compiled over it"}
 SPREAD = "spread of the lower bound"
 FASTER = "Bold: faster than `{0}`."
 METHOD = (
@@ -30,9 +32,11 @@ NETWORKS = (
     "confidence intervals. A step is forward, loss, backward and SGD. "
 ) + FASTER.format("PPCR fused")
 DEVICES = (
-    "The layer's time over its lower bound, the plainest operation that moves the same bytes, and "
-    "that of the best plain formulation over the layer's: geometric means and ranges over all "
-    "shapes, in both layouts."
+    "The layer's time over its lower bound, which is the plainest operation that moves the same "
+    "bytes, and how many times as long the best plain formulation takes. These are geometric means "
+    "and ranges over all shapes, in both layouts. Below, each device has a link to its page with "
+    "every figure, errors and memory, and what is faster than this package in some call: in how "
+    "many, and its shortest time over ours."
 )
 PLANS = (
     "CUDA kernels: the bandwidth at which they move what they must, over that of `y.copy_(x)`. "
@@ -89,19 +93,17 @@ def faster(rows: Iterable[Row]) -> str:
 
 
 def fastest(found: Mapping[str, Record]) -> str:
-    """Every kind of call in which something is faster: its least time over ours, how often."""
+    """Everything that is faster than ours in some call: in how many, and its least time."""
     ratios: dict[str, list[float]] = {}
     for row in (row for record in found.values() for row in record.rows):
         if row.over_fused and row.kind not in ("copy", LOWER_BOUND) and row.what != "none":
-            tiny = " of a tiny tensor" * row.case.startswith("tiny")
-            name = f"{row.what}, {row.operator} {row.passes}{tiny}"
-            ratios.setdefault(name, []).append(row.over_fused)
+            ratios.setdefault(row.what, []).append(row.over_fused)
     texts = [
-        f"{name} ({min(values):.2f}, {sum(value < 1 for value in values)} of {len(values)})"
-        for name, values in ratios.items()
+        f"{what} {sum(value < 1 for value in values)} of {len(values)} ({min(values):.2f})"
+        for what, values in ratios.items()
         if min(values) < 1
     ]
-    return "; ".join(texts) or "none"
+    return ", ".join(texts) or "none"
 
 
 def ratio_table(rows: Sequence[Row], fused: str, in_float32: dict[Any, float]) -> str:
@@ -305,26 +307,25 @@ def page(folder: Path) -> str:
 
 
 def device_table(folders: Iterable[Path]) -> str:
-    """A column for each device on which the shapes, or else the operators, were measured, and
-    below it every input on which something else is faster."""
-    cells, losses = list[Cell](), list[str]()
+    """Two lines for each device on which the shapes, or else the operators, were measured, and
+    below them what they were measured with and what is faster there."""
+    cells, devices = list[Cell](), list[str]()
     for folder in folders:
         found = records(folder)
         if record := found.get("shapes") or found.get("operators"):
-            device = f"{folder.name}: {record.machine}"
-            rows = [row for row in record.headline if row.direction != "backward"]
-            first = (record.fused, LOWER_BOUND)  # so that their lines stand side by side
-            for row in sorted(rows, key=lambda row: (row.direction, row.what not in first)):
+            for row in (row for row in record.headline if row.direction != "backward"):
+                at = f"{folder.name} ({record.environment['date'][:10]}), {row.passes}"
                 if row.what == record.fused:
-                    cells.append((f"{row.passes} over the lower bound", device, row.ratio))
+                    cells.append((at, BOUND, row.ratio))
                 elif row.what == LOWER_BOUND:
-                    cells.append((f"{SPREAD}, {row.passes}", device, row.spread))
+                    cells.append((at, SPREAD, row.spread))
                 elif row.what in BEST_PLAIN:
-                    line = f"{row.what} over {record.fused}, {row.passes}"
-                    cells.append((line, device, row.over_fused))
-            losses.append(f"Faster than `{record.fused}` on {folder.name}: {fastest(found)}.")
-    losses.append("In parentheses: the shortest time over the layer's, and in how many calls.")
-    return f"{pivot(cells)}\n\n{' '.join(losses)}"
+                    cells.append((at, BEST_PLAIN[row.what], row.over_fused))
+            link = f"[{folder.name}](benchmarks/results/{folder.name}/README.md)"
+            text = f"Faster than `{record.fused}`: {fastest(found)}."
+            devices.append(f"- {link}: {record.machine}. {text}")
+    columns = (BOUND, SPREAD, *BEST_PLAIN.values())
+    return "\n\n".join((pivot(cells, columns=columns), "\n".join(devices)))
 
 
 def section(folders: Sequence[Path]) -> str:
@@ -334,6 +335,4 @@ def section(folders: Sequence[Path]) -> str:
         if record := records(folder).get("end_to_end"):
             large = [row for row in record.rows if row.operator == "resnet50"] or record.rows
             parts += [f"Whole networks ({record.machine}). {NETWORKS}", network_table(large)]
-    links = ", ".join(f"[{f.name}](benchmarks/results/{f.name}/README.md)" for f in folders)
-    parts.append(f"All figures, with errors and memory, and the files they come from: {links}.")
     return "\n\n".join(parts)

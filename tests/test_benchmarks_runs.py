@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -362,8 +363,8 @@ def test_the_command_hands_its_options_to_the_suites(monkeypatch):
     assert {one.threads for one in given[-1][0][1]} == {3}
 
 
-def test_every_processor_has_a_column(tmp_path):
-    """Of the shapes, from its own file."""
+def test_every_processor_has_a_line_for_each_direction(tmp_path):
+    """Of the shapes, from its own file, and what is faster there."""
     for name in ("cpu", "cpu-other"):
         shutil.copytree(render.RESULTS / "cpu", tmp_path / name)
     other = tmp_path / "cpu-other" / "shapes.json"
@@ -377,23 +378,21 @@ def test_every_processor_has_a_column(tmp_path):
     other.write_text(json.dumps(record))
     lines = report.section(render.devices(tmp_path)).splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("| ---"))
-    _, first, second = cells(lines[at - 1])
-    assert first.startswith("cpu: ")
-    assert second.startswith("cpu-other: ")
-    assert "2026-01-02, commit" in second
-    table = {line[0]: line[1:] for line in map(cells, lines[at + 1 : at + 9])}
-    assert list(table)[:4] == [
-        "forward over the lower bound",
-        "spread of the lower bound, forward",
-        "pooled once over native, forward",
-        "pooled once compiled over native, forward",
-    ]
-    bounds = {"forward over the lower bound", "forward+backward over the lower bound"}
-    assert {name for name, (one, other) in table.items() if one != other} == bounds
-    assert {table[name][1] for name in bounds} == {"3.00 (3.00 to 3.00)"}
-    (faster,) = (line for line in lines if line.startswith("Faster than"))
-    first, second = faster.split(" Faster than `native` on cpu-other: ")
-    assert first.startswith("Faster than `native` on cpu: ")
-    assert "pooled once compiled, ppcr forward (0.97, 1 of 46)" in first
-    assert "matmul" not in first
-    assert "matmul, ppcr forward+backward (0.00, " in second
+    assert cells(lines[at - 1]) == [
+        "", "time over the lower bound", "spread of the lower bound", "plain PyTorch over it",
+        "compiled over it",
+    ]  # fmt: skip
+    table = {line[0]: line[1:] for line in map(cells, lines[at + 1 : at + 5])}
+    *first, forward, step = table
+    assert all(name.startswith("cpu (20") for name in first)
+    assert forward == "cpu-other (2026-01-02), forward"
+    assert step == "cpu-other (2026-01-02), forward+backward"
+    for here, there in zip(first, (forward, step), strict=True):
+        assert table[there][0] == "3.00 (3.00 to 3.00)" != table[here][0]
+        assert table[there][1:] == table[here][1:]
+    here, there = (line for line in lines if line.startswith("- ["))
+    assert here.startswith("- [cpu](benchmarks/results/cpu/README.md): ")
+    assert "2026-01-02, commit" in there
+    assert "pooled once compiled 9 of 150 (0.68)" in here
+    assert "matmul" not in here
+    assert re.search(r"matmul \d of \d+ \(0\.00\)", there)
