@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import struct
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -126,7 +127,7 @@ def load() -> None:
     beside = sorted(Path(__file__).parent.glob("_cpu*.so"))
     path = beside[0] if beside else jit.built()
     if path is None:
-        why = _build_record().get("cpu") or "no library beside the package"
+        why = _build_record().get("cpu") or _why_not_compiled() or "no library beside the package"
         reason: str | None = f"the extension is not built ({why})"
     else:
         reason = _why_not_loaded(path)
@@ -134,6 +135,17 @@ def load() -> None:
         _reason = f"{reason}; {_REMEDY}"
     else:
         _adopt(path, _build_record().get("cuda"))
+
+
+def _why_not_compiled() -> str | None:
+    """What is wrong where these are the sources, imported from the current folder after an
+    installation."""
+    here = Path(__file__).parent
+    for found in metadata.distributions(name="ppcr_ext"):
+        other = Path(str(found.locate_file("ppcr_ext")))
+        if other.resolve() != here and any(other.glob("_cpu*.so")):
+            return f"the sources in {here} hide the package in {other}: go to another folder"
+    return None
 
 
 def _why_not_loaded(path: Path) -> str | None:

@@ -80,6 +80,20 @@ def test_library_of_another_pytorch(checkout):
     assert "undefined symbol: aoti_torch_of_another_version" in said
 
 
+def test_sources_that_hide_the_installed_package(checkout, tmp_path, monkeypatch):
+    """As after ``pip install .`` in a clone, where the current folder comes first."""
+    site = tmp_path / "site"
+    (site / "ppcr_ext").mkdir(parents=True)
+    about = site / "ppcr_ext-0.1.0.dist-info" / "METADATA"
+    about.parent.mkdir()
+    about.write_text("Metadata-Version: 2.1\nName: ppcr_ext\nVersion: 0.1.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    hidden = f"the sources in {checkout / 'ppcr_ext'} hide the package in {site / 'ppcr_ext'}: go"
+    assert hidden not in report(checkout)  # nothing is compiled there either
+    (site / "ppcr_ext" / "_cpu.abi3.so").touch()
+    assert f"the extension is not built ({hidden} to another folder); {REMEDY}" in report(checkout)
+
+
 STALE = """
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>

@@ -120,7 +120,7 @@ def without_caches():
 
 def test_without_triton(monkeypatch, without_caches):
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert "pip install 'ppcr_ext[triton]'" in operators.why_not(torch.device("cuda"))
+    assert "pip install 'triton>=3.6'" in operators.why_not(torch.device("cuda"))
     x, w = torch.randn(2, 8, 3), torch.randn(7)
     with pytest.raises(
         RuntimeError,
@@ -179,7 +179,7 @@ def test_the_warning_of_the_reference_gives_both_reasons(
     monkeypatch.setattr(
         operators,
         "_why_no_triton",
-        lambda: "Triton cannot be imported; pip install 'ppcr_ext[triton]'",
+        lambda: "Triton cannot be imported; pip install 'triton>=3.6'",
     )
     with pytest.warns(
         RuntimeWarning,

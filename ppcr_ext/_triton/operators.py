@@ -42,7 +42,7 @@ from .launch_rule import (
 MODES = {"ppcr": SCALE, "ppcr_add_relu": ADD_RELU, "ppcr_gate": GATE}
 MINIMUM_VERSION = (3, 6)
 MINIMUM_CAPABILITY = (8, 0)
-_REMEDY = "pip install 'ppcr_ext[triton]'"
+_REMEDY = "pip install 'triton>=3.6'"
 _FINISH_BLOCK = 1024
 _NARROW_OFFSETS = 2**31  # beyond it, offsets inside a tile take 64 bits
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
