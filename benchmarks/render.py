@@ -16,10 +16,8 @@ from functools import partial
 from pathlib import Path
 from statistics import geometric_mean
 
-from ppcr_ext.testing import LAYOUTS
-
 from . import pictures
-from .report import page, records, section
+from .report import BEST_PLAIN, headline, page, records, section
 from .results import Record, Row
 
 ROOT = Path(__file__).parent.parent
@@ -29,15 +27,16 @@ MARKERS = "<!-- {}:{} -->"  # between two of them stands what is written into th
 # Bars of text, since an index of packages shows no picture that has no public address.
 BARS = {"PPCR fused": "PPCR, this package", "PPCR plain": "PPCR, plain PyTorch"}
 BARS |= {"SE": "SE", "CBAM": "CBAM"}
-INTRODUCTION = (
-    "What attention in every block adds to the time of a training step of ResNet-50, with 95 % "
-    "intervals ({threads} threads, {cpu}):"
+FASTER = (
+    "A call beside the fastest formulation in plain PyTorch, and beside what `torch.compile` makes "
+    "of that; with backward in parentheses:"
 )
-THAN = {
-    "pooled once": "in plain PyTorch",
-    "pooled once compiled": "what `torch.compile` makes of that",
-}
+CHART = (
+    "What attention in every block adds to the time of a training step of ResNet-50, with 95 % "
+    "intervals ({threads} threads, {cpu}; SE and CBAM are timm's):"
+)
 NETWORK = "resnet50 4x3x224x224"
+DIRECTIONS = ("forward", "step")
 PARTS = " ▏▎▍▌▋▊▉"  # eighths of a block, which stands for two percent
 
 
@@ -58,56 +57,54 @@ def chart(rows: Iterable[Row]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def speedup(record: Record, what: str) -> str:
-    """How many times as long as ours a formulation takes; empty where it was not timed."""
-    forward, step = (
-        [row.over_fused or 1 for row in record.headline if (row.what, row.direction) == (what, d)]
-        for d in ("forward", "step")
-    )
-    if not (forward and step):
-        return ""
-    means = geometric_mean(forward), geometric_mean(step)
-    return "**{:.1f} times (forward) and {:.1f} times (with backward)**".format(*means)
+def speedup(record: Record, what: str) -> list[float]:
+    """How many times as long as ours a formulation takes, forward and in a step."""
+    rows = [row for row in record.headline if row.what == what]
+    times = [[row.over_fused or 1 for row in rows if row.direction == d] for d in DIRECTIONS]
+    return [geometric_mean(found) for found in times if found]
 
 
-def speedups(record: Record | None) -> str:
-    """A sentence about the formulations that were timed beside ours, and a space behind it."""
-    times = {than: speedup(record, what) for what, than in THAN.items()} if record else {}
-    found = [f"{text} as fast as {than}" for than, text in times.items() if text]
-    return f"A call is {' and '.join(found)}. " if found else ""
-
-
-def of_gpu(file: Path) -> str:
+def share_of_copy(file: Path) -> str:
     """The range over the stages of a ResNet of what tools/gpu_plans.py timed in half precision."""
-    found = json.loads(file.read_text())
-    rows = [row for row in found["runs"][-1]["rows"] if row["dtype"] == "float16"]
-    ranges = []
-    for layout in LAYOUTS:
-        shares = [row["share"] for row in rows if row["layout"] == layout]
-        ranges.append(f"{min(shares):.2f} to {max(shares):.2f} ({layout})")
-    return (
-        f"On an {found['device']}, in float16, it moves its bytes at {' and '.join(ranges)} times "
-        f"the bandwidth of a copy: [every size](benchmarks/results/{file.parent.name}/README.md)."
-    )
+    rows = json.loads(file.read_text())["runs"][-1]["rows"]
+    shares = [row["share"] for row in rows if row["dtype"] == "float16"]
+    return f", {min(shares):.2f} to {max(shares):.2f} of a copy's speed"
+
+
+def speedups(folder: Path) -> str:
+    """A line about the formulations that were timed beside ours on a device, or nothing."""
+    record = headline(records(folder))
+    times = [speedup(record, what) for what in BEST_PLAIN] if record else []
+    texts = ["{:.1f} ({:.1f})".format(*both) for both in times if len(both) == 2]
+    if record is None or not texts:
+        return ""
+    env = record.environment
+    where = f"{env['cpu']}, {env['threads']} threads" if env["device"] == "cpu" else env["device"]
+    plans = folder / "plans.json"
+    of_copy = share_of_copy(plans) if plans.is_file() else ""
+    text = f"**{where}, {record.headline[0].dtype}:** {' and '.join(texts)} times as fast{of_copy}"
+    return f"- {text}"
 
 
 def gain(folders: Sequence[Path]) -> str:
-    """The gain on the first device on which whole networks were measured, and on GPUs."""
-    parts = []
+    """The gain on every device, and a chart of the first on which whole networks were measured."""
+    lines = [line for line in map(speedups, folders) if line]
+    parts = [fill(FASTER), "\n".join(lines)] if lines else []
     for found in [found for found in map(records, folders) if "end_to_end" in found][:1]:
         networks = found["end_to_end"]
-        text = speedups(found.get("operators")) + INTRODUCTION.format(**networks.environment)
-        parts = [fill(text), f"```text\n{chart(networks.rows)}\n```"]
-    for folder in folders:
-        if (file := folder / "plans.json").is_file():
-            parts.append(fill(of_gpu(file) + " " + speedups(records(folder).get("operators"))))
+        title = fill(CHART.format(**networks.environment))
+        parts += [title, f"```text\n{chart(networks.rows)}\n```"]
     return "\n\n".join(parts) or "No measured files yet."
 
 
 def devices(results: Path = RESULTS) -> list[Path]:
-    """The folders of measured devices, GPUs first."""
-    folders = {path.parent for path in results.glob("*/*.json")}
-    return sorted(folders, key=lambda path: (path.name.startswith("cpu"), path.name))
+    """The folders of measured devices: GPUs first, then what was measured last."""
+
+    def order(folder: Path) -> tuple[bool, str]:
+        dates = [record.environment["date"] for record in records(folder).values()]
+        return not folder.name.startswith("cpu"), max(dates, default="")
+
+    return sorted({path.parent for path in results.glob("*/*.json")}, key=order, reverse=True)
 
 
 def texts(root: Path = ROOT) -> dict[Path, str]:

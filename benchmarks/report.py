@@ -17,9 +17,11 @@ from .cases import VARIANTS
 from .results import Record, Row, read
 
 FITTED = 4  # the largest points: what a call costs at least hides the slope of the small ones
-BOUND = "time over the lower bound"
-# the columns of the best plain formulation
-BEST_PLAIN = {"pooled once": "plain PyTorch over it", "pooled once compiled": "compiled over it"}
+BOUND = "native / lower bound"
+BEST_PLAIN = {
+    "pooled once": "plain PyTorch / native",
+    "pooled once compiled": "`torch.compile` / native",
+}
 SPREAD = "spread of the lower bound"
 FASTER = "Bold: faster than `{0}`."
 METHOD = (
@@ -32,11 +34,11 @@ NETWORKS = (
     "confidence intervals. A step is forward, loss, backward and SGD. "
 ) + FASTER.format("PPCR fused")
 DEVICES = (
-    "The layer's time over its lower bound, which is the plainest operation that moves the same "
-    "bytes, and how many times as long the best plain formulation takes. These are geometric means "
-    "and ranges over all shapes, in both layouts. Below, each device has a link to its page with "
-    "every figure, errors and memory, and what is faster than this package in some call: in how "
-    "many, and its shortest time over ours."
+    "Times of a call as ratios: geometric means over all shapes in both layouts, and their ranges. "
+    "The lower bound is the plainest operation that moves the same bytes, such as `x * 0.5`. Plain "
+    "PyTorch is its fastest formulation, as it is and compiled. Each device has a page with every "
+    "figure. Below stands what is faster than this package there: in how many of the timed calls, "
+    "and its shortest time over ours."
 )
 PLANS = (
     "CUDA kernels: the bandwidth at which they move what they must, over that of `y.copy_(x)`. "
@@ -92,10 +94,10 @@ def faster(rows: Iterable[Row]) -> str:
     return "; ".join(texts) or "none"
 
 
-def fastest(found: Mapping[str, Record]) -> str:
+def fastest(rows: Iterable[Row]) -> str:
     """Everything that is faster than ours in some call: in how many, and its least time."""
     ratios: dict[str, list[float]] = {}
-    for row in (row for record in found.values() for row in record.rows):
+    for row in rows:
         if row.over_fused and row.kind not in ("copy", LOWER_BOUND) and row.what != "none":
             ratios.setdefault(row.what, []).append(row.over_fused)
     texts = [
@@ -306,15 +308,22 @@ def page(folder: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def device_table(folders: Iterable[Path]) -> str:
-    """Two lines for each device on which the shapes, or else the operators, were measured, and
-    below them what they were measured with and what is faster there."""
+def headline(found: Mapping[str, Record]) -> Record | None:
+    """The file of a device that the README speaks of."""
+    return found.get("shapes") or found.get("operators")
+
+
+def section(folders: Iterable[Path]) -> str:
+    """The README's results: two lines for each device, and below them with what they were measured
+    and what is faster there."""
     cells, devices = list[Cell](), list[str]()
     for folder in folders:
         found = records(folder)
-        if record := found.get("shapes") or found.get("operators"):
-            for row in (row for row in record.headline if row.direction != "backward"):
-                at = f"{folder.name} ({record.environment['date'][:10]}), {row.passes}"
+        if record := headline(found):
+            rows = [row for row in record.headline if row.direction != "backward"]
+            name = f"{folder.name}, {record.rows[0].dtype}, {record.environment['date'][:10]}"
+            for row in rows:
+                at = f"{name}, {row.passes}"
                 if row.what == record.fused:
                     cells.append((at, BOUND, row.ratio))
                 elif row.what == LOWER_BOUND:
@@ -322,17 +331,10 @@ def device_table(folders: Iterable[Path]) -> str:
                 elif row.what in BEST_PLAIN:
                     cells.append((at, BEST_PLAIN[row.what], row.over_fused))
             link = f"[{folder.name}](benchmarks/results/{folder.name}/README.md)"
-            text = f"Faster than `{record.fused}`: {fastest(found)}."
-            devices.append(f"- {link}: {record.machine}. {text}")
+            calls = [row for one in found.values() for row in one.rows if row.kind != "network"]
+            text = f"- {link}: {record.machine}. Faster than `{record.fused}`: {fastest(calls)}."
+            if networks := found.get("end_to_end"):
+                text += f" In networks, faster than `PPCR fused`: {fastest(networks.rows)}."
+            devices.append(text)
     columns = (BOUND, SPREAD, *BEST_PLAIN.values())
-    return "\n\n".join((pivot(cells, columns=columns), "\n".join(devices)))
-
-
-def section(folders: Sequence[Path]) -> str:
-    """The README's results. Of further processors it has a line in the table, and no more."""
-    parts = [DEVICES, device_table(folders)]
-    for folder in (folder for folder in folders if not folder.name.startswith("cpu-")):
-        if record := records(folder).get("end_to_end"):
-            large = [row for row in record.rows if row.operator == "resnet50"] or record.rows
-            parts += [f"Whole networks ({record.machine}). {NETWORKS}", network_table(large)]
-    return "\n\n".join(parts)
+    return "\n\n".join((DEVICES, pivot(cells, columns=columns), "\n".join(devices)))

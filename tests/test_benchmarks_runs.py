@@ -379,18 +379,18 @@ def test_every_processor_has_a_line_for_each_direction(tmp_path):
     lines = report.section(render.devices(tmp_path)).splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("| ---"))
     assert cells(lines[at - 1]) == [
-        "", "time over the lower bound", "spread of the lower bound", "plain PyTorch over it",
-        "compiled over it",
+        "", "native / lower bound", "spread of the lower bound", "plain PyTorch / native",
+        "`torch.compile` / native",
     ]  # fmt: skip
     table = {line[0]: line[1:] for line in map(cells, lines[at + 1 : at + 5])}
-    *first, forward, step = table
-    assert all(name.startswith("cpu (20") for name in first)
-    assert forward == "cpu-other (2026-01-02), forward"
-    assert step == "cpu-other (2026-01-02), forward+backward"
+    forward, step, *first = sorted(table, key=lambda name: not name.startswith("cpu-other"))
+    assert all(name.startswith("cpu, float32, 20") for name in first)
+    assert forward == "cpu-other, float32, 2026-01-02, forward"
+    assert step == "cpu-other, float32, 2026-01-02, forward+backward"
     for here, there in zip(first, (forward, step), strict=True):
         assert table[there][0] == "3.00 (3.00 to 3.00)" != table[here][0]
         assert table[there][1:] == table[here][1:]
-    here, there = (line for line in lines if line.startswith("- ["))
+    here, there = sorted(line for line in lines if line.startswith("- ["))[::-1]
     assert here.startswith("- [cpu](benchmarks/results/cpu/README.md): ")
     assert "2026-01-02, commit" in there
     assert "pooled once compiled 9 of 150 (0.68)" in here

@@ -92,7 +92,8 @@ def test_the_description_has_no_address_that_an_index_cannot_follow():
 SAMPLE = """
 ![A picture](docs/a.png)
 
-[A page](docs/a.md), [there](https://example.org/a.md), [here](#a), [same.md](same.md), `[a](b)`.
+[A
+page](docs/a.md), [there](https://example.org/a.md), [here](#a), [same.md](same.md), `[a](b)`.
 
 ```
 [code](code)
@@ -104,12 +105,12 @@ def test_links_and_pictures_of_the_description():
     without = description(SAMPLE, None, "1.2")
     assert "A picture" not in without
     same = "[there](https://example.org/a.md), [here](#a)"
-    assert f"\nA page (docs/a.md), {same}, same.md, `[a](b)`.\n" in without
+    assert f"\nA\npage (docs/a.md), {same}, same.md, `[a](b)`.\n" in without
     assert "```\n[code](code)\n```" in without
     assert without.endswith("are in the source distribution.\n")
     public = description(SAMPLE, "https://example.org/us/it", "1.2")
     assert "![A picture](https://example.org/us/it/raw/v1.2/docs/a.png)" in public
-    assert f"[A page](https://example.org/us/it/blob/v1.2/docs/a.md), {same}" in public
+    assert f"[A\npage](https://example.org/us/it/blob/v1.2/docs/a.md), {same}" in public
     assert "source distribution" not in public
     assert '<img src="https://example.org/us/it/raw/v1.2/docs/a.png"' in html(public)
 
@@ -137,7 +138,7 @@ def test_the_metadata_holds_the_description(tmp_path):
 
     assert set(classifiers) <= known
     urls = dict(value.split(", ") for value in metadata.get_all("Project-URL"))
-    assert urls == {"Paper": "https://arxiv.org/abs/2303.01917"}
+    assert urls == {"Paper": "https://arxiv.org/abs/2303.01917v1"}
 
 
 # ---- citation, version -------------------------------------------------------------------------

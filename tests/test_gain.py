@@ -44,15 +44,12 @@ def folder(tmp_path):
 
 
 def test_the_sentence_and_the_chart(folder):
-    text = render.gain([folder])
-    sentence, chart = text.split("\n\n")
-    # 400 us over 200 and over 100
-    assert (
-        "A call is **2.8 times (forward) and 2.8 times (with backward)** as fast as in" in sentence
-    )
-    assert "torch.compile" not in sentence  # nothing of it was timed
-    assert sentence.split()[-2:] == ["Some", "CPU):"]
-    assert max(map(len, sentence.splitlines())) <= 100
+    head, lines, title, chart = render.gain([folder]).split("\n\n")
+    assert "; with backward in parentheses:" in head
+    # 400 us over 200 and over 100; nothing was compiled
+    assert lines == "- **Some CPU, 2 threads, float32:** 2.8 (2.8) times as fast"
+    assert "(2 threads, Some CPU; SE" in " ".join(title.split())
+    assert max(map(len, f"{head}\n{title}".splitlines())) <= 100
     assert chart.splitlines()[1:-1] == [
         "SE                   -1 % (-5 to 4 %)",
         "PPCR, this package    2 % (-2 to 7 %)     █",
@@ -62,34 +59,44 @@ def test_the_sentence_and_the_chart(folder):
 
 
 def test_what_a_faster_baseline_is_called(folder):
-    faster = "Faster than `native`: "
+    faster = "faster than `PPCR fused`: "
     assert f"{faster}SE 2 of 2 (0.67)." in report.section([folder])
     record(network({"PPCR fused": 1.0, "SE": 2.0}), "end_to_end").write(folder / "end_to_end")
     assert f"{faster}none." in report.section([folder])
-    record(synthetic(small(case="tiny 1x8x2x2"), native=500)).write(folder / "operators")
-    assert f"{faster}pooled once 3 of 3 (0.80)." in report.section([folder])
+    record(synthetic(small(case="other")) + synthetic(small(case="tiny 1x8x2x2"), native=500)).write(
+        folder / "operators"
+    )
+    assert "Faster than `native`: pooled once 3 of 6 (0.80)." in report.section([folder])
 
 
 def test_what_gpus_reach(folder):
-    shares = {"contiguous": (0.71, 1.014), "channels_last": (0.97, 0.98)}
+    shares = {("contiguous", 0.71), ("channels_last", 0.98), ("channels_last", 1.014)}
     named = [
         {"dtype": dtype, "layout": layout, "share": share / (1 if dtype == "float16" else 9)}
-        for layout, both in shares.items()
-        for share in both
+        for layout, share in shares
         for dtype in ("float16", "float32")
     ]
     (folder.parent / "h1").mkdir()
     found = {"device": "H1", "runs": [{"rows": []}, {"rows": named}]}
     (folder.parent / "h1" / "plans.json").write_text(json.dumps(found))
-    text = render.gain([folder, folder.parent / "h1"])
-    assert " ".join(text.split("```")[-1].split()) == (
-        "On an H1, in float16, it moves its bytes at 0.71 to 1.01 (contiguous) and 0.97 to 0.98 "
-        "(channels_last) times the bandwidth of a copy: [every size](benchmarks/results/h1/"
-        "README.md)."
-    )
-    (folder.parent / "h1" / "operators.json").write_bytes((folder / "operators.json").read_bytes())
-    words = render.gain([folder, folder.parent / "h1"]).split()
-    assert " ".join(words).count("A call is **2.8 times (forward)") == 2
+    assert render.gain([folder, folder.parent / "h1"]) == render.gain([folder])  # no times yet
+    here = json.loads((folder / "operators.json").read_text())
+    here["environment"]["device"] = "H1"
+    (folder.parent / "h1" / "operators.json").write_text(json.dumps(here))
+    first, second = render.gain(render.devices(folder.parent)).split("\n\n")[1].splitlines()
+    words = "2.8 (2.8) times as fast, 0.71 to 1.01 of a copy's speed"
+    assert first == f"- **H1, float32:** {words}"
+    assert second.startswith("- **Some CPU")
+
+
+def test_what_was_measured_last_comes_first(folder):
+    newer = folder.parent / "cpu-newer"
+    newer.mkdir()
+    found = json.loads((folder / "end_to_end.json").read_text())
+    found["environment"] |= {"date": "2999-01-01T00:00:00", "cpu": "Another"}
+    (newer / "end_to_end.json").write_text(json.dumps(found))
+    assert render.devices(folder.parent) == [newer, folder]
+    assert "Another" in render.gain([newer, folder])
 
 
 def test_shares_of_a_copy_are_taken_to_their_device(tmp_path):
@@ -105,9 +112,7 @@ def test_what_torch_compile_makes_of_it(folder):
     for direction, time in (("forward", 300), ("step", 500)):
         rows.append(row(one, "pooled once compiled", direction, time))
     record(derived(rows)).write(folder / "operators")
-    text = " ".join(render.gain([folder]).split())
-    times = "**1.5 times (forward) and 1.2 times (with backward)**"
-    assert f" and {times} as fast as what `torch.compile` makes of that. What" in text
+    assert "float32:** 2.0 (2.0) and 1.5 (1.2) times as fast" in render.gain([folder])
 
 
 def test_nothing_is_measured(tmp_path):

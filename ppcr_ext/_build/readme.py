@@ -10,7 +10,7 @@ import re
 # Code comes first, so that nothing within it is taken for a link.
 _CODE_OR_LINK = re.compile(
     r"(?P<code>^```.*?^```$|`[^`\n]+`)"
-    r"|(?P<picture>!?)\[(?P<text>[^\]\n]+)\]\((?P<path>(?![a-z]+:|#)[^)\s]+)\)",
+    r"|(?P<picture>!?)\[(?P<text>[^\[\]]+)\]\((?P<path>(?![a-z]+:|#)[^)\s]+)\)",
     re.MULTILINE | re.DOTALL,
 )
 _WHERE = "The files that are named here are in the source distribution."
