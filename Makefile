@@ -163,7 +163,7 @@ gpu:  ## on a machine with a GPU: build, GPU tests, sanitizers, benchmark; files
 
 gpu-rehearsal: $(BUILT)  #@ what make gpu runs, on emulated devices: times say nothing
 	$(BIN)/python tests/cuda_host/build.py "9.0 9.0" $(abspath $(BIN))/python tools/gpu.py \
-	    --rehearsal --library ../_cuda.abi3.so --out ../rehearsal $(GPU_ARGS)
+	    --rehearsal --out ../rehearsal $(GPU_ARGS)
 
 LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
     --custom-compile-command "make lock" --quiet

@@ -37,7 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, metavar="N",
         help="timing rounds per input, at most (30; 15 in end-to-end; with --quick 10 and 7)")
     add("--threads", type=int, metavar="N",
-        help="threads (2; torch's default in retina; 1 and 2 in scaling)")
+        help="threads (torch's default; in scaling also one)")
     add("--out", type=Path, default=Path("results"), metavar="DIR",
         help="where files go (%(default)s)")
     add("--no-compile", action="store_true", help="leave out what runs under torch.compile")
@@ -60,15 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device(args.device or default)
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
-    few = args.threads or min(2, threads)
-    options: dict[str, Any] = {"quick": args.quick, "threads": few}
+    options: dict[str, Any] = {"quick": args.quick, "threads": threads}
     if args.suite == "scaling":
-        options["threads"] = [1] if device.type == "cuda" else sorted({args.threads or 1, few})
+        options["threads"] = [1] if device.type == "cuda" else sorted({args.threads or 1, threads})
     if args.suite == "retina":
         from .networks import retina_inputs  # with torchvision, which layers do not need
 
         print("feature maps: photograph, ResNet-50 with PPCR, 8 views of 224x224 ...", flush=True)
-        options |= {"threads": threads, "stages": retina_inputs(device)}
+        options |= {"stages": retina_inputs(device)}
     found = cases.SUITES[args.suite](device, **options)
     if args.no_compile:  # a compiled network is a case of its own
         found = [replace(c, compiled=()) for c in found if not (c.variants and c.compiled)]

@@ -9,7 +9,7 @@ import torch
 
 from ppcr_ext.testing import LAYOUTS, LEVELS, SHAPES, STAGES, Inputs
 
-from .baselines import DIRECTIONS, FORMULATIONS, OPERATORS
+from .baselines import DIRECTIONS, FORMULATIONS
 
 Shape = tuple[int, ...]
 Key = tuple[Any, ...]
@@ -74,10 +74,6 @@ def name_of(shape: Sequence[int]) -> str:
 
 
 TINY = (1, 8, 2, 2)  # shows what a call costs; the data stay in the cache
-FURTHER = (
-    *((128, 64, 32, 32), (128, 256, 8, 8), (1, 64, 256, 256), (1, 32, 512, 512), (8, 32, 512, 512)),
-    *((1, 32, 64, 64, 64), (5, 36, 33, 47), (4, 50, 27, 27), (16, 72, 57, 57)),
-)
 PICTURES = ((64, 56), *STAGES["ResNet-50"])  # channels and side
 
 # A CPU measures gate and add_relu, every dtype and every backend on the few, and ppcr in float32 on
@@ -88,7 +84,7 @@ CPU = (
     *((128, 64, 32, 32), (1, 32, 64, 64, 64), (5, 36, 33, 47), (4, 50, 27, 27)),
 )
 CPU_QUICK = ((8, 512, 28, 28), (8, 2048, 7, 7), (5, 36, 33, 47))
-CUDA_QUICK = tuple((256, c, side, side) for c, side in PICTURES)
+CUDA_SHAPES = tuple((256, c, side, side) for c, side in PICTURES)
 # Of the tools for GPUs: channels, side and images.
 GPU_STAGES = ((64, 112, 128), *((channels, side, 256) for channels, side in PICTURES))
 
@@ -113,16 +109,14 @@ def operators(device: torch.device, *, quick: bool = False, threads: int = 1) ->
     ppcr, others, cuda, once = ("ppcr",), ("add_relu", "gate"), device.type == "cuda", PLAIN[:1]
     flat: dict[str, Any] = {"layouts": LAYOUTS[:1], "plain": once}
     few: dict[str, Any] = {"plain": once, "backends": FUSED}
-    if quick and cuda:
-        made = grid(ppcr, CUDA_QUICK, ("float16",), compiled=once, **few)
-        made += grid(ppcr, CUDA_QUICK, **few)
+    if cuda:
+        made = grid(ppcr, CUDA_SHAPES, ("float16",), compiled=once, **few)
+        made += grid(ppcr, CUDA_SHAPES, **few)
+        made += [] if quick else grid(others, CUDA_SHAPES, ("float16",), **few)
     elif quick:
         made = grid(ppcr, CPU_QUICK[:1], compiled=once, **few)
         made += grid(ppcr, CPU_QUICK[1:], backends=FUSED, **flat)
         made += grid(others, CPU_QUICK[:1], backends=FUSED, **flat)
-    elif cuda:
-        shapes = (*CUDA_QUICK, *FURTHER)
-        made = grid(OPERATORS, shapes, DTYPES, other_layers=OTHER_LAYERS, compiled=PLAIN)
     else:
         made = grid(ppcr, CPU_FEW, other_layers=OTHER_LAYERS, compiled=once)
         made += grid(ppcr, CPU, backends=FUSED, compiled=once)
@@ -131,10 +125,6 @@ def operators(device: torch.device, *, quick: bool = False, threads: int = 1) ->
     made += grid(ppcr, [TINY], other_layers=("F.layer_norm",), **flat)
     made += grid(others, [TINY], **flat)
     return [replace(case, threads=threads, rotate=case.shape != TINY) for case in made]
-
-
-AXES = {"pixels": "pixels per image", "channels": "channels"}
-AXES |= {"levels": "contexts (sum of the levels)", "batch": "images"}
 
 
 def scaling(device: torch.device, *, quick: bool, threads: Sequence[int]) -> list[Case]:
@@ -181,11 +171,11 @@ NETWORKS = {"resnet18": (16, 1024, 32), "resnet50": (4, 256, 224)}
 
 
 def end_to_end(device: torch.device, *, quick: bool, threads: int) -> list[Case]:
-    """On a CPU both networks eagerly in float32, and ResNet-18 compiled; else the product."""
-    made, cuda, precisions = [], device.type == "cuda", ("float32", "bfloat16 autocast")
-    for name, layout, dtype, compiled in product(NETWORKS, LAYOUTS, precisions, (False, True)):
-        some = not compiled or (name, layout) == ("resnet18", "channels_last")
-        if cuda or (dtype == "float32" and some):
+    """Both networks eagerly, and compiled: on a CPU ResNet-18 alone, and in float32."""
+    made, cuda = [], device.type == "cuda"
+    dtype = "bfloat16 autocast" if cuda else "float32"
+    for name, layout, compiled in product(NETWORKS, LAYOUTS, (False, True)):
+        if cuda or not compiled or (name, layout) == ("resnet18", "channels_last"):
             few, many, side = NETWORKS[name]
             shape = (many if cuda else few, 3, side, side)
             label = f"{name} {name_of(shape)}" + ", compiled" * compiled

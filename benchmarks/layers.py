@@ -26,7 +26,6 @@ Result = TypeVar("Result")
 
 # Inputs together take at least this much. A core owns no larger cache, nor a GPU a fourth of it.
 POOL_BYTES = {"cpu": 400 << 20, "cuda": 1 << 30}
-COPIES_MOST = 1024
 SMALL = 4 << 20  # bytes of x below which autograd itself is a large part of a step
 
 PLAIN_FACTOR = 4  # plain PyTorch rounds half types between its kernels
@@ -57,7 +56,7 @@ class InputPool:
         self.inputs = inputs = inputs_of(case, device)
         self.own = [inputs.x, inputs.grad, *([inputs.residual] * inputs.has_residual)]
         turns = math.ceil(POOL_BYTES[device.type] / sum(t.nbytes for t in self.own))
-        count = min(COPIES_MOST, max(2, turns)) if case.rotate else 1
+        count = turns if case.rotate else 1
         self.copies = [[t.clone() for t in self.own] for _ in range(count)]
         self.kept: list[object] = [None] * (count if device.type == "cuda" else 1)
         self.targets = [torch.zeros_like(inputs.x) for _ in self.kept]

@@ -18,7 +18,7 @@ from ppcr_ext.testing import Inputs, relative
 
 from . import baselines, timing
 from .cases import OWN, Case
-from .layers import Prepared, peak_bytes
+from .layers import Prepared
 
 ATTENTION = {"SE": squeeze_excite.SEModule, "CBAM": cbam.CbamModule}
 TOLERANCE = 0.02  # see check()
@@ -144,9 +144,6 @@ def prepare(case: Case, device: torch.device, first: bool, order: list[str]) -> 
             made.add(name, direction, "network", call, error_dx=errors.get(name))
         if first:
             made.rows[name, "step"].saved_bytes = saved_bytes(model, x, target, amp)
-        if first and device.type == "cuda":
-            program.step()
-            made.rows[name, "step"].peak_bytes = peak_bytes(made.calls[name, "step"], device)
     return made
 
 

@@ -1,15 +1,12 @@
 """The pictures of a record, in colours that the colour-blind tell apart."""
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import report
 from .baselines import LOWER_BOUND, WITH_AUTOGRAD
-from .cases import AXES
 from .results import Record, Row
 
 # Okabe and Ito's colours; markers tell the series apart without colour. Compiled ones are hollow.
@@ -27,8 +24,8 @@ STYLES: dict[str, tuple[str, str]] = {
 def draw(record: Record, out: Path) -> list[Path]:
     """All pictures of a record; those of layers show ppcr in the dtype of the README."""
     title, name = record.machine, record.command
-    if name == "scaling":
-        return [_scaling(record, out / "scaling.png", title)]
+    if name in ("scaling", "plans"):
+        return []
     if name == "end_to_end":
         rows = [row for row in record.rows if row.what != "none"]
         label = "time over that of the network without attention (lines: 95 % intervals)"
@@ -51,14 +48,21 @@ def draw(record: Record, out: Path) -> list[Path]:
 
 def _dots(rows: Sequence[Row], value: str, path: Path, label: str, title: str) -> Path:
     """A panel for forward, backward or both, a line for every input, a marker for every series."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     of = ("passes", "label", "what")
     panels, names, whats = (list(dict.fromkeys(getattr(row, one) for row in rows)) for one in of)
     networks = rows[0].kind == "network"
     size = (15, 2.4 + (0.6 if networks else 0.36) * len(names))
-    figure, axes = _figure(1, len(panels), size, title, sharey=True)
-    axes[0, 0].set_yticks(range(len(names)), names, fontsize=9)
-    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
-    for panel, axis in zip(panels, axes[0], strict=True):
+    matplotlib.rc("axes", titlesize=10, grid=True, axisbelow=True)
+    matplotlib.rc("grid", color="0.9")
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    axes[0].set_yticks(range(len(names)), names, fontsize=9)
+    axes[0].set_ylim(len(names) - 0.4, -0.6)
+    for panel, axis in zip(panels, axes, strict=True):
         for number, what in enumerate(whats):
             found = [row for row in rows if (row.passes, row.what) == (panel, what)]
             at = np.array([names.index(row.label) for row in found], dtype=float)
@@ -67,8 +71,10 @@ def _dots(rows: Sequence[Row], value: str, path: Path, label: str, title: str) -
                 at += (number / max(1, len(whats) - 1) - 0.5) * 0.5
                 ends = [(row.ratio_low, row.ratio, row.ratio_high) for row in found]
                 interval = np.diff(np.array(ends, dtype=float)).T
-            style = _style(what.removesuffix(" compiled"), hollow=" compiled" in what)
-            style |= {"markersize": 11 if style["marker"] in "|+" else 7, "linestyle": "none"}
+            colour, marker = STYLES.get(what.removesuffix(" compiled"), ("#CC79A7", "*"))
+            style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none"}
+            style |= {"markersize": 11 if marker in "|+" else 7}
+            style |= {"markerfacecolor": "white" if " compiled" in what else colour}
             style |= {"zorder": 4 if "native" in what or "fused" in what else 3}
             x = np.array([getattr(row, value) for row in found], dtype=float)  # None becomes NaN
             axis.errorbar(x, at, xerr=interval, label=what, **style)
@@ -80,44 +86,7 @@ def _dots(rows: Sequence[Row], value: str, path: Path, label: str, title: str) -
         elif not networks:
             axis.set_xlim(left=0)
         axis.set(title=panel, xlabel=label)
-    legend = axes[0, 0].get_legend_handles_labels()
+    legend = axes[0].get_legend_handles_labels()
     figure.legend(*legend, loc="outside lower center", ncols=min(6, len(whats)), frameon=False)
     figure.savefig(path, dpi=110)
     return path
-
-
-def _scaling(record: Record, path: Path, title: str) -> Path:
-    """A column for every axis, the two directions one above the other."""
-    title = f"Time against size, with the exponents of a power law. {title}"
-    figure, axes = _figure(2, len(AXES), (16, 9.5), title)
-    places = itertools.product(("forward", "forward+backward"), AXES)
-    panels = dict(zip(places, axes.flat, strict=True))
-    for (axis, passes, name), points in report.series(record.rows).items():
-        several = not name.endswith(" 1 thread")
-        style = _style(name.split(",")[0], hollow=several) | {"linestyle": "--" if several else "-"}
-        style["label"] = f"{name}: {report.exponent(points)}"
-        panels[passes, axis].plot(*zip(*points, strict=True), **style)
-    for (passes, axis), panel in panels.items():
-        panel.set(title=passes, xlabel=AXES[axis], ylabel="microseconds", yscale="log")
-        panel.set_xscale("log", base=2)
-        panel.legend(fontsize=8, frameon=False, loc="upper left")
-        low, high = panel.get_ylim()
-        panel.set_ylim(low, high * (high / low) ** 0.4)  # room for the legend
-    figure.savefig(path, dpi=110)
-    return path
-
-
-def _style(what: str, *, hollow: bool) -> dict[str, Any]:
-    colour, marker = STYLES.get(what, ("#CC79A7", "*"))
-    return {"color": colour, "marker": marker, "markerfacecolor": "white" if hollow else colour}
-
-
-def _figure(rows: int, columns: int, size: tuple[float, float], title: str, **options: Any) -> Any:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    matplotlib.rc("axes", titlesize=10, grid=True, axisbelow=True)
-    matplotlib.rc("grid", color="0.9")
-    figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)

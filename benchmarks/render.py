@@ -5,8 +5,6 @@ benchmarks/results/<device>/, or to the folder there that ``--name`` says, and d
 """
 
 import argparse
-import json
-import math
 import re
 import shutil
 import sys
@@ -17,8 +15,8 @@ from pathlib import Path
 from statistics import geometric_mean
 
 from . import pictures
-from .report import BEST_PLAIN, headline, page, records, section
-from .results import Record, Row
+from .report import BEST_PLAIN, best_plain, headline, page, records, section
+from .results import Row
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -35,8 +33,6 @@ CHART = (
     "What attention in every block adds to the time of a training step of ResNet-50, with 95 % "
     "intervals ({threads} threads, {cpu}; SE and CBAM are timm's):"
 )
-NETWORK = "resnet50 4x3x224x224"
-DIRECTIONS = ("forward", "step")
 PARTS = " ▏▎▍▌▋▊▉"  # eighths of a block, which stands for two percent
 
 
@@ -46,44 +42,36 @@ fill = partial(textwrap.fill, width=100, break_long_words=False, break_on_hyphen
 def chart(rows: Iterable[Row]) -> str:
     """A line for each layer: what it adds to the network without attention, in percent."""
     lines = []
-    shown = [row for row in rows if row.what in BARS and row.case == NETWORK]
-    for row in sorted(shown, key=lambda row: row.ratio or 0.0):
-        if (row.direction, row.layout) == ("step", "contiguous"):
+    wanted = ("resnet50", "step", "contiguous")
+    shown = [row for row in rows if (row.operator, row.direction, row.layout) == wanted]
+    for row in sorted(shown, key=lambda row: row.ratio or 0):
+        if row.what in BARS and "compiled" not in row.case:
             ratios = (row.ratio, row.ratio_low, row.ratio_high)
-            added, low, high = (round(100 * (ratio or math.nan) - 100) for ratio in ratios)
+            added, low, high = (round(100 * (ratio or 0) - 100) for ratio in ratios)
             eighths = max(0, 4 * added)
             bar = "█" * (eighths // 8) + PARTS[eighths % 8].strip()
             lines.append(f"{BARS[row.what]:<20}{added:>3} % {f'({low} to {high} %)':<15} {bar}")
     return "\n".join(line.rstrip() for line in lines)
 
 
-def speedup(record: Record, what: str) -> list[float]:
-    """How many times as long as ours a formulation takes, forward and in a step."""
-    rows = [row for row in record.headline if row.what == what]
-    times = [[row.over_fused or 1 for row in rows if row.direction == d] for d in DIRECTIONS]
-    return [geometric_mean(found) for found in times if found]
-
-
-def share_of_copy(file: Path) -> str:
-    """The range over the stages of a ResNet of what tools/gpu_plans.py timed in half precision."""
-    rows = json.loads(file.read_text())["runs"][-1]["rows"]
-    shares = [row["share"] for row in rows if row["dtype"] == "float16"]
-    return f", {min(shares):.2f} to {max(shares):.2f} of a copy's speed"
-
-
 def speedups(folder: Path) -> str:
     """A line about the formulations that were timed beside ours on a device, or nothing."""
-    record = headline(records(folder))
-    times = [speedup(record, what) for what in BEST_PLAIN] if record else []
-    texts = ["{:.1f} ({:.1f})".format(*both) for both in times if len(both) == 2]
+    found = records(folder)
+    record, ratios = headline(found), dict[tuple[str, str], list[float]]()
+    if record is not None:
+        ratios = best_plain(record)
+    times = [[ratios.get((column, d)) for d in ("forward", "step")] for column in BEST_PLAIN]
+    texts = [f"{geometric_mean(a):.1f} ({geometric_mean(b):.1f})" for a, b in times if a and b]
     if record is None or not texts:
         return ""
     env = record.environment
     where = f"{env['cpu']}, {env['threads']} threads" if env["device"] == "cpu" else env["device"]
-    plans = folder / "plans.json"
-    of_copy = share_of_copy(plans) if plans.is_file() else ""
-    text = f"**{where}, {record.headline[0].dtype}:** {' and '.join(texts)} times as fast{of_copy}"
-    return f"- {text}"
+    text = f"- **{where}, {record.rows[0].dtype}:** {' and '.join(texts)} times as fast"
+    if "plans" in found:
+        rows = [r for r in found["plans"].rows if (r.operator, r.dtype) == ("ppcr", "float16")]
+        shares = [row.copy_fraction or 0 for row in rows]
+        text += f", {min(shares):.2f} to {max(shares):.2f} of a copy's speed"
+    return text
 
 
 def gain(folders: Sequence[Path]) -> str:
@@ -124,24 +112,17 @@ def texts(root: Path = ROOT) -> dict[Path, str]:
 
 def take(source: Path, results: Path = RESULTS, name: str = "") -> list[Path]:
     """Copies every complete JSON file, with its CSV, to its device's folder, and draws it there."""
-    # plans.json, too. ``name`` is the folder's where the device's own will not do: ``cpu-zen4``.
+    # ``name`` is the folder's where the device's own will not do: ``cpu-zen4``.
     taken: list[Path] = []
-
-    def folder_of(device: str) -> Path:
-        words = re.sub(r"[^a-z0-9]+", "-", device.lower().removeprefix("nvidia ")).strip("-")
-        (results / (name or words)).mkdir(parents=True, exist_ok=True)
-        return results / (name or words)
-
-    if (plans := source / "plans.json").is_file():  # of tools/gpu_plans.py
-        device = json.loads(plans.read_text())["device"]
-        taken.append(Path(shutil.copy(plans, folder_of(device))))
     for stem, record in records(source).items():
         path = source / f"{stem}.json"
         if not record.complete:
             raise ValueError(f"{path} is incomplete: its run was interrupted (--resume goes on)")
         if record.settings.get("quick"):
             raise ValueError(f"{path} was measured with --quick, a first impression and no result")
-        target = folder_of(record.environment["device"])
+        device = record.environment["device"].lower().removeprefix("nvidia ")
+        target = results / (name or re.sub(r"[^a-z0-9]+", "-", device).strip("-"))
+        target.mkdir(parents=True, exist_ok=True)
         taken += [Path(shutil.copy(path.with_suffix(end), target)) for end in (".json", ".csv")]
         taken += pictures.draw(record, target)
     if not taken:

@@ -1,6 +1,5 @@
 """Tables of what was measured: for the terminal, for the README, and for a page of each device."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,35 +14,33 @@ from ppcr_ext import testing
 from .baselines import LOWER_BOUND, WITH_AUTOGRAD
 from .cases import VARIANTS
 from .results import Record, Row, read
+from .timing import DISTURBED
 
 FITTED = 4  # the largest points: what a call costs at least hides the slope of the small ones
 BOUND = "native / lower bound"
-BEST_PLAIN = {
-    "pooled once": "plain PyTorch / native",
-    "pooled once compiled": "`torch.compile` / native",
-}
+BEST_PLAIN = ("plain PyTorch / native", "`torch.compile` / native")
 SPREAD = "spread of the lower bound"
 FASTER = "Bold: faster than `{0}`."
 METHOD = (
-    "Times over those of `{0}`, geometric means and ranges over all inputs; at most {1} rounds. "
+    "Times over those of `{0}`, geometric means and ranges over all inputs; {1} rounds. "
     "[docs/benchmarks.md](../../../docs/benchmarks.md) has the lower bounds and the baselines; the "
     "spread is the distance of the quartiles over the median. " + FASTER
 )
 NETWORKS = (
-    "Time over that of the network without attention in the same round: medians, with their 95 % "
-    "confidence intervals. A step is forward, loss, backward and SGD. "
+    "Time over that of the network without attention in the same round: medians over the rounds, "
+    "with their 95 % confidence intervals. A step is forward, loss, backward and SGD. "
 ) + FASTER.format("PPCR fused")
 DEVICES = (
     "Times of a call as ratios: geometric means over all shapes in both layouts, and their ranges. "
-    "The lower bound is the plainest operation that moves the same bytes, such as `x * 0.5`. Plain "
-    "PyTorch is its fastest formulation, as it is and compiled. Each device has a page with every "
-    "figure. Below stands what is faster than this package there: in how many of the timed calls, "
-    "and its shortest time over ours."
+    "The lower bound is the plainest operation that moves the same bytes, such as `x * 0.5`. Of "
+    "plain PyTorch, as it is and compiled, each shape counts the fastest formulation. Each device "
+    "has a page with every figure. Below stands what is faster than this package there: in how "
+    "many of the timed calls, and its shortest time over ours."
 )
 PLANS = (
-    "CUDA kernels: the bandwidth at which they move what they must, over that of `y.copy_(x)`. "
-    "Above 1: more is read than in a copy, which is faster than writing. "
-    "{device}, PyTorch {torch}, driver {driver}, {date:.10}; `tools/gpu_plans.py`, device time."
+    "The bandwidth at which the CUDA kernels move what they must, over that of `y.copy_(x)`, by "
+    "device time. Values above 1 are possible: a copy is half writing, and reading is faster. "
+    "Driver {driver}; `tools/gpu_plans.py`."
 )
 COSTS = "What a call costs: microseconds on a tensor of 1x8x2x2."
 MEMORY = "Peak memory above the inputs, results included, in multiples of x's bytes."
@@ -68,13 +65,15 @@ def pivot(
     columns: Iterable[str] = (),
 ) -> str:
     """A Markdown table: what ``text`` makes of a cell's values, ``-`` where there are none."""
-    # Lines and columns, after those that are given, are in the order of the cells.
+    # Lines and columns, after those that are given, are in the order of the cells; empty ones go.
     found: dict[tuple[str, str], list[Any]] = {}
     for line, column, value in cells:
-        found.setdefault((line, column), []).extend([] if value is None else [value])
-    header = list(dict.fromkeys([*columns, *(column for _, column in found)]))
+        if value is not None:
+            found.setdefault((line, column), []).append(value)
+    names, over = (dict.fromkeys(one) for one in (zip(*found, strict=True) if found else ((), ())))
+    header = [column for column in dict.fromkeys([*columns, *over]) if column in over]
     texts = [["", *header]]
-    for line in dict.fromkeys([*lines, *(line for line, _ in found)]):
+    for line in (line for line in dict.fromkeys([*lines, *names]) if line in names):
         cells_of = ((column, found.get((line, column))) for column in header)
         texts.append([line, *(text(line, c, values) if values else "-" for c, values in cells_of)])
     widths = [max(3, *map(len, column)) for column in zip(*texts, strict=True)]
@@ -167,12 +166,13 @@ def error_table(rows: Iterable[Row]) -> str:
         error, limit = max(values, key=lambda value: (math.isnan(value[0]), value[0]))
         return f"{error:.1e} (may be {limit:.0e})"
 
-    return pivot(cells, text)
+    return pivot(cells, text, columns=("y", "dx"))
 
 
 def _layers(record: Record) -> list[str]:
     rows, fused = record.timed, record.fused
-    parts = [METHOD.format(fused, record.settings["rounds"])]
+    counts = sorted({row.rounds for row in rows})
+    parts = [METHOD.format(fused, " to ".join(map(str, sorted({*counts[:1], *counts[-1:]}))))]
     in_float32 = {
         (row.case, row.layout, f"{row.operator} {row.passes}"): row.median_us
         for row in rows
@@ -197,20 +197,10 @@ def _layers(record: Record) -> list[str]:
                 costs[MEMORY].append((name, at, row.peak_bytes / size))
             if row.host_us is not None and row.kind == "fused":
                 both = f"{row.host_us:.1f} / {row.median_us:.1f}"
-                costs[HOST].append((f"{name}, {row.label}", at, both))
+                costs[HOST].append((f"{name}, {row.label}", at, bold(both, row)))
     for title, cells in costs.items():
         parts += [title, pivot(cells)] if cells else []
     return parts
-
-
-def series(rows: Iterable[Row]) -> dict[Any, list[tuple[int, float]]]:
-    """Sizes and microseconds by axis, direction, and what is timed; without the lower bounds."""
-    found: dict[Any, list[tuple[int, float]]] = {}
-    for row in rows:
-        if row.kind != LOWER_BOUND:
-            name = f"{row.what}, {row.on_threads}"
-            found.setdefault((row.case, row.passes, name), []).append((row.size, row.median_us))
-    return {key: sorted(points) for key, points in found.items()}
 
 
 def exponent(points: Sequence[tuple[int, float]]) -> str:
@@ -224,17 +214,17 @@ def exponent(points: Sequence[tuple[int, float]]) -> str:
 
 
 def _scaling(record: Record) -> list[str]:
-    cells = [
-        (f"{name}, {passes}", axis, exponent(points))
-        for (axis, passes, name), points in series(record.rows).items()
-        if not name.startswith("copy")
-    ]
+    points: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for row in record.rows:
+        if row.kind not in ("copy", LOWER_BOUND):
+            line = f"{row.what}, {row.on_threads}, {row.passes}"
+            points.setdefault((line, row.case), []).append((row.size, row.median_us))
     text = (
         f"Exponents of time as a power of one quantity while the others stay, fitted to the "
         f"largest {FITTED} sizes, which are in brackets: 1 is proportional. "
         f"Faster than `{record.fused}`: {faster(record.rows)}."
     )
-    return [text, pivot(cells)]
+    return [text, pivot([(*at, exponent(sorted(found))) for at, found in points.items()])]
 
 
 def network_table(rows: Iterable[Row]) -> str:
@@ -256,28 +246,22 @@ def _networks(record: Record) -> list[str]:
     return [*parts, memory, pivot(saved, columns=VARIANTS)]
 
 
-def plans(results: dict[str, Any]) -> list[str]:
-    """What tools/gpu_plans.py measured: for every layout a table, with all runs in each cell."""
-    abouts = {run["name"]: run["about"] for run in results["runs"]}
-    named = "\n".join(f"- {name}: {about}" for name, about in abouts.items())
-    parts = [PLANS.format(**results), named]
+def _plans(record: Record) -> list[str]:
+    """What tools/gpu_plans.py measured: a table for every layout."""
+    parts = [PLANS.format(**record.environment)]
     for layout in testing.LAYOUTS:
-        cells: list[Cell] = []
-        for name, row in ((run["name"], row) for run in results["runs"] for row in run["rows"]):
-            if row["layout"] == layout:
-                line = "{2}x{0}x{1}x{1}, {dtype}".format(*row["stage"], **row)
-                share = f"{row['share']:.2f}" + "°" * (row.get("build") == "earlier")
-                cells.append((line, f"{row['operation']} {row['direction']}", (name, share)))
-
-        def text(_: str, __: str, values: list[Any]) -> str:
-            return " → ".join(dict(values).get(name, "-") for name in abouts)
-
-        parts += [f"{layout}, {' → '.join(abouts)}:", pivot(cells, text)]
+        cells = [
+            (f"{row.case}, {row.dtype}", f"{row.operator} {row.passes}", f"{row.copy_fraction:.2f}")
+            for row in record.rows
+            if row.layout == layout
+        ]
+        parts += [f"{layout}:", pivot(cells)]
     return parts
 
 
 # By the name of the file.
 SECTIONS: dict[str, tuple[str, Callable[[Record], list[str]]]] = {
+    "plans": ("CUDA kernels beside a copy", _plans),
     "operators": ("Operators", _layers),
     "end_to_end": ("Whole networks", _networks),
     "scaling": ("Scaling", _scaling),
@@ -287,7 +271,15 @@ SECTIONS: dict[str, tuple[str, Callable[[Record], list[str]]]] = {
 
 
 def console(record: Record) -> str:
-    return "\n\n".join(SECTIONS[record.command][1](record))
+    """The tables of a record, and which of its rounds were disturbed."""
+    parts, disturbed = SECTIONS[record.command][1](record), dict[str, str]()
+    for row in record.rows:
+        if (row.other_load or 0) > DISTURBED:
+            disturbed[f"{row.operator} {row.label}"] = f"{row.other_load:.1%}"
+    if disturbed:
+        found = ", ".join(f"{name} ({share})" for name, share in disturbed.items())
+        parts.append(f"Other processes used the processor, do not trust the times of: {found}.")
+    return "\n\n".join(parts)
 
 
 def records(folder: Path) -> dict[str, Record]:
@@ -299,8 +291,6 @@ def records(folder: Path) -> dict[str, Record]:
 def page(folder: Path) -> str:
     """Everything measured on the device of a folder."""
     parts = [f"# Measured on {folder.name}", "Written by `make results` from the files beside it."]
-    if (file := folder / "plans.json").is_file():
-        parts += plans(json.loads(file.read_text()))
     for stem, record in records(folder).items():
         title, _ = SECTIONS[stem]
         parts += [f"## {title}", f"{record.machine}.", console(record)]
@@ -313,6 +303,20 @@ def headline(found: Mapping[str, Record]) -> Record | None:
     return found.get("shapes") or found.get("operators")
 
 
+def best_plain(record: Record) -> dict[tuple[str, str], list[float]]:
+    """Of the fastest plain formulation on each input, eager or compiled, the time over ours, by
+    column of the README and direction."""
+    best: dict[Any, float] = {}
+    for row in record.headline:
+        if row.kind == "plain" and row.direction != "backward" and row.over_fused:
+            at = BEST_PLAIN[row.what.endswith(" compiled")], row.direction, row.place
+            best[at] = min(best.get(at, math.inf), row.over_fused)
+    found: dict[tuple[str, str], list[float]] = {}
+    for (column, direction, _), ratio in best.items():
+        found.setdefault((column, direction), []).append(ratio)
+    return found
+
+
 def section(folders: Iterable[Path]) -> str:
     """The README's results: two lines for each device, and below them with what they were measured
     and what is faster there."""
@@ -322,19 +326,19 @@ def section(folders: Iterable[Path]) -> str:
         if record := headline(found):
             rows = [row for row in record.headline if row.direction != "backward"]
             name = f"{folder.name}, {record.rows[0].dtype}, {record.environment['date'][:10]}"
+            lines = {row.direction: f"{name}, {row.passes}" for row in rows}
             for row in rows:
-                at = f"{name}, {row.passes}"
                 if row.what == record.fused:
-                    cells.append((at, BOUND, row.ratio))
+                    cells.append((lines[row.direction], BOUND, row.ratio))
                 elif row.what == LOWER_BOUND:
-                    cells.append((at, SPREAD, row.spread))
-                elif row.what in BEST_PLAIN:
-                    cells.append((at, BEST_PLAIN[row.what], row.over_fused))
+                    cells.append((lines[row.direction], SPREAD, row.spread))
+            for (column, direction), ratios in best_plain(record).items():
+                cells += [(lines[direction], column, ratio) for ratio in ratios]
             link = f"[{folder.name}](benchmarks/results/{folder.name}/README.md)"
             calls = [row for one in found.values() for row in one.rows if row.kind != "network"]
             text = f"- {link}: {record.machine}. Faster than `{record.fused}`: {fastest(calls)}."
             if networks := found.get("end_to_end"):
                 text += f" In networks, faster than `PPCR fused`: {fastest(networks.rows)}."
             devices.append(text)
-    columns = (BOUND, SPREAD, *BEST_PLAIN.values())
+    columns = (BOUND, SPREAD, *BEST_PLAIN)
     return "\n\n".join((DEVICES, pivot(cells, columns=columns), "\n".join(devices)))

@@ -39,8 +39,6 @@ class Row(Place):
     median_us: float = math.nan
     low_us: float = math.nan  # quartiles
     high_us: float = math.nan
-    lowest_us: float | None = None  # deciles
-    highest_us: float | None = None
     rounds: int = 0  # 0: only its errors are known
     # To the lower bound, or to the network without attention, within each round: the median over
     # the rounds, and its 95 % confidence interval.
@@ -49,8 +47,7 @@ class Row(Place):
     ratio_high: float | None = None
     over_fused: float | None = None  # the time over that of our fused backend
     host_us: float | None = None  # what the host spends to launch the call, where that is apart
-    necessary_bytes: int | None = None  # see baselines.Operator
-    gb_per_s: float | None = None
+    necessary_bytes: int | None = None  # see baselines.TRAFFIC
     copy_fraction: float | None = None  # of the bandwidth of a copy of x, timed in the same rounds
     peak_bytes: int | None = None  # allocated above the inputs, the results included
     saved_bytes: int | None = None  # that autograd keeps for backward, in whole networks
@@ -105,7 +102,6 @@ class Record:
     settings: dict[str, Any]
     complete: bool = False
     rows: list[Row] = field(default_factory=list)
-    skipped: list[dict[str, str]] = field(default_factory=list)  # in older files
 
     @property
     def machine(self) -> str:
@@ -128,11 +124,9 @@ class Record:
 
     @property
     def headline(self) -> list[Row]:
-        """The timed rows of ppcr in the dtype that is trained in on that device."""
-        wanted = "float32" if self.environment["device"] == "cpu" else "bfloat16"
-        dtypes = [row.dtype for row in self.rows]
-        dtype = wanted if wanted in dtypes else dtypes[0]
-        return [row for row in self.timed if (row.operator, row.dtype) == ("ppcr", dtype)]
+        """The timed rows of ppcr in the dtype that is measured first."""
+        wanted = ("ppcr", self.rows[0].dtype)
+        return [row for row in self.timed if (row.operator, row.dtype) == wanted]
 
     def write(self, where: Path) -> list[Path]:
         """``where``.json and ``where``.csv; returns them."""
@@ -179,7 +173,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda if cuda else None,
         "threads": torch.get_num_threads(),
-        "system": platform.platform(terse=True),
+        "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

@@ -68,19 +68,18 @@ def measure(
     for (what, direction), found in samples.items():
         row, base = first.rows[what, direction], samples.get((first.base, direction))
         row.rounds, row.other_load = len(found), statistics.fmean(loads)
-        quantiles = np.quantile([one.seconds * 1e6 for one in found], (0.1, 0.25, 0.5, 0.75, 0.9))
-        row.lowest_us, row.low_us, row.median_us, row.high_us, row.highest_us = quantiles.tolist()
+        times = [one.seconds * 1e6 for one in found]
+        row.low_us, row.median_us, row.high_us = np.quantile(times, (0.25, 0.5, 0.75)).tolist()
         host = statistics.median(one.host * 1e6 for one in found)
         row.host_us = None if math.isnan(host) else host
         if base is not None and what != "copy":
             ratios = [a.seconds / b.seconds for a, b in zip(found, base, strict=True)]
             row.ratio, row.ratio_low, row.ratio_high = median_interval(ratios)
-        if row.necessary_bytes is not None:
-            row.gb_per_s = row.necessary_bytes / row.median_us / 1e3
     copied = first.rows.get(("copy", "forward"))
     for row in first.rows.values():
-        if copied is not None and row.gb_per_s and copied.gb_per_s:
-            row.copy_fraction = row.gb_per_s / copied.gb_per_s
+        if copied is not None and row.necessary_bytes and copied.necessary_bytes:
+            share = row.necessary_bytes / copied.necessary_bytes
+            row.copy_fraction = share * copied.median_us / row.median_us
     return derived(list(first.rows.values()))
 
 
@@ -140,11 +139,7 @@ def run(
 
 
 def _judge(record: Record, older: Record | None) -> int:
-    """Prints what was disturbed, what is wrong and what got slower."""
-    disturbed = [row for row in record.rows if (row.other_load or 0) > timing.DISTURBED]
-    for row in {row.place: row for row in disturbed}.values():
-        where = f"{row.operator} {row.label}: {row.other_load:.0%}"
-        print(f"WARNING: other processes used the processor; do not trust the times of {where}")
+    """Prints what is wrong and what got slower."""
     wrong = [row for row in record.rows if not row.within]
     for row in wrong:
         where = f"{row.what}, {row.operator} {row.direction}, {row.label}"

@@ -77,9 +77,9 @@ def test_every_timing_was_compared_with_float64(operator, layout, dtype, shape):
         assert found.within, found
         assert (found.error_y is not None) == (what not in bounds)
         assert (found.error_parameters is not None) == (what in names and direction != "forward")
-        share = found.gb_per_s / rows["copy", "forward"].gb_per_s
-        assert found.copy_fraction == pytest.approx(share)
-        assert found.gb_per_s == pytest.approx(found.necessary_bytes / found.median_us / 1e3)
+        copied = rows["copy", "forward"]
+        speeds = [one.necessary_bytes / one.median_us for one in (found, copied)]
+        assert found.copy_fraction == pytest.approx(speeds[0] / speeds[1])
         ours = rows["native", direction].median_us
         expected = None if what == "copy" else pytest.approx(found.median_us / ours)
         assert found.over_fused == expected
@@ -260,13 +260,12 @@ def test_a_ratio_is_taken_within_each_round(monkeypatch):
 # ---- plans ---------------------------------------------------------------------------------------
 
 
-def test_a_cpu_measures_a_named_part_and_a_gpu_the_product():
+def test_what_a_cpu_and_a_gpu_measure():
     gpu = torch.device("cuda")
     part = cases.operators(CPU, threads=2)
-    product = cases.operators(gpu, threads=2)
     quick = cases.operators(CPU, quick=True, threads=2)
-    on_cuda = cases.operators(gpu, quick=True, threads=2)
-    for made in (part, product, quick, on_cuda):
+    on_cuda, quick_on_cuda = (cases.operators(gpu, quick=q, threads=2) for q in (False, True))
+    for made in (part, quick, on_cuda, quick_on_cuda):
         assert len({one.place for one in made}) == len(made)
         assert {one.operator for one in made} == {"ppcr", "gate", "add_relu"}
         assert {one.layout for one in made} == {"contiguous", "channels_last"}
@@ -278,16 +277,15 @@ def test_a_cpu_measures_a_named_part_and_a_gpu_the_product():
     assert len({one.shape for one in wide if one.rotate}) == 12
     assert {one.shape for one in part if one.dtype != "float32"} == set(cases.CPU_FEW)
     assert {one.compiled for one in part} == {(), ("pooled once",)}
-    large = [one for one in product if one.rotate]
-    stages = {(256, c, s, s) for c, s in ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))}
-    assert {one.shape for one in large} == stages | set(cases.FURTHER)
-    assert {one.dtype for one in large} == set(cases.DTYPES)
-    assert {one.compiled for one in large} == {("pooled once", "level by level")}
     assert len(quick) < len(part) / 4
-    few = {(one.shape, one.layout, one.dtype) for one in on_cuda if one.rotate}
-    layouts, dtypes = ("contiguous", "channels_last"), ("float16", "float32")
-    assert few == set(itertools.product(stages, layouts, dtypes))
-    assert {one.dtype for one in on_cuda if one.compiled} == {"float16"}
+    stages = {(256, c, s, s) for c, s in ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))}
+    layouts, both = ("contiguous", "channels_last"), ("float16", "float32")
+    for made, operators in ((on_cuda, ("add_relu", "gate")), (quick_on_cuda, ())):
+        found = {(c.operator, c.dtype, c.shape, c.layout) for c in made if c.rotate}
+        expected = set(itertools.product(("ppcr",), both, stages, layouts))
+        assert found == expected | set(itertools.product(operators, both[:1], stages, layouts))
+        compiled = {(one.operator, one.dtype) for one in made if one.compiled}
+        assert compiled == {("ppcr", "float16")}
 
 
 def test_retina_and_shapes_are_measured_in_every_layout_and_dtype():
@@ -306,9 +304,9 @@ def test_retina_and_shapes_are_measured_in_every_layout_and_dtype():
 
 def test_scaling_grows_one_axis_at_a_time():
     made = cases.scaling(CPU, quick=False, threads=[1, 2])
-    both = itertools.product(cases.AXES, (1, 2))
-    assert {(one.case, one.threads) for one in made} == set(both)
-    for axis in cases.AXES:
+    axes = ("pixels", "channels", "levels", "batch")
+    assert {(one.case, one.threads) for one in made} == set(itertools.product(axes, (1, 2)))
+    for axis in axes:
         found = [one for one in made if (one.case, one.threads) == (axis, 1)]
         sizes = [row(one, "native", "step", 1.0).size for one in found]
         assert sizes == sorted(set(sizes))
@@ -320,10 +318,9 @@ def test_a_power_law_is_fitted_to_the_largest_sizes():
     made = [c for c in cases.scaling(CPU, quick=False, threads=[2]) if c.case == "batch"]
     times = [50.0, 50.0, 50.0, *(3 * one.shape[0] ** 1.5 for one in made[3:])]
     rows = [row(one, "native", "forward", took) for one, took in zip(made, times, strict=True)]
-    ((key, points),) = report.series(rows).items()
-    assert key == ("batch", "forward", "native, 2 threads")
-    assert report.exponent(points) == "1.50 (8 to 64)"
-    assert report.exponent(points[:1]) == "nan (a single size)"
+    table = report.console(record(rows, "scaling")).rpartition("\n\n")[2]
+    assert "| native, 2 threads, forward | 1.50 (8 to 64) |" in table
+    assert report.exponent([(1, 50.0)]) == "nan (a single size)"
 
 
 def test_two_runs_of_the_same_build_agree_and_a_slower_one_does_not():

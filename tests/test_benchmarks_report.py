@@ -76,7 +76,7 @@ def test_a_table_of_inputs_has_the_bounds_spread_and_marks_faster_baselines():
     assert found["b, contiguous"] == ["4.0% / 4.0%", "1.50", "4.50 / 4.50", "5.00 / **4.00**"]
     old = [one for one in rows if one.what != "lower bound with autograd"]
     found = cells_of(report.bound_table(old))
-    assert found["b, contiguous"] == ["4.0% / 4.0%", "-", "4.50 / 4.50", "5.00 / **4.00**"]
+    assert found["b, contiguous"] == ["4.0% / 4.0%", "4.50 / 4.50", "5.00 / **4.00**"]
 
 
 def test_a_lower_bound_without_spread():
@@ -103,28 +103,27 @@ def test_what_is_faster_where_one_quantity_grows_is_named():
     }
 
 
-def test_the_page_of_a_gpu_shows_all_runs_in_a_cell():
-    about = {"operation": "ppcr", "direction": "forward", "dtype": "float16", "stage": [64, 56, 2]}
-    first = {"layout": "contiguous", "share": 0.5, "build": "earlier"}
-    second = {"layout": "contiguous", "share": 0.75}
-    runs = [
-        {
-            "name": "before",
-            "about": "old.",
-            "rows": [about | first, about | {"stage": [8, 7, 2]} | first],
-        },
-        {"name": "after", "about": "new.", "rows": [about | second]},
-    ]
-    where = {"device": "Some GPU", "torch": "2", "driver": "1", "date": "2026-01-02"}
-    head, abouts, title, table, other, none = report.plans(where | {"runs": runs})
-    assert "Some GPU, PyTorch 2, driver 1, 2026-01-02" in head
-    assert (abouts, title) == ("- before: old.\n- after: new.", "contiguous, before → after:")
-    assert cells_of(table) == {
-        "": ["ppcr forward"],
-        "2x64x56x56, float16": ["0.50° → 0.75"],
-        "2x8x7x7, float16": ["0.50° → -"],
-    }
-    assert (other, cells_of(none)) == ("channels_last, before → after:", {"": []})
+def test_the_page_of_a_gpu_has_a_table_for_each_layout():
+    made = []
+    for layout, case, share in (("contiguous", "a", 0.5), ("channels_last", "b", 0.75)):
+        one = small(suite="plans", case=case, layout=layout, dtype="float16")
+        made.append(row(one, "native", "forward", 1, "fused", copy_fraction=share))
+    found = record(made, "plans")
+    found.environment["driver"] = "580"
+    text, title, table, other, last = report.console(found).split("\n\n")
+    assert "Driver 580;" in text
+    assert (title, cells_of(table)) == (
+        "contiguous:", {"": ["ppcr forward"], "a, float16": ["0.50"]}
+    )  # fmt: skip
+    assert (other, cells_of(last)["b, float16"]) == ("channels_last:", ["0.75"])
+
+
+def test_disturbed_rounds_are_named_on_the_page():
+    rows = synthetic(small()) + synthetic(small(case="busy"))
+    for one in rows:
+        one.other_load = 0.25 if one.case == "busy" else 0.01
+    text = report.console(record(rows))
+    assert text.endswith("do not trust the times of: ppcr busy, contiguous (25.0%).")
 
 
 def test_times_are_over_those_of_the_first_fused_backend():
@@ -153,8 +152,13 @@ def test_costs_and_memory_of_calls():
     assert "| ppcr, native             |   200.0 |    400.0 |            400.0 |" in text
     assert f"| ppcr, native         | {' | '.join(3 * ['1.00 (1.00 to 1.00)'])} |" in text
     assert "host" not in text
-    on_gpu = [row(small(), "native", "forward", 10.0, "fused", host_us=33.0)]
-    assert "33.0 / 10.0" in report.console(record(on_gpu))
+    on_gpu = [
+        row(small(), "native", "forward", 10.0, "fused", host_us=33.0),
+        row(small(), "triton", "forward", 5.0, "fused", host_us=44.0),
+    ]
+    text = report.console(record(derived(on_gpu)))
+    assert " 33.0 / 10.0 |" in text
+    assert " **44.0 / 5.0** |" in text
 
 
 @pytest.mark.parametrize("command", ["operators", "shapes", "retina"])

@@ -17,9 +17,7 @@ from benchmarks.results import derived
 
 def network(ratios, direction="step", layout="contiguous", operator="resnet50"):
     """Rows of a network without attention and with some, as multiples of the time without."""
-    one = Case(
-        "end_to_end", operator, render.NETWORK.replace("resnet50", operator), (4, 3, 8, 8), layout
-    )
+    one = Case("end_to_end", operator, f"{operator} 4x3x224x224", (4, 3, 8, 8), layout)
     kept = {"rounds": 9}
     none = row(one, "none", direction, 100, "network", ratio=1, ratio_low=1, ratio_high=1)
     found = [none]
@@ -68,24 +66,43 @@ def test_what_a_faster_baseline_is_called(folder):
     assert "Faster than `native`: pooled once 3 of 6 (0.80)." in report.section([folder])
 
 
-def test_what_gpus_reach(folder):
-    shares = {("contiguous", 0.71), ("channels_last", 0.98), ("channels_last", 1.014)}
-    named = [
-        {"dtype": dtype, "layout": layout, "share": share / (1 if dtype == "float16" else 9)}
-        for layout, share in shares
+def shares(*found, operator="ppcr"):
+    """What tools/gpu_plans.py writes: in float16, and lower in float32."""
+    return [
+        row(
+            small(suite="plans", operator=operator, case=str(share), dtype=dtype),
+            "native", "forward", 1, "fused", copy_fraction=share / (1 if dtype == "float16" else 9),
+        )
+        for share in found
         for dtype in ("float16", "float32")
-    ]
-    (folder.parent / "h1").mkdir()
-    found = {"device": "H1", "runs": [{"rows": []}, {"rows": named}]}
-    (folder.parent / "h1" / "plans.json").write_text(json.dumps(found))
-    assert render.gain([folder, folder.parent / "h1"]) == render.gain([folder])  # no times yet
-    here = json.loads((folder / "operators.json").read_text())
-    here["environment"]["device"] = "H1"
-    (folder.parent / "h1" / "operators.json").write_text(json.dumps(here))
+    ]  # fmt: skip
+
+
+def of(device, rows, command, folder):
+    made = record(rows, command)
+    made.environment["device"] = device
+    made.write(folder / command)
+
+
+def test_what_gpus_reach(folder):
+    gpu = folder.parent / "h1"
+    of("H1", shares(0.71, 1.014) + shares(0.1, 2, operator="add_relu"), "plans", gpu)
+    assert render.gain([folder, gpu]) == render.gain([folder])  # no times yet
+    of("H1", synthetic(small()), "operators", gpu)
     first, second = render.gain(render.devices(folder.parent)).split("\n\n")[1].splitlines()
-    words = "2.8 (2.8) times as fast, 0.71 to 1.01 of a copy's speed"
+    words = "2.0 (2.0) times as fast, 0.71 to 1.01 of a copy's speed"
     assert first == f"- **H1, float32:** {words}"
     assert second.startswith("- **Some CPU")
+
+
+def test_each_input_counts_its_fastest_plain_formulation(folder):
+    rows = [r for n in "ab" for r in synthetic(small(case=n))]
+    for one in rows:
+        if (one.what, one.case) == ("level by level", "b"):
+            one.median_us = 200
+    record(derived(rows)).write(folder / "operators")
+    line = render.gain([folder]).split("\n\n")[1]
+    assert line.endswith("1.4 (1.0) times as fast")  # 2 and 1; 2 and 0.5
 
 
 def test_what_was_measured_last_comes_first(folder):
@@ -99,10 +116,10 @@ def test_what_was_measured_last_comes_first(folder):
 
 
 def test_shares_of_a_copy_are_taken_to_their_device(tmp_path):
-    (tmp_path / "plans.json").write_text('{"device": "NVIDIA Some-GPU 80"}')
-    (taken,) = render.take(tmp_path, tmp_path / "kept")
-    assert taken == tmp_path / "kept" / "some-gpu-80" / "plans.json"
-    assert taken.read_text() == (tmp_path / "plans.json").read_text()
+    of("NVIDIA Some-GPU 80", shares(0.5), "plans", tmp_path)
+    taken = render.take(tmp_path, tmp_path / "kept")
+    assert taken == [tmp_path / "kept" / "some-gpu-80" / f"plans.{end}" for end in ("json", "csv")]
+    assert taken[0].read_text() == (tmp_path / "plans.json").read_text()
 
 
 def test_what_torch_compile_makes_of_it(folder):

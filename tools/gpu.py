@@ -1,12 +1,11 @@
 """Everything that needs a GPU, a part at a time: ``python3 tools/gpu.py --out results/gpu``.
 
-    build      the package in place, for the device that is there, or --library
+    build      the package in place, for the device that is there
     tests      the native kernels: numbers (float64 on the GPU), streams, graphs, devices
     triton     the Triton kernels, in several processes
     plans      every kernel as share of a copy
     sweep      the plans that PPCR_PLAN can ask for instead
-    benchmark  five stages, both layouts, three operations, float16 and float32, beside plain
-               PyTorch and what torch.compile makes of it
+    benchmark  the operators of the benchmarks, beside plain PyTorch and what torch.compile makes
     networks   steps and inference of ResNet-50 with attention layers and without
     memcheck   compute-sanitizer over a small run; what does not end in time is a note, no failure
     racecheck  the same
@@ -29,7 +28,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -38,7 +36,7 @@ FOUND = 9  # exit status of compute-sanitizer where it found something
 MEASURED = ("benchmark", "networks")  # by the runner of the benchmarks
 PARTS = ("build", "tests", "triton", "plans", "sweep", *MEASURED, "memcheck", "racecheck")
 # What a rehearsal on the emulated runtime cannot run; tests/cuda_host/README.md says what that is.
-ONLY_ON_A_GPU = ("triton", "networks", "memcheck", "racecheck")
+ONLY_ON_A_GPU = ("build", "triton", "networks", "memcheck", "racecheck")
 
 
 def small_run() -> None:
@@ -61,36 +59,19 @@ def small_run() -> None:
     print("small run done")
 
 
-def measured_cases(part: str, small: bool) -> list[Any]:
-    """Of benchmark: ppcr in two dtypes, others in float16. Of networks: ResNet-50."""
-    import torch
-
+def measure(part: str, out: Path, small: bool) -> int:
+    """The command of the benchmarks: of networks ResNet-50 alone, in a rehearsal a tiny input."""
+    from benchmarks import __main__ as command
     from benchmarks import cases
 
+    del cases.NETWORKS["resnet18"]
+    if small:
+        cases.CUDA_SHAPES = ()
+    suite = ["operators", "--rounds", "5"]
     if part == "networks":
-        found = cases.end_to_end(torch.device("cuda"), quick=False, threads=1)
-        wanted = ("resnet50", "bfloat16 autocast", ())
-        return [c for c in found if (c.operator, c.dtype, c.compiled) == wanted]
-    shapes, options = cases.CUDA_QUICK, {"plain": cases.PLAIN[:1], "backends": cases.FUSED}
-    if small:  # in a rehearsal, where Triton has no driver
-        options |= {"backends": ("native",), "rotate": False}
-        return cases.grid(cases.OPERATORS, ((1, 16, 4, 4),), **options)
-    made = cases.grid(("ppcr",), shapes, ("float16",), compiled=cases.PLAIN[:1], **options)
-    made += cases.grid(("ppcr",), shapes, **options)
-    return made + cases.grid(("gate", "add_relu"), shapes, ("float16",), **options)
-
-
-def measure(part: str, out: Path, small: bool) -> int:
-    """The runner of the benchmarks, with the cases of this tool."""
-    import torch
-
-    from benchmarks import runner
-
-    suite, settings = "operators", {"rounds": 3 if small else 20, "seconds_per_case": 0.5}
-    if part == "networks":
-        suite, settings = "end_to_end", {"rounds": 5}
-    cases, device = measured_cases(part, small), torch.device("cuda")
-    return runner.run(suite, cases, device, out, settings, resuming=True)
+        suite = ["end-to-end", "--rounds", "6", "--no-compile"]
+    common = ["--device", "cuda", "--resume", "--out", str(out), *["--quick"] * small]
+    return command.main([*suite, *common])
 
 
 class Record:
@@ -150,8 +131,6 @@ def main() -> int:
     add = parser.add_argument
     add("--out", type=Path, default=ROOT / "results" / "gpu")
     add("--only", default=",".join(PARTS), help="parts, with commas")
-    add("--library", type=Path, help="a CUDA library, instead of building one")
-    add("--processes", type=int, default=min(12, os.cpu_count() or 1), help="of the tests")
     add("--rehearsal", action="store_true", help="small, on emulated devices")
     add("--small-run", action="store_true", help=argparse.SUPPRESS)
     add("--measure", default="", help=argparse.SUPPRESS)
@@ -190,11 +169,8 @@ def main() -> int:
             record.keep(part, status=None, note="not in a rehearsal")
         elif part in ("memcheck", "racecheck"):
             failed += [] if sanitize(record, part, python) else [part]
-        elif part == "build" and options.library:
-            shutil.copy(options.library, ROOT / "ppcr_ext" / "_cuda.abi3.so")
-            record.keep("build", status=0, library=str(options.library))
         else:
-            count = options.processes if part in ("tests", "triton") else 1
+            count = min(12, os.cpu_count() or 1) if part in ("tests", "triton") else 1
             names = [f"{part}.{i}" for i in range(count)] if count > 1 else [part]
             ended = record.run(dict.fromkeys(names, commands[part]), LIMIT, **settings)
             late = part in ("sweep", *MEASURED)  # they go on with the next call
