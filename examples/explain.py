@@ -4,7 +4,7 @@
 
 It writes the gates by layer and class (gates.csv, histograms.png), their mean maps for right and
 wrong predictions (maps.csv, maps.png), and a deletion test against random pixels and Grad-CAM
-(deletion.csv, areas.csv, deletion.png). docs/comparing.md says what these show and do not show.
+(deletion.csv, areas.csv, deletion.png). docs/explaining.md says what these show and do not show.
 """
 
 from __future__ import annotations
