@@ -208,6 +208,23 @@ def test_shared_memory_is_asked_for():
     assert plugin.runtime.cudaPeekAtLastError() == 0
 
 
+def test_shared_memory_is_asked_for_as_if_by_any_plan():
+    """The limit belongs to a kernel on its device: what another thread launches must not change it.
+
+    Two shapes whose plans take different amounts of it, both in the forward and backward pass.
+    """
+    taken, limits = {}, {}
+    for side in (16, 20):
+        direct(case("ppcr", (1, 128, side, side), levels=(64,)))
+    for launch in hooks.launches():
+        if launch.shared > 48 << 10:
+            taken.setdefault(launch.kernel, set()).add(launch.shared)
+    for device, limit, kernel in hooks.allowances():
+        limits.setdefault(kernel, set()).add((device, limit))
+    assert [len(shared) for shared in taken.values()] == [2, 2]
+    assert limits == {kernel: {(0, 227 << 10)} for kernel in taken}
+
+
 @pytest.mark.parametrize(
     ("function", "cluster"),
     [

@@ -25,11 +25,17 @@ inline void check_launch(cudaError_t error, const Launch& launch) {
                         std::to_string(launch.shared_bytes) + " bytes of shared memory");
 }
 
+// Beyond 48 KB a kernel has to ask. The limit belongs to the kernel on its device, so that it is
+// always all that the device has: a thread that asked for less would forbid the launch that another
+// thread is about to make.
 inline void allow_shared_memory(const void* kernel, const Launch& launch) {
-  if (launch.shared_bytes > 48 << 10)  // beyond this a kernel has to ask
-    check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      launch.shared_bytes),
-                 launch);
+  if (launch.shared_bytes <= 48 << 10) return;
+  int device = 0, most = 0;
+  check_launch(cudaGetDevice(&device), launch);
+  check_launch(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+               launch);
+  check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+               launch);
 }
 
 // What cudaLaunchKernelEx takes; it points into itself.

@@ -13,6 +13,7 @@ INVALID_VALUE, INVALID_CONFIGURATION, OUT_OF_RESOURCES, CLUSTER_SIZE = 1, 9, 701
 WAITING = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize")
 WAITING += ("cudaEventQuery", "cudaMemcpyAsync")
 runtime.cuda_host_log.restype = ctypes.c_char_p
+runtime.cuda_host_allowances.restype = ctypes.c_char_p
 runtime.cuda_host_kernels.restype = ctypes.c_char_p
 
 
@@ -31,6 +32,12 @@ def launches() -> list[Launch]:
     """Since the last call of forget()."""
     lines = [line.split("\t") for line in runtime.cuda_host_log().decode().splitlines()]
     return [Launch(*map(int, line[:6]), line[6] == "1", line[7]) for line in lines]
+
+
+def allowances() -> list[tuple[int, int, str]]:
+    """Device, bytes and kernel of every limit of shared memory set since the last forget()."""
+    lines = (line.split("\t") for line in runtime.cuda_host_allowances().decode().splitlines())
+    return [(int(device), int(limit), kernel) for device, limit, kernel in lines]
 
 
 def forget() -> None:

@@ -131,8 +131,15 @@ MUTANTS = (
     Mutant(
         "missing attribute of shared memory",
         LAUNCH,
-        "launch.shared_bytes > 48 << 10",
-        "launch.shared_bytes > 1 << 30",
+        "launch.shared_bytes <= 48 << 10",
+        "launch.shared_bytes <= 1 << 30",
+        tests=CALLS,
+    ),
+    Mutant(
+        "shared memory of one plan allowed",
+        LAUNCH,
+        "cudaFuncAttributeMaxDynamicSharedMemorySize, most)",
+        "cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes)",
         tests=CALLS,
     ),
     Mutant(

@@ -85,6 +85,8 @@ extern "C" {
 
 // One line a launch: device, stream, blocks, threads, cluster, shared bytes, early, kernel.
 const char* cuda_host_log() { return state().log.c_str(); }
+// One line for each limit of shared memory that was set: device, bytes, kernel.
+const char* cuda_host_allowances() { return state().allowances.c_str(); }
 // Calls of a function so far.
 int cuda_host_calls(const char* function) { return state().calls[function]; }
 // The nth call of a function from now on (1: the next) returns an error instead of doing anything.
@@ -92,10 +94,11 @@ void cuda_host_plant(const char* function, int nth, int error) {
   State& s = state();
   s.planted[function][s.calls[function] + nth] = static_cast<cudaError_t>(error);
 }
-// Forgets launches, planted errors, and (as no device can) that a kernel has failed.
+// Forgets launches, limits, planted errors, and (as no device can) that a kernel has failed.
 void cuda_host_forget() {
   State& s = state();
   s.log.clear();
+  s.allowances.clear();
   s.planted.clear();
   s.sticky = last_error = cudaSuccess;
 }

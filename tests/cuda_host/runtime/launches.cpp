@@ -219,6 +219,8 @@ cudaError_t cudaFuncSetAttribute(const void* stub, cudaFuncAttribute attribute, 
   if (value < 0 || size_t(value) > s.devices[current_device].properties.sharedMemPerBlockOptin)
     return result(cudaErrorInvalidValue);
   s.allowed_shared[{stub, current_device}] = value;
+  s.allowances += std::to_string(current_device) + '\t' + std::to_string(value) + '\t' +
+                  s.functions[stub].name + '\n';
   return cudaSuccess;
 }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* stub) {

@@ -76,7 +76,7 @@ struct State {
   std::map<std::string, std::map<int, cudaError_t>> planted;  // function -> call -> error
   std::map<std::string, int> calls;
   cudaError_t sticky = cudaSuccess;  // a kernel that failed makes its context unusable
-  std::string log;
+  std::string log, allowances;       // for the tests
   // Allocations end at a page that faults, are filled with NaN, and what was written between their
   // end and that page is an error.
   bool guard = false;
