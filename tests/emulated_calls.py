@@ -243,6 +243,15 @@ def test_refused_question(function, cluster, monkeypatch):
     check(c)
 
 
+def test_a_device_that_holds_no_cluster(monkeypatch):
+    """Of 8 blocks, where the only multiprocessor holds 4. The grid is then one cluster, and not as
+    many as the device holds of the finishing kernel."""
+    monkeypatch.setenv("PPCR_PLAN", "q=49,cluster=8")
+    direct(case("ppcr", (6, 1024, 7, 7), device="cuda:2"))
+    (backward,) = (launch for launch in hooks.launches() if "backward" in launch.kernel)
+    assert backward.blocks == backward.cluster == 8
+
+
 def test_an_error_of_another_library():
     """What somebody else left behind is not blamed on our launch."""
     c = case()

@@ -84,10 +84,12 @@ struct StreamLauncher {
 struct ResidencyQuery {
   int multiprocessors;
   int64_t clusters = 0;
+  bool asked = false;
 
   template <class Arguments>
   void operator()(void (*kernel)(Arguments), const Launch& launch, const Arguments&) {
-    if (clusters != 0) return;  // the finishing kernel, after the one that was asked about
+    if (asked) return;  // the finishing kernel, after the one that was asked about
+    asked = true;
     allow_shared_memory(reinterpret_cast<const void*>(kernel), launch);
     int found = 0;
     if (launch.cluster > 1) {

@@ -157,6 +157,13 @@ MUTANTS = (
         tests=DEVICES,
     ),
     Mutant(
+        "finishing kernel asked about, too",
+        LAUNCH,
+        "if (asked) return;",
+        "",
+        tests=CALLS,
+    ),
+    Mutant(
         "swallowed error of a question",
         LAUNCH,
         "check_launch(cudaOccupancyMaxActiveClusters(&found, kernel, &with.configuration), "
