@@ -217,6 +217,17 @@ def test_too_many_channels():
         kernels().plan(dict(images=1, channels=2**31, image_pixels=1, channels_last=True, **HOPPER))
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=LAYOUTS)
+def test_too_many_pixels(channels_last):
+    """Of a tensor that needs more blocks than a launch may have."""
+    forced = "warps=1" if channels_last else "q=4,cluster=8"
+    pixels = 2**34 if channels_last else 2**30
+    fields = dict(images=1, channels=64, image_pixels=pixels, channels_last=channels_last, **HOPPER)
+    with pytest.raises(ValueError, match=f"too many pixels for one launch with PPCR_PLAN={forced}"):
+        kernels().plan(fields, forced)
+    assert 0 < kernels().plan(fields | {"image_pixels": pixels // 2}, forced)["blocks"] < 2**31
+
+
 # Of an H200; docs/limits.md says why.
 BELOW_THE_GOAL = {
     (dtype, stage, "contiguous", "ppcr", direction)

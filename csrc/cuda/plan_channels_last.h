@@ -141,7 +141,6 @@ inline Plan plan_channels_last(const Workload& workload, const DeviceLimits& dev
     plan = plan_channels_last_shared(workload, device, forced);
   plan.partial_count = plan.blocks;
   if (plan.score == 0) plan.error = "that variant does not fit";
-  if (plan.blocks > kMaxBlocks) plan.error = "x has too many pixels for one launch";
   return plan;
 }
 
