@@ -7,14 +7,18 @@
 
 namespace ppcr::cuda {
 
+// Indices of channels are 32 bits wide, and loops of the kernels run up to a step beyond the last
+// channel.
+constexpr int64_t kMaxChannels = 0x7fffffff - kThreads;
+
 inline Plan make_plan(const Workload& workload, const DeviceLimits& device,
                       const std::string& forced_text = "") {
   const Forced forced(forced_text);
   Plan plan;
   if (!forced.error.empty()) {
     plan.error = forced.error;
-  } else if (workload.channels > 0x7fffffff) {
-    plan.error = "the CUDA kernels take at most 2147483647 channels";
+  } else if (workload.channels > kMaxChannels) {
+    plan.error = "the CUDA kernels take at most 2147483391 channels";
   } else {
     // Of one pixel both layouts are the same.
     const bool channels_last = workload.channels_last || workload.image_pixels == 1;
