@@ -1,6 +1,6 @@
-// channels_last layout (channels_last), standard bins: LANES lanes of a warp own a pixel, a quarter
-// of them each segment. Every lane keeps STEPS vectors of each of PIXELS pixels in registers (x
-// forward, gy backward), so the tensor crosses the memory bus once.
+// The channels_last layout with standard bins: LANES lanes of a warp own a pixel, a quarter of them
+// each segment. Every lane keeps STEPS vectors of each of PIXELS pixels in registers (x forward, gy
+// backward), so the tensor crosses the memory bus once.
 //
 // The segment sums pass through a few words of shared memory that only this warp touches, so that
 // one lane per pixel computes the gate; when every lane did, arithmetic and not memory was the

@@ -1,5 +1,5 @@
-// channels_last layout (channels_last), any bins, any number of channels, any alignment: a block
-// owns neighbouring pixels, which lie in memory without a gap. It copies them to shared memory in
+// The channels_last layout with any bins, any number of channels and any alignment: a block owns
+// neighbouring pixels, which lie in memory without a gap. It copies them to shared memory in
 // vectors of 16 bytes, whatever the number of channels, works on them there element by element, and
 // copies the result back: the tensor crosses the memory bus once.
 //

@@ -262,7 +262,8 @@ struct ContiguousBlock {
   PPCR_DEVICE void await_cluster() const {
     if (tile.cluster > 1) cluster_wait();
   }
-  // Of the thread's group; each kind of sum and each round has so many lines.
+  // Writes a thread's sums into the line of its group. Each kind of sum, and each round, has a line
+  // for every group.
   PPCR_DEVICE void put_sums(int kind, const A (&sum)[V]) const {
     const TileThread thread = tile_thread<V>(tile);
     const int line = kind * tile.groups + thread.group;

@@ -69,7 +69,7 @@ PPCR_DEVICE unsigned cluster_rank() {
 PPCR_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
 PPCR_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
-// By one thread, which then arrives at the cluster's barrier.
+// One thread of the block calls this, and then arrives at the cluster's barrier.
 PPCR_DEVICE void init_barriers(Mbarrier* two) {
   asm volatile(
       "mbarrier.init.shared::cta.b64 [%0], 1;\nmbarrier.init.shared::cta.b64 [%0+8], "

@@ -47,12 +47,12 @@ struct TileMemory {
   int total;
 };
 
-// A tile is q neighbouring pixels of one image with all their channels; a
-// cluster of blocks works on it, and on every so many tiles after it. The channels are cut into
-// units, each inside one segment; a group of threads runs one unit per round. In one step a group
-// reads `rows` channels of q pixels, V elements per thread. Where q is the whole image, channels
-// follow each other without a gap, so that a vector may straddle two channels: that is how 7x7
-// images are read in 16-byte vectors.
+// A tile is q neighbouring pixels of one image with all their channels; a cluster of blocks works
+// on it, and on every so many tiles after it. The channels are cut into units, each inside one
+// segment; a group of threads runs one unit per round. In one step a group reads `rows` channels of
+// q pixels, V elements per thread. Where q is the whole image, channels follow each other without a
+// gap, so that a vector may straddle two channels: that is how 7x7 images are read in 16-byte
+// vectors.
 struct Tile {
   int64_t image_pixels;    // pixels of an image
   int64_t image_elements;  // channels * image_pixels
@@ -150,9 +150,8 @@ PPCR_HD TileMemory tile_memory(const Tile& tile, int contexts, int segments, Ope
 
 // ---- channels_last layout
 
-// Standard bins: `lanes` lanes of a warp share a pixel, a quarter of them each
-// segment; every lane holds `steps` vectors of each of `pixels` pixels. What exists at compile
-// time, smallest first:
+// Standard bins: `lanes` lanes of a warp share a pixel, a quarter of them each segment; every lane
+// holds `steps` vectors of each of `pixels` pixels. These variants are compiled, smallest first.
 struct LaneVariant {
   int lanes, steps, pixels;
 };
@@ -191,8 +190,8 @@ struct SharedTile {
   int edge[kMaxSegments + 1];
 };
 
-// Tensors of which a block of the tile needs every element twice: x, and the residual
-// (forward) or gy (backward).
+// Tensors of which a block of the tile needs every element twice: x, and the residual (forward) or
+// gy (backward).
 PPCR_HD constexpr int shared_tensors(Operation operation, Pass pass) {
   return 1 +
          (operation == Operation::kAddRelu || (is_backward(pass) && operation == Operation::kPpcr));
@@ -201,8 +200,8 @@ PPCR_HD constexpr int shared_tensors(Operation operation, Pass pass) {
 // Words of a pixel's sums: odd, against bank conflicts.
 PPCR_HD int tile_row(int segments) { return segments | 1; }
 
-// Shared memory of a block of the tile, in bytes. The elements come first, where 16-byte
-// vectors want them.
+// Shared memory of a block of the tile, in bytes. The elements come first, where 16-byte vectors
+// want them.
 struct SharedTileMemory {
   int second, parameters, sums, dots, gates, shares, edges, total;
 };
