@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ppcr_ext
 from ppcr_ext import _native
 from ppcr_ext._dispatch import choose
+from ppcr_ext._triton import operators
 from ppcr_ext.testing import LAYOUTS, OPERATORS
 
 pytestmark = pytest.mark.skipif(
@@ -152,3 +153,57 @@ def test_modes_that_watch_operators_see_the_operator():
     with Names():
         make_case("ppcr", (1, 8, 3), (1, 2, 4), torch.float32).run("triton")
     assert {"ppcr_ext::triton_ppcr", "ppcr_ext::triton_ppcr_backward"} <= set(names)
+
+
+def differentiable(name):
+    """x, y and a gradient of y."""
+    case = make_case(name, (1, 8, 3), (1, 2, 4), torch.float32)
+    x = case.x.clone().requires_grad_()
+    return x, run(name, x, case.residual, case.weight, case.bias, backend="triton"), case.grad
+
+
+def gradients_of_batches(y, x, grads):
+    return torch.autograd.grad(y, x, grads, is_grads_batched=True, retain_graph=True)[0]
+
+
+def gradients_under_vmap(y, x, grads):
+    return torch.func.vmap(lambda g: torch.autograd.grad(y, x, g, retain_graph=True)[0])(grads)
+
+
+def gradients_functionalized(y, x, grads):
+    def of_one(grad):
+        return torch.autograd.grad(y, x, grad, retain_graph=True)[0]
+
+    return torch.stack([torch.func.functionalize(of_one)(grad) for grad in grads])
+
+
+@pytest.mark.parametrize(
+    "gradients", [gradients_of_batches, gradients_under_vmap, gradients_functionalized]
+)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_gradients_that_are_no_plain_tensors(name, gradients):
+    """Their type is Tensor all the same."""
+    x, y, grad = differentiable(name)
+    grads = torch.stack([grad, -grad, torch.zeros_like(grad)])
+    expected = [torch.autograd.grad(y, x, g, retain_graph=True)[0] for g in grads]
+    assert torch.equal(gradients(y, x, grads), torch.stack(expected))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_gradient_without_memory(name):
+    x, y, _ = differentiable(name)
+    (dx,) = torch.autograd.grad(y, x, torch._efficientzerotensor(y.shape))
+    assert not dx.any()
+
+
+def test_what_is_launched_without_the_dispatcher():
+    """A kernel that reads a view that negates from memory gets the sign wrong."""
+    x = torch.randn(2, 8)
+    with torch.inference_mode():
+        inference = torch.randn(2, 8)
+    for t in (x, torch.nn.Parameter(x), x.clone().requires_grad_() * 2, inference):
+        assert operators._plain([t, None, x])
+    functional = torch._to_functional_tensor(x)
+    for t in (torch._neg_view(x), torch._efficientzerotensor(2, 8), functional, x.to("meta")):
+        assert type(t) is Tensor
+        assert not operators._plain([x, None, t])

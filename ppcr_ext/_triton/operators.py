@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -283,10 +284,25 @@ def _direct(launch: Callable[..., Any], mode: int, registered: Callable[[], Any]
 
 
 def _plain(tensors: Sequence[Tensor | None]) -> bool:
-    """Tensors in memory: no subclass, no compiler, no mode that traces or counts operators."""
+    """Tensors in memory, no compiler, and no mode that traces or counts operators."""
     if _operators.is_tracing() or _dispatch_modes():
         return False
-    return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+    return all(t is None or _in_memory(torch._C._dispatch_keys(t).raw_repr()) for t in tensors)
+
+
+@functools.cache
+def _in_memory(keys: int) -> bool:
+    """Whether these are the dispatch keys of a tensor whose memory holds its values.
+
+    Subclasses, batched and functional tensors, zeros without memory and views that negate have
+    other keys. PyTorch tells keys apart by their names alone.
+    """
+    names = str(torch._C.DispatchKeySet.from_raw_repr(keys))
+    return set(re.findall(r"\w+", names)) <= {
+        "DispatchKeySet",
+        "ADInplaceOrView",
+        *(f"{of}{device}" for of in ("", "Autograd", "Autocast") for device in ("CPU", "CUDA")),
+    }
 
 
 # By function: its forward and backward.
