@@ -62,12 +62,16 @@ def record_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     if not found:
         raise ValueError(f"{type(model).__name__} has no PPCR layer to record")
     gates: dict[str, list[Tensor]] = {}
+    own = found, gates
     _begin()
-    token = _collectors.set((*_collectors.get(), (found, gates)))
+    _collectors.set((*_collectors.get(), own))
     try:
         yield gates
     finally:
-        _collectors.reset(token)
+        # Not by a token: the block may be left in another context, as an async generator is that
+        # two tasks begin and end. Contexts that still hold the collector find no layer in it.
+        found.clear()
+        _collectors.set(tuple(other for other in _collectors.get() if other is not own))
         _end()
 
 
@@ -99,7 +103,11 @@ def _end() -> None:
 
 def _record(layer: module.PPCR, x: Tensor) -> None:
     """A layer calls it for each of its inputs while anyone records."""
-    found = [(names[layer], gates) for names, gates in _collectors.get() if layer in names]
+    found = [
+        (name, gates)
+        for names, gates in _collectors.get()
+        if (name := names.get(layer)) is not None
+    ]
     if not found:
         return
     # By torch.fx, export or jit, or make_fx.

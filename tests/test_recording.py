@@ -1,8 +1,10 @@
 """record_gates: the gate maps of every layer, by name, and nothing else changed."""
 
+import asyncio
+import contextvars
 import threading
 import timeit
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import pytest
 import torch
@@ -138,6 +140,45 @@ def test_threads_record_each_its_own_calls(model):
     assert {index: len(maps) for index, maps in found.items()} == dict.fromkeys(range(8), 2)
     for index, maps in found.items():
         assert all(torch.equal(gate, expected[index][0]) for gate in maps)
+    assert switch.recorder is None
+
+
+def test_a_block_that_is_left_in_another_context(model):
+    """An asynchronous fixture begins in one task and ends in another."""
+
+    async def fixture():
+        with record_gates(model) as gates:
+            model(X)
+            yield gates
+
+    async def run():
+        generator = fixture()
+        gates = await asyncio.create_task(anext(generator))
+        await asyncio.create_task(generator.aclose())
+        return gates
+
+    gates = asyncio.run(run())
+    assert switch.recorder is None
+    assert [len(gates[name]) for name in NAMES] == [1, 1, 1]
+
+
+def test_a_context_that_outlives_the_block_records_no_more(model):
+    context = contextvars.copy_context()
+    recording = record_gates(model)
+    gates = context.run(recording.__enter__)
+    recording.__exit__(None, None, None)
+    with record_gates(model) as others:
+        context.run(model, X)
+    assert (gates, others) == ({}, {})
+
+
+def test_blocks_that_are_left_in_the_order_of_their_beginning(model):
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(record_gates(model))
+        gates = second.enter_context(record_gates(model))
+        first.close()
+        model(X)
+    assert len(gates["fused"]) == 1
     assert switch.recorder is None
 
 
