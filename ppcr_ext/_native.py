@@ -113,7 +113,12 @@ def _build_record() -> dict[str, str | None]:
 
 def build(verbose: bool) -> Path:
     """Compiles the libraries, or takes an earlier build, and loads them: see ppcr_ext.build."""
-    return _library or _adopt(*jit.build(_why_not_loaded, verbose))
+    if _library is not None:
+        # Beside a library in the cache the CUDA library can still be built.
+        is_complete = _cuda_library is not None or _library != jit.built()
+        if is_complete or jit.why_no_cuda() is not None:
+            return _library
+    return _adopt(*jit.build(_why_not_loaded, verbose))
 
 
 def load() -> None:

@@ -35,7 +35,7 @@ def build(verbose: bool = True) -> Path:
 
     Returns:
         The path of the loaded CPU library. If a library is loaded already, it is that one, since a
-        process cannot exchange it.
+        process cannot exchange it; beside one in the cache the CUDA library is still built.
 
     Raises:
         ValueError: PPCR_BUILD_CUDA has a value other than auto, 0 and 1.

@@ -14,6 +14,7 @@ import torch
 import ppcr_ext
 from ppcr_ext import _native
 from ppcr_ext._build import cpu as recipe
+from ppcr_ext._build import jit
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = (
@@ -109,6 +110,34 @@ def test_pure_package_is_compiled_later(checkout, tmp_path):
     output = call("-c", SMOKE, cwd=checkout, **cache)
     assert "('native', 'reference')" in output
     assert "slow" not in output
+
+
+def test_the_cuda_library_is_built_beside_a_loaded_one(monkeypatch):
+    """Where that is in the cache, and where the CUDA library is wanted and can be built."""
+    library, calls = Path("cache", "cpu.so"), []
+    monkeypatch.setattr(_native, "_library", library)
+    monkeypatch.setattr(_native, "_cuda_library", None)
+    monkeypatch.setattr(_native, "_adopt", lambda path, why: path)
+    monkeypatch.setattr(jit, "built", lambda: library)
+    monkeypatch.setattr(jit, "build", lambda *_: calls.append("build") or (library, None))
+    monkeypatch.setattr(jit.cuda, "why_not", lambda version: None)
+
+    def built(wanted):
+        calls.clear()
+        monkeypatch.setenv("PPCR_BUILD_CUDA", wanted)
+        assert _native.build(verbose=False) == library
+        return calls == ["build"]
+
+    assert built("1")
+    assert not built("0")
+    monkeypatch.setattr(_native, "_cuda_library", Path("cache", "cuda.so"))
+    assert not built("1")
+    monkeypatch.setattr(_native, "_cuda_library", None)
+    monkeypatch.setattr(jit.cuda, "why_not", lambda version: "no nvcc")
+    with pytest.raises(RuntimeError, match="PPCR_BUILD_CUDA=1, but .* cannot be built: no nvcc"):
+        built("1")
+    monkeypatch.setattr(jit, "built", lambda: None)  # it stands beside the package
+    assert not built("1")
 
 
 @pytest.mark.parametrize(

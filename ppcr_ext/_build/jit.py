@@ -112,18 +112,18 @@ def _build_in(
             verbose=verbose,
         )
         (work / f"{name}.so").replace(path)
-    why_no_cuda = _why_no_cuda()
-    if why_no_cuda:
-        say(f"ppcr_ext: CUDA kernels: not built: {why_no_cuda}")
+    reason = why_no_cuda()
+    if reason:
+        say(f"ppcr_ext: CUDA kernels: not built: {reason}")
     elif not cuda_path.exists():
         torch_folder = Path(torch.__file__).parent
         library, version = work / cuda.LIBRARY, torch.version.cuda
         cuda.build(library, cpu.csrc(), work / "cuda", torch_folder, version, say=say)
         library.replace(cuda_path)
-    return path, why_no_cuda
+    return path, reason
 
 
-def _why_no_cuda() -> str | None:
+def why_no_cuda() -> str | None:
     """Why the CUDA library is left out, or None.
 
     Raises RuntimeError where it is demanded and cannot be built.
