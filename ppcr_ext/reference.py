@@ -43,7 +43,8 @@ def _per_pixel(
     contexts = torch.stack([x[:, begin:end].mean(1) for begin, end in edges], 1)  # [N, L, *spatial]
     centred = contexts - contexts.mean(1, keepdim=True)
     variance = (centred * centred).mean(1, keepdim=True)
-    normalized = centred / (variance + eps).sqrt()
+    # Zero would divide by zero where all contexts agree.
+    normalized = centred / (variance + max(eps, torch.finfo(dtype).tiny)).sqrt()
     z = (normalized * weight.to(dtype).reshape(-1, *[1] * (x.dim() - 2))).sum(1, keepdim=True)
     if bias is not None:
         z = z + bias.to(dtype)
@@ -75,4 +76,5 @@ def ppcr_add_relu(
 ) -> Tensor:
     """``relu(x * g + residual)``: shape, dtype and memory format of x."""
     wide, gate = _per_pixel(x, weight, bias, levels, eps)
-    return (wide * gate + residual.to(wide.dtype)).relu().to(x.dtype)
+    # What is rounded to zero gets no gradient: backward looks at the stored output.
+    return (wide * gate + residual.to(wide.dtype)).to(x.dtype).relu()

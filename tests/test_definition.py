@@ -95,6 +95,25 @@ class TestOnPaper:
         assert r.grad.tolist() == [[3.0, 0.0]]
         assert x.grad.tolist() == [[1.5, 0.0]]
 
+    def test_what_is_rounded_to_zero_gets_no_gradient(self, backend):
+        # 6e-8 is float16's smallest number, and x times a gate below 1/2 rounds to zero.
+        x = torch.full((1, 4), 6e-8, dtype=torch.half, requires_grad=True)
+        r = torch.zeros(1, 4, dtype=torch.half, requires_grad=True)
+        weight, bias = torch.zeros(7), torch.tensor([-3.0])
+        y = ppcr_ext.ppcr_add_relu(x, r, weight, bias, backend=backend)
+        dx, dr = torch.autograd.grad(y, (x, r), torch.ones_like(y), create_graph=True)
+        assert y.tolist() == dx.tolist() == dr.tolist() == [[0.0] * 4]
+
+    @pytest.mark.parametrize("dtype", [torch.half, torch.float32, torch.float64])
+    def test_eps_below_the_range(self, backend, dtype):
+        # It counts as the smallest normal number: zero would divide by zero.
+        x = torch.full((1, 4), 7.0, dtype=dtype, requires_grad=True)
+        weight = torch.ones(7, dtype=torch.promote_types(dtype, torch.float32))
+        gate = ppcr_ext.ppcr_gate(x, weight, eps=1e-310, backend=backend)
+        assert gate.item() == 0.5
+        (dx,) = torch.autograd.grad(gate.sum(), x)
+        assert not dx.isnan().any()
+
 
 def test_bins_follow_adaptive_average_pooling():
     for channels in range(1, 40):
