@@ -123,8 +123,9 @@ class PPCR(nn.Module):
             >>> layer(x).sum().item(), layer(x, residual=-x).sum().item()
             (8.0, 0.0)
         """
-        if recorder is not None:
-            recorder(self, x)
+        record = recorder  # another thread may take it away
+        if record is not None:
+            record(self, x)
         own = self.weight, self.bias
         options: dict[str, Any] = {"levels": self.levels, "eps": self.eps, "backend": self.backend}
         if isinstance(x, Tensor):
@@ -224,9 +225,10 @@ class PPCR(nn.Module):
 def can_fuse(layer: nn.Module | None) -> bool:
     """Whether a residual block may leave its addition and ReLU to the layer.
 
-    It may if the layer is a PPCR and no hooks look at the layer's own output or its gradient.
+    It may if the layer is a PPCR and no hooks look at the layer's own output or its gradient, be
+    they its own or those of all modules.
     """
-    if not isinstance(layer, PPCR):
+    if not isinstance(layer, PPCR) or nn.modules.module._has_any_global_hook():
         return False
     return not (layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks)
 

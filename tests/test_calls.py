@@ -147,22 +147,37 @@ def test_hooks_run(networks, kind):
 
 
 def test_hooks_of_all_modules_run(networks):
-    counts = []
+    everything = []
     for model in networks:
         heard = []
 
         def hear(module, *what, heard=heard):
-            heard.append(type(module))
+            if isinstance(module, PPCR):
+                heard.append([t.sum().item() for t in what])
 
         handles = [
-            nn.modules.module.register_module_forward_pre_hook(hear),
-            nn.modules.module.register_module_forward_hook(hear),
+            nn.modules.module.register_module_forward_pre_hook(lambda m, x: hear(m, *x)),
+            nn.modules.module.register_module_forward_hook(lambda m, x, y: hear(m, *x, y)),
         ]
-        model(X)
-        for handle in handles:
-            handle.remove()
-        counts.append(heard.count(PPCR))
-    assert counts == [8, 8]
+        try:
+            model(X)
+        finally:
+            for handle in handles:
+                handle.remove()
+        everything.append(heard)
+    assert len(everything[0]) == 8
+    assert everything[0] == everything[1]  # the layer's own output, fused or not
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks")
+def test_blocks_compile_as_one_graph_with_hooks_of_all_modules(networks):
+    torch.compiler.reset()
+    handle = nn.modules.module.register_module_forward_hook(lambda m, x, y: None)
+    try:
+        compiled = torch.compile(networks[0], fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(X), networks[1](X))
+    finally:
+        handle.remove()
 
 
 def test_hooks_that_change_what_they_see(networks):
