@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #define PPCR_HD __host__ __device__ __forceinline__
@@ -19,17 +20,9 @@ enum class Operation : int { kPpcr, kGate, kAddRelu };
 enum class Pass : int { kForward, kBackward };
 PPCR_HD constexpr bool is_backward(Pass pass) { return pass == Pass::kBackward; }
 
-// The type of sums: float, and double for double.
+// The type of sums.
 template <class T>
-struct Accumulation {
-  using type = float;
-};
-template <>
-struct Accumulation<double> {
-  using type = double;
-};
-template <class T>
-using Acc = typename Accumulation<T>::type;
+using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // The tensors of one call. The gate and its gradient have one value per pixel; all others have the
 // shape and layout of x.
@@ -76,19 +69,16 @@ inline const char* make_pooling(const int64_t* levels, int64_t count, int64_t ch
   if (contexts < 2) return "levels need at least 2 contexts: one alone normalizes to zero";
 
   // Quotient first: i * C may leave 64 bits, i * (C / k) never does.
-  const auto floor_edge = [channels](int64_t i, int64_t k) {
-    return i * (channels / k) + i * (channels % k) / k;
-  };
-  const auto ceil_edge = [channels](int64_t i, int64_t k) {
-    return i * (channels / k) + (i * (channels % k) + k - 1) / k;
+  const auto edge_of = [channels](int64_t i, int64_t k, bool up) {
+    return i * (channels / k) + (i * (channels % k) + (up ? k - 1 : 0)) / k;
   };
 
   int64_t edge[2 * kMaxContexts];
   int edges = 0;
   for (int64_t i = 0; i < count; ++i)
     for (int64_t b = 0; b < levels[i]; ++b) {
-      edge[edges++] = floor_edge(b, levels[i]);
-      edge[edges++] = ceil_edge(b + 1, levels[i]);
+      edge[edges++] = edge_of(b, levels[i], false);
+      edge[edges++] = edge_of(b + 1, levels[i], true);
     }
   std::sort(edge, edge + edges);
   const auto unique = std::unique_copy(edge, edge + edges, pooling.edge) - pooling.edge;
@@ -102,7 +92,7 @@ inline const char* make_pooling(const int64_t* levels, int64_t count, int64_t ch
   int l = 0;
   for (int64_t i = 0; i < count; ++i)
     for (int64_t b = 0; b < levels[i]; ++b, ++l) {
-      const int64_t begin = floor_edge(b, levels[i]), end = ceil_edge(b + 1, levels[i]);
+      const int64_t begin = edge_of(b, levels[i], false), end = edge_of(b + 1, levels[i], true);
       pooling.first[l] = segment_at(begin);
       pooling.last[l] = segment_at(end);
       pooling.size[l] = end - begin;

@@ -60,15 +60,15 @@ MUTANTS = (
     Mutant(
         "bins that never overlap",
         TYPES,
-        "(i * (channels % k) + k - 1) / k",
-        "(i * (channels % k)) / k",
+        "(up ? k - 1 : 0)",
+        "0",
         sample=True,
     ),
     Mutant(
         "remainder of the channels left out of an edge",
         TYPES,
-        "i * (channels / k) + i * (channels % k) / k;",
-        "i * (channels / k);",
+        "(i * (channels % k) + (up ? k - 1 : 0)) / k;",
+        "(up ? (i * (channels % k) + k - 1) / k : 0);",
     ),
     Mutant(
         "bin size one too large",
@@ -87,8 +87,8 @@ MUTANTS = (
     Mutant(
         "product before quotient",
         TYPES,
-        "return i * (channels / k) + i * (channels % k) / k;",
-        "return i * channels / k;",
+        "return i * (channels / k) + (i * (channels % k) + (up ? k - 1 : 0)) / k;",
+        "return (i * channels + (up ? k - 1 : 0)) / k;",
         survives="differs where 64 C leaves 64 bits, and no tensor has 2^57 channels",
     ),
     # the operators
