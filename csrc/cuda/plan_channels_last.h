@@ -27,53 +27,41 @@ inline bool lanes_fit(const Workload& workload) {
          workload.channels * workload.element_size % (4 * 16) == 0;
 }
 
-// `cached_bytes`: of a lane, in registers.
-inline void set_warps(Plan& plan, const Workload& workload, int cached_bytes,
-                      const DeviceLimits& device, const Forced& forced) {
+// Lanes that keep a pixel in registers; for the gate alone, lanes that keep nothing.
+inline Plan plan_channels_last_lanes(const Workload& workload, const DeviceLimits& device,
+                                     const Forced& forced) {
+  Plan plan;
+  plan.vector = 16 / workload.element_size;
+  const int64_t vectors = ceil_div(workload.pooling->edge[1], plan.vector);  // of a segment
+  LaneVariant found{};
+  if (workload.is_gate()) {
+    plan.method = Method::kChannelsLastGate;
+    plan.variant = forced.variant >= 0 ? forced.variant : vectors >= 8 ? 32 : 8;
+    if (plan.variant == 8 || plan.variant == 32) found = {plan.variant, 1, kGatePixels};
+  } else {
+    plan.method = Method::kChannelsLastRegisters;
+    for (int i = 0; i < kLaneVariantCount && found.lanes == 0; ++i) {
+      const LaneVariant& variant = kLaneVariants[i];
+      if (!has_lane_variant(variant, workload.element_size) ||
+          variant.lanes / 4 * variant.steps < vectors ||
+          (forced.variant >= 0 && i != forced.variant))
+        continue;
+      found = variant;
+      plan.variant = i;
+      plan.steps = variant.steps;
+    }
+  }
+  if (found.lanes == 0) return plan;
+  plan.warp_pixels = kWarp / found.lanes * found.pixels;
   const int warps = forced.warps != 0 ? std::min(forced.warps, kThreads / kWarp)
-                                      : warps_for(workload, plan.warp_pixels, cached_bytes, device);
+                                      : warps_for(workload, plan.warp_pixels,
+                                                  16 * found.steps * found.pixels, device);
   plan.threads = warps * kWarp;
   plan.shared_bytes =
       workload.accumulator() * lanes_memory(warps, plan.warp_pixels, workload.pooling->contexts,
                                             workload.pooling->segments, workload.pass);
   plan.blocks = ceil_div(workload.pixels(), int64_t(warps) * plan.warp_pixels);
   plan.score = 1;
-}
-
-// Lanes that keep a pixel in registers.
-inline Plan plan_channels_last_registers(const Workload& workload, const DeviceLimits& device,
-                                         const Forced& forced) {
-  const int vector = 16 / workload.element_size;
-  Plan plan;
-  for (int i = 0; i < kLaneVariantCount; ++i) {
-    const LaneVariant variant = kLaneVariants[i];
-    if (!has_lane_variant(variant, workload.element_size)) continue;
-    if (int64_t(variant.lanes / 4) * variant.steps * vector < workload.pooling->edge[1]) continue;
-    if (forced.variant >= 0 && i != forced.variant) continue;
-    plan.method = Method::kChannelsLastRegisters;
-    plan.variant = i;
-    plan.vector = vector;
-    plan.steps = variant.steps;
-    plan.warp_pixels = kWarp / variant.lanes * variant.pixels;
-    set_warps(plan, workload, 16 * variant.steps * variant.pixels, device, forced);
-    break;
-  }
-  return plan;
-}
-
-// Lanes that keep nothing: the gate alone.
-inline Plan plan_channels_last_gate(const Workload& workload, const DeviceLimits& device,
-                                    const Forced& forced) {
-  const int vector = 16 / workload.element_size;
-  const int fitting = workload.pooling->edge[1] >= 8 * vector ? 32 : 8;
-  const int lanes = forced.variant >= 0 ? forced.variant : fitting;
-  Plan plan;
-  if (lanes != 8 && lanes != 32) return plan;
-  plan.method = Method::kChannelsLastGate;
-  plan.vector = vector;
-  plan.variant = lanes;
-  plan.warp_pixels = kWarp / plan.variant * kGatePixels;
-  set_warps(plan, workload, 16 * kGatePixels, device, forced);
   return plan;
 }
 
@@ -135,8 +123,7 @@ inline Plan plan_channels_last(const Workload& workload, const DeviceLimits& dev
                                const Forced& forced) {
   Plan plan;
   if (lanes_fit(workload) && forced.vector != 1 && forced.q == 0)
-    plan = workload.is_gate() ? plan_channels_last_gate(workload, device, forced)
-                              : plan_channels_last_registers(workload, device, forced);
+    plan = plan_channels_last_lanes(workload, device, forced);
   if (plan.score == 0 && forced.variant < 0)
     plan = plan_channels_last_shared(workload, device, forced);
   plan.partial_count = plan.blocks;

@@ -59,8 +59,14 @@ inline bool cut_contiguous(const Workload& workload, const DeviceLimits& device,
       (round_units % pooling.segments != 0 || workload.channels % round_units != 0))
     return false;
   if (plan.unit_count > kMaxUnits) return false;
-  const int64_t unit_channels = plan.unit_channels =
-      pooling.standard ? workload.channels / round_units : longest_unit(pooling, plan.unit_count);
+  TableUnits units{};
+  int64_t unit_channels = pooling.standard ? workload.channels / round_units : 0;
+  if (!pooling.standard) {
+    units = table_units(pooling, plan.unit_count);
+    for (int unit = 0; unit < plan.unit_count; ++unit)
+      unit_channels = std::max<int64_t>(unit_channels, units.count(unit));
+  }
+  plan.unit_channels = unit_channels;
 
   // Rows of a step, and whether every vector lies within one unit and starts at a multiple of its
   // size.
@@ -75,8 +81,6 @@ inline bool cut_contiguous(const Workload& workload, const DeviceLimits& device,
     rows -= rows % whole_vectors;
     if (rows < 1) return false;
     if (pooling.standard && unit_channels % whole_vectors != 0) return false;
-    const TableUnits units =
-        pooling.standard ? TableUnits{} : table_units(pooling, plan.unit_count);
     for (int unit = 0; unit <= plan.unit_count; ++unit)
       if (units.edge[unit] % whole_vectors != 0) return false;
   }
@@ -89,9 +93,9 @@ inline bool cut_contiguous(const Workload& workload, const DeviceLimits& device,
   tile.image_tiles = static_cast<unsigned>(image_tiles);
   tile.tiles = static_cast<unsigned>(workload.images * image_tiles);
   tile.steps = static_cast<int>(ceil_div(unit_channels, rows));
-  tile.group_log2 = log2_of(tile.group);
-  tile.groups_log2 = log2_of(groups);
-  tile.cluster_log2 = log2_of(cluster);
+  tile.group_log2 = __builtin_ctz(unsigned(tile.group));
+  tile.groups_log2 = __builtin_ctz(unsigned(groups));
+  tile.cluster_log2 = __builtin_ctz(unsigned(cluster));
   tile.by_q = divider(unsigned(q));
   tile.by_step = divider(unsigned(rows * q));
   tile.by_image_tiles = divider(tile.image_tiles);
@@ -128,7 +132,7 @@ inline double weight_of_run(double run) {
 // PPCR_PLAN is there to measure more. Sets the number of clusters, on which the score depends.
 inline double score_contiguous(const Workload& workload, const DeviceLimits& device, Plan& plan) {
   const Tile& tile = plan.tile;
-  const bool gate = workload.is_gate(), added = workload.is_add_relu();
+  const bool gate = workload.is_gate(), added = workload.operation == Operation::kAddRelu;
   const bool backward = workload.backward(), whole = tile.q == tile.image_pixels;
   const double unit_steps = tile.steps, unit_channels = double(plan.unit_channels);
   const double cached_steps = gate ? unit_steps : std::min<double>(plan.steps, unit_steps);

@@ -4,23 +4,17 @@
 
 namespace ppcr::cuda {
 
-inline int log2_of(int power) {
-  int log2 = 0;
-  while ((1 << log2) < power) ++log2;
-  return log2;
-}
-
 // Groups and blocks are powers of two, and so are the units of one of four segments.
 inline EqualUnits equal_units(const Pooling& pooling, int unit_count) {
   const int per_segment = unit_count / pooling.segments;
-  return {static_cast<int>(pooling.edge[1] / per_segment), log2_of(per_segment)};
+  return {static_cast<int>(pooling.edge[1] / per_segment), __builtin_ctz(unsigned(per_segment))};
 }
 
 // At least one unit per segment; the longest units are cut until there are `wanted`.
-inline int units_of_segments(const Pooling& pooling, int wanted, int (&per_segment)[kMaxSegments]) {
-  int count = pooling.segments;
+inline TableUnits table_units(const Pooling& pooling, int wanted) {
+  int per_segment[kMaxSegments];
   for (int k = 0; k < pooling.segments; ++k) per_segment[k] = 1;
-  for (; count < wanted; ++count) {
+  for (int count = pooling.segments; count < wanted; ++count) {
     int longest = 0;
     double length = 1;
     for (int k = 0; k < pooling.segments; ++k) {
@@ -33,12 +27,6 @@ inline int units_of_segments(const Pooling& pooling, int wanted, int (&per_segme
     if (length < 2) break;  // of single channels nothing can be cut off
     ++per_segment[longest];
   }
-  return count;
-}
-
-inline TableUnits table_units(const Pooling& pooling, int wanted) {
-  int per_segment[kMaxSegments];
-  units_of_segments(pooling, wanted, per_segment);
   TableUnits units{};
   int unit = 0;
   for (int k = 0; k < pooling.segments; ++k) {
@@ -62,15 +50,6 @@ UnitsOf<Bins> units_of(const Pooling& pooling, int unit_count) {
     return equal_units(pooling, unit_count);
   else
     return table_units(pooling, unit_count);
-}
-
-inline int64_t longest_unit(const Pooling& pooling, int wanted) {
-  int per_segment[kMaxSegments];
-  units_of_segments(pooling, wanted, per_segment);
-  int64_t longest = 0;
-  for (int k = 0; k < pooling.segments; ++k)
-    longest = std::max(longest, ceil_div(pooling.edge[k + 1] - pooling.edge[k], per_segment[k]));
-  return longest;
 }
 
 }  // namespace ppcr::cuda

@@ -1,7 +1,6 @@
 // What the planner is asked and what it answers, in plain C++.
 #pragma once
 #include <algorithm>
-#include <initializer_list>
 #include <string>
 
 #include "tile.h"
@@ -27,7 +26,6 @@ struct Workload {
 
   bool backward() const { return is_backward(pass); }
   bool is_gate() const { return operation == Operation::kGate; }
-  bool is_add_relu() const { return operation == Operation::kAddRelu; }
   int accumulator() const { return accumulator_size(element_size); }  // bytes
   int64_t pixels() const { return images * image_pixels; }
   int64_t pixel_bytes() const { return channels * element_size; }
@@ -37,19 +35,14 @@ struct Workload {
   }
 };
 
-// The largest power of two, up to 16, that divides all addresses.
-inline int common_alignment(std::initializer_list<const void*> addresses) {
+// The largest power of two, up to 16, that divides the addresses of all tensors. The gate's own,
+// and its gradient, are read and written singly, at any address.
+inline int alignment_of(Operation operation, const TensorPointers& t) {
+  const void* const tensors[] = {t.x, t.dx, t.grad, t.residual, t.y, t.d_residual};
   uintptr_t bits = 16;
-  for (const void* address : addresses) bits |= reinterpret_cast<uintptr_t>(address);
+  for (int i = 0; i < (operation == Operation::kGate ? 2 : 6); ++i)
+    bits |= reinterpret_cast<uintptr_t>(tensors[i]);
   return static_cast<int>(bits & (~bits + 1));
-}
-
-// In the gate's passes the tensors of one value per pixel are read and written singly, at any
-// address.
-inline int alignment_of(Operation operation, const TensorPointers& tensors) {
-  if (operation == Operation::kGate) return common_alignment({tensors.x, tensors.dx});
-  return common_alignment(
-      {tensors.x, tensors.grad, tensors.residual, tensors.y, tensors.dx, tensors.d_residual});
 }
 
 enum class Method : int {
