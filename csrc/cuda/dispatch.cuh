@@ -23,19 +23,12 @@ struct Launch {
 };
 
 template <class T>
-Tensors<T> typed(const Operands& operands) {
-  Tensors<T> tensors;
-  tensors.x = static_cast<const T*>(operands.x);
-  tensors.grad = static_cast<const T*>(operands.grad);
-  tensors.residual = static_cast<const T*>(operands.residual);
-  tensors.y = static_cast<T*>(operands.y);
-  tensors.dx = static_cast<T*>(operands.dx);
-  tensors.d_residual = static_cast<T*>(operands.d_residual);
-  tensors.weight = operands.weight;
-  tensors.bias = operands.bias;
-  tensors.eps = static_cast<Acc<T>>(operands.eps);
-  tensors.partials = static_cast<Acc<T>*>(operands.partials);
-  return tensors;
+Tensors<T> typed(const Operands& of) {
+  const auto in = [](const void* tensor) { return static_cast<const T*>(tensor); };
+  const auto out = [](void* tensor) { return static_cast<T*>(tensor); };
+  auto* const partials = static_cast<Acc<T>*>(of.partials);
+  return {in(of.x),           in(of.grad), in(of.residual), out(of.y),      out(of.dx),
+          out(of.d_residual), of.weight,   of.bias,         Acc<T>(of.eps), partials};
 }
 
 template <class T, class Launcher>
@@ -45,17 +38,10 @@ class Dispatch {
       : workload_(workload), plan_(plan), operands_(operands), launcher_(launcher) {}
 
   void launch() {
-    switch (workload_.operation) {
-      case Operation::kPpcr:
-        launch_operation<Operation::kPpcr>();
-        break;
-      case Operation::kGate:
-        launch_operation<Operation::kGate>();
-        break;
-      case Operation::kAddRelu:
-        launch_operation<Operation::kAddRelu>();
-        break;
-    }
+    const Operation operation = workload_.operation;
+    if (operation == Operation::kPpcr) launch_operation<Operation::kPpcr>();
+    if (operation == Operation::kGate) launch_operation<Operation::kGate>();
+    if (operation == Operation::kAddRelu) launch_operation<Operation::kAddRelu>();
     if (!launched_)
       throw std::runtime_error(
           "ppcr_ext: the planner chose a kernel that is not compiled; please report it");
@@ -80,7 +66,7 @@ class Dispatch {
     else if (plan_.method == Method::kChannelsLastRegisters)
       start_channels_last_registers<OP>();
     else if (plan_.method == Method::kChannelsLastGate)
-      choose_gate_lanes<OP>();
+      choose_gate_lanes();
     else if (!plan_.staged)
       start_channels_last_shared<OP, AnyBins<A>, false>();
     else if (standard)
@@ -111,12 +97,8 @@ class Dispatch {
     const ContiguousArguments<T, Bins> arguments{
         typed<T>(operands_), plan_.tile, units_of<Bins>(*workload_.pooling, plan_.unit_count),
         Bins(*workload_.pooling)};
-    if (!workload_.backward())
-      start("contiguous_pipelined_forward", contiguous_pipelined_forward<T, V, STEPS, Bins, OP>,
-            arguments);
-    else
-      start("contiguous_pipelined_backward", contiguous_pipelined_backward<T, V, STEPS, Bins, OP>,
-            arguments);
+    start("contiguous_pipelined", contiguous_pipelined_forward<T, V, STEPS, Bins, OP>,
+          contiguous_pipelined_backward<T, V, STEPS, Bins, OP>, arguments);
   }
 
   template <Operation OP, int INDEX = 0>
@@ -125,36 +107,22 @@ class Dispatch {
       constexpr LaneVariant kVariant = kLaneVariants[INDEX];
       constexpr int kSteps = kVariant.steps, kPixels = kVariant.pixels, kLanes = kVariant.lanes;
       if (plan_.variant != INDEX) return start_channels_last_registers<OP, INDEX + 1>();
-      if constexpr (has_lane_variant(kVariant, int(sizeof(T)))) {
-        const LaneArguments<T> arguments = lane_arguments();
-        if (workload_.backward())
-          start("channels_last_registers_backward",
-                channels_last_registers_backward<T, kVector, kSteps, kPixels, kLanes, OP>,
-                arguments);
-        else
-          start("channels_last_registers_forward",
-                channels_last_registers_forward<T, kVector, kSteps, kPixels, kLanes, OP>,
-                arguments);
-      }
+      if constexpr (has_lane_variant(kVariant, int(sizeof(T))))
+        start("channels_last_registers",
+              channels_last_registers_forward<T, kVector, kSteps, kPixels, kLanes, OP>,
+              channels_last_registers_backward<T, kVector, kSteps, kPixels, kLanes, OP>,
+              lane_arguments());
     }
   }
 
-  template <Operation OP>
   void choose_gate_lanes() {
-    if constexpr (OP == Operation::kGate) {
-      if (plan_.variant == 8) start_channels_last_gate<8>();
-      if (plan_.variant == 32) start_channels_last_gate<32>();
-    }
+    if (plan_.variant == 8) start_channels_last_gate<8>();
+    if (plan_.variant == 32) start_channels_last_gate<32>();
   }
   template <int LANES>
   void start_channels_last_gate() {
-    const LaneArguments<T> arguments = lane_arguments();
-    if (workload_.backward())
-      start("channels_last_gate_backward",
-            channels_last_gate_backward<T, kVector, LANES, Operation::kGate>, arguments);
-    else
-      start("channels_last_gate_forward",
-            channels_last_gate_forward<T, kVector, LANES, Operation::kGate>, arguments);
+    start("channels_last_gate", channels_last_gate_forward<T, kVector, LANES, Operation::kGate>,
+          channels_last_gate_backward<T, kVector, LANES, Operation::kGate>, lane_arguments());
   }
   LaneArguments<T> lane_arguments() const {
     const Pooling& pooling = *workload_.pooling;
@@ -166,24 +134,20 @@ class Dispatch {
   void start_channels_last_shared() {
     const SharedTileArguments<T, Bins> arguments{typed<T>(operands_), plan_.shared_tile,
                                                  Bins(*workload_.pooling)};
-    if (workload_.backward())
-      start("channels_last_shared_backward", channels_last_shared_backward<T, Bins, OP, STAGED>,
-            arguments);
-    else
-      start("channels_last_shared_forward", channels_last_shared_forward<T, Bins, OP, STAGED>,
-            arguments);
+    start("channels_last_shared", channels_last_shared_forward<T, Bins, OP, STAGED>,
+          channels_last_shared_backward<T, Bins, OP, STAGED>, arguments);
   }
 
   void finish() {
-    FinishArguments<T> arguments;
-    arguments.partials = static_cast<const A*>(operands_.partials);
-    arguments.count = plan_.partial_count;
-    arguments.contexts = workload_.pooling->contexts;
-    arguments.dweight = operands_.dweight;
-    arguments.dbias = operands_.dbias;
-    arguments.weight_kind = operands_.weight.kind;
-    arguments.bias_kind = operands_.bias.kind;
-    const int shared = kFinishThreads / kWarp * int(sizeof(Acc<T>));
+    const Operands& of = operands_;
+    const FinishArguments<T> arguments{static_cast<const A*>(of.partials),
+                                       plan_.partial_count,
+                                       workload_.pooling->contexts,
+                                       of.dweight,
+                                       of.dbias,
+                                       of.weight.kind,
+                                       of.bias.kind};
+    const int shared = kFinishThreads / kWarp * int(sizeof(A));
     launcher_(
         finish_parameters<T>,
         Launch{"finish_parameters", arguments.contexts + 1, kFinishThreads, shared, 1, plan_.early},
@@ -191,9 +155,10 @@ class Dispatch {
   }
 
   template <class Arguments>
-  void start(const char* name, void (*kernel)(Arguments), const Arguments& arguments) {
+  void start(const char* name, void (*forward)(Arguments), void (*backward)(Arguments),
+             const Arguments& arguments) {
     const int cluster = plan_.method == Method::kContiguousPipelined ? plan_.tile.cluster : 1;
-    launcher_(kernel,
+    launcher_(workload_.backward() ? backward : forward,
               Launch{name, plan_.blocks, plan_.threads, plan_.shared_bytes, cluster, plan_.early},
               arguments);
     launched_ = true;

@@ -1,3 +1,4 @@
 #include "launch_dtype.cuh"
 
-const ppcr::cuda::Kernels ppcr::cuda::kBFloat16 = ppcr::cuda::kernels_of<ppcr::cuda::BFloat16>();
+const ppcr::cuda::Kernels ppcr::cuda::kBFloat16{launch_dtype<BFloat16>,
+                                                resident_clusters<BFloat16>};

@@ -1,3 +1,3 @@
 #include "launch_dtype.cuh"
 
-const ppcr::cuda::Kernels ppcr::cuda::kDouble = ppcr::cuda::kernels_of<double>();
+const ppcr::cuda::Kernels ppcr::cuda::kDouble{launch_dtype<double>, resident_clusters<double>};

@@ -121,9 +121,4 @@ int64_t resident_clusters(const Workload& workload, const Plan& plan, int multip
   return query.clusters;
 }
 
-template <class T>
-constexpr Kernels kernels_of() {
-  return {launch_dtype<T>, resident_clusters<T>};
-}
-
 }  // namespace ppcr::cuda

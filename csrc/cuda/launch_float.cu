@@ -1,6 +1,6 @@
 #include "launch_dtype.cuh"
 
-const ppcr::cuda::Kernels ppcr::cuda::kFloat = ppcr::cuda::kernels_of<float>();
+const ppcr::cuda::Kernels ppcr::cuda::kFloat{launch_dtype<float>, resident_clusters<float>};
 
 int ppcr::cuda::running_architecture() {
   cudaFuncAttributes attributes;

@@ -1,3 +1,3 @@
 #include "launch_dtype.cuh"
 
-const ppcr::cuda::Kernels ppcr::cuda::kHalf = ppcr::cuda::kernels_of<ppcr::cuda::Half>();
+const ppcr::cuda::Kernels ppcr::cuda::kHalf{launch_dtype<Half>, resident_clusters<Half>};

@@ -63,43 +63,32 @@ using PlanKey = std::tuple<int64_t, int64_t, int64_t, bool, int, int, Operation,
 
 // Planning takes tens to hundreds of microseconds, and a network calls with the same few shapes
 // again and again.
-const Plan& plan_for(const Workload& workload, const Levels& levels, int device,
-                     const Kernels& kernels) {
+const Plan& plan_for(const Workload& w, const Levels& levels, int device, const Kernels& kernels) {
   thread_local std::map<PlanKey, Plan> known;
-  const char* const forced = std::getenv("PPCR_PLAN");
-  PlanKey key{workload.images,
-              workload.channels,
-              workload.image_pixels,
-              workload.channels_last,
-              workload.element_size,
-              workload.alignment,
-              workload.operation,
-              workload.pass,
-              device,
-              levels,
-              forced == nullptr ? "" : forced};
+  const char* const variable = std::getenv("PPCR_PLAN");
+  const std::string forced = variable == nullptr ? "" : variable;
+  PlanKey key{w.images,    w.channels, w.image_pixels, w.channels_last, w.element_size, w.alignment,
+              w.operation, w.pass,     device,         levels,          forced};
   const auto found = known.find(key);
   if (found != known.end()) return found->second;
   if (known.size() > 1000) known.clear();
   const DeviceLimits limits = limits_of(device);
-  Plan plan = make_plan(workload, limits, std::get<std::string>(key));
+  Plan plan = make_plan(w, limits, forced);
   PPCR_CHECK(plan.error.empty(), plan.error);
   if (plan.method == Method::kContiguousPipelined && !plan.fixed_grid)
-    set_clusters(plan, kernels.resident_clusters(workload, plan, limits.multiprocessors));
+    set_clusters(plan, kernels.resident_clusters(w, plan, limits.multiprocessors));
   return known[std::move(key)] = plan;
 }
 
 // ---- calls
 
-struct OnDevice {
-  torch::stable::accelerator::DeviceGuard guard;
-};
+using torch::stable::accelerator::DeviceGuard;
 
-struct Call : private OnDevice, Arguments {
+struct Call : private DeviceGuard, Arguments {
   // The guard comes first, since a copy of x is made on the current device.
   Call(Operation operation, Pass pass, const Tensor& input, const Tensor& given_weight,
        const MaybeTensor& bias, const Levels& levels, double eps)
-      : OnDevice{torch::stable::accelerator::DeviceGuard(device_of(input))},
+      : DeviceGuard(device_of(input)),
         Arguments(operation, pass, input, given_weight, bias, levels, eps) {
     if (!is_backward(pass)) return;
     d_weight_ = new_vector(weight, weight.size(0));
@@ -114,16 +103,11 @@ struct Call : private OnDevice, Arguments {
     operands.weight = parameter(weight);
     if (bias) operands.bias = parameter(*bias);
     operands.eps = eps;
-    Workload workload;
-    workload.images = shape.samples;
-    workload.channels = shape.channels;
-    workload.image_pixels = shape.pixels;
-    workload.channels_last = shape.channels_last;
-    workload.element_size = static_cast<int>(x.element_size());
-    workload.alignment = alignment_of(operation, tensors);
-    workload.operation = operation;
-    workload.pass = pass;
-    workload.pooling = &pooling;
+    const int bytes = static_cast<int>(x.element_size()),
+              alignment = alignment_of(operation, tensors);
+    const Workload workload{shape.samples,       shape.channels, shape.pixels,
+                            shape.channels_last, bytes,          alignment,
+                            operation,           pass,           &pooling};
     const int device = x.get_device_index();
     const ScalarType type = x.scalar_type();
     const Kernels& kernels = type == ScalarType::Float    ? kFloat
