@@ -28,8 +28,7 @@ PPCR_DEVICE void sum_segments(const T* tensor, const LanePlace<G>& place, Acc<T>
   PPCR_UNROLL
   for (int i = 0; i < G::kPixels; ++i) {
     const A whole = sum_lanes(sum[i], G::kSegmentLanes);
-    if (threadIdx.x % G::kSegmentLanes == 0)
-      sums[(i * G::kGroups + place.group) * G::kRow + place.segment] = whole;
+    if (threadIdx.x % G::kSegmentLanes == 0) sums[place.row(i) + place.segment] = whole;
   }
 }
 
@@ -57,7 +56,7 @@ __global__ void __launch_bounds__(kThreads, kGateBlocks)
   if (lane < G::kWarpPixels && at < arguments.lanes.pixels) {
     Pixel<A, Bins> pixel;
     compute_gate(bins, sums + lane * G::kRow, parameters, tensors.eps, pixel);
-    narrow(pixel.g, tensors.y[at]);
+    tensors.y[at] = T(pixel.g);
   }
 }
 
@@ -83,14 +82,14 @@ __global__ void __launch_bounds__(kThreads, kGateBlocks)
   const int64_t at = warp_pixel<G>() + lane;
   A shares[Bins::kContexts + 1] = {};  // 0 beyond the last pixel
   if (lane < G::kWarpPixels && at < arguments.lanes.pixels)
-    lane_gradients(bins, rows + lane * G::kRow, widen(tensors.grad[at]), parameters, tensors.eps,
+    lane_gradients(bins, rows + lane * G::kRow, A(tensors.grad[at]), parameters, tensors.eps,
                    shares);
   block.put(shares, G::kWarpPixels);
   __syncthreads();
   PPCR_UNROLL
   for (int i = 0; i < G::kPixels; ++i) {
     A dsum[V];
-    fill<V>(rows[(i * G::kGroups + place.group) * G::kRow + place.segment], dsum);
+    fill<V>(rows[place.row(i) + place.segment], dsum);
     const Word<T, V> word = pack<T, V>(dsum);
     PPCR_BY_TWO
     for (int channel = 0; channel < place.channels_left; channel += G::kStride)

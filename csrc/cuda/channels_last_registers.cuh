@@ -42,6 +42,7 @@ struct LanePlace {
     return i * G::kGroups < pixels_left && r * G::kStride < channels_left;
   }
   PPCR_DEVICE int64_t at(int i, int r) const { return i * pixel_stride + r * G::kStride; }
+  PPCR_DEVICE int row(int i) const { return (i * G::kGroups + group) * G::kRow; }
 };
 
 // The warp's first pixel.
@@ -166,8 +167,7 @@ __global__ void __launch_bounds__(kThreads,
       for (int j = 0; j < V; ++j) sum += values[j];
     }
     sum = sum_lanes(sum, G::kSegmentLanes);
-    if (lane % G::kSegmentLanes == 0)
-      sums[(i * G::kGroups + place.group) * G::kRow + place.segment] = sum;
+    if (lane % G::kSegmentLanes == 0) sums[place.row(i) + place.segment] = sum;
   }
   __syncthreads();  // the sums are the warp's own, the parameters the block's
   if (lane < G::kWarpPixels) {
@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(kThreads,
     }
     sum = sum_lanes(sum, G::kSegmentLanes);
     dot = sum_lanes(dot, LANES);
-    A* const row = rows + (i * G::kGroups + place.group) * G::kRow;
+    A* const row = rows + place.row(i);
     if (lane % G::kSegmentLanes == 0) row[place.segment] = sum;
     if (lane % LANES == 0) row[kSegments] = dot;
   }
@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(kThreads,
   PPCR_UNROLL
   for (int i = 0; i < PIXELS; ++i) {
     if (!place.holds(i, 0)) break;
-    const A* const row = rows + (i * G::kGroups + place.group) * G::kRow;
+    const A* const row = rows + place.row(i);
     A gate[V], dsum[V];
     fill<V>(row[kSegments], gate);
     fill<V>(row[place.segment], dsum);

@@ -129,16 +129,16 @@ PPCR_DEVICE void channels_last_shared(const SharedTileArguments<T, Bins>& argume
   __syncthreads();
 
   const auto value_of_x = [&](Index at) {
-    return STAGED ? widen(x[at]) : widen(__ldg(tensors.x + base + at));
+    return A(STAGED ? x[at] : __ldg(tensors.x + base + at));
   };
   // The residual, or gy as it arrives or behind the ReLU.
   const auto value_of_second = [&](Index at) {
-    if constexpr (STAGED) return widen(second[at]);
-    if constexpr (!STAGED && !kBackward) return widen(__ldg(tensors.residual + base + at));
+    if constexpr (STAGED) return A(second[at]);
+    if constexpr (!STAGED && !kBackward) return A(__ldg(tensors.residual + base + at));
     if constexpr (!STAGED && kBackward) {
-      const A grad = widen(__ldg(tensors.grad + base + at));
+      const A grad = A(__ldg(tensors.grad + base + at));
       if constexpr (OP == Operation::kAddRelu)
-        return widen(__ldg(tensors.y + base + at)) <= A(0) ? A(0) : grad;
+        return A(__ldg(tensors.y + base + at)) <= A(0) ? A(0) : grad;
       return grad;
     }
   };
@@ -170,7 +170,7 @@ PPCR_DEVICE void channels_last_shared(const SharedTileArguments<T, Bins>& argume
       Pixel<A, Bins> pixel;
       compute_gate(bins, sums + own * row, parameters, tensors.eps, pixel);
       if constexpr (OP == Operation::kGate)
-        narrow(pixel.g, tensors.y[first + own]);
+        tensors.y[first + own] = T(pixel.g);
       else
         gates[own] = pixel.g;
     }
@@ -183,7 +183,7 @@ PPCR_DEVICE void channels_last_shared(const SharedTileArguments<T, Bins>& argume
         PPCR_UNROLL
         for (int k = 0; k < bins.segments(); ++k) dg += dots[own * row + k];
       } else {
-        dg = widen(tensors.grad[first + own]);
+        dg = A(tensors.grad[first + own]);
       }
       compute_gate(bins, sums + own * row, parameters, tensors.eps, pixel);
       A gradients[Bins::kSegments];
@@ -221,12 +221,12 @@ PPCR_DEVICE void channels_last_shared(const SharedTileArguments<T, Bins>& argume
                      const A grad = value_of_second(at);
                      value += grad * gate;
                      if constexpr (!STAGED && OP == Operation::kAddRelu)
-                       narrow(grad, tensors.d_residual[base + at]);
+                       tensors.d_residual[base + at] = T(grad);
                    }
                    if constexpr (STAGED)
-                     narrow(value, x[at]);
+                     x[at] = T(value);
                    else
-                     narrow(value, result_of<PASS>(tensors)[base + at]);
+                     result_of<PASS>(tensors)[base + at] = T(value);
                  }
                });
   if constexpr (STAGED) {

@@ -217,25 +217,16 @@ struct ContiguousBlock {
   using A = Acc<T>;
   static constexpr int kStagedTensors = staged_tensors(OP, PASS, int(sizeof(T)) * V, STEPS);
   using Units = UnitsOf<Bins>;
-  const Tensors<T>& tensors;
-  const Tile& tile;
-  const Units& units;
-  const Bins& bins;
-  const TileMemory& memory;
-  unsigned char* const slots;
-  A* const values;
-  Mbarrier* const barriers;  // two, used alternately, as are two copies of the parts
-  unsigned turn = 0;
-
-  PPCR_DEVICE ContiguousBlock(const ContiguousArguments<T, Bins>& arguments, unsigned char* raw)
-      : tensors(arguments.tensors),
-        tile(arguments.tile),
-        units(arguments.units),
-        bins(arguments.bins),
-        memory(tile.memory),
-        slots(raw),
-        values(reinterpret_cast<A*>(raw + kStagedTensors * STEPS * kThreads * kSlotBytes)),
-        barriers(reinterpret_cast<Mbarrier*>(values)) {}
+  const ContiguousArguments<T, Bins>& arguments;
+  unsigned char* const slots;  // at the beginning of shared memory
+  unsigned turn = 0;           // tiles so far
+  const Tensors<T>& tensors = arguments.tensors;
+  const Tile& tile = arguments.tile;
+  const Units& units = arguments.units;
+  const TileMemory& memory = tile.memory;
+  A* const values = reinterpret_cast<A*>(slots + kStagedTensors * STEPS * kThreads * kSlotBytes);
+  // Two, used alternately, as are two copies of the parts.
+  Mbarrier* const barriers = reinterpret_cast<Mbarrier*>(values);
 
   PPCR_DEVICE unsigned first_tile() const { return blockIdx.x >> tile.cluster_log2; }
   PPCR_DEVICE unsigned tile_stride() const { return gridDim.x >> tile.cluster_log2; }

@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(int(sizeof(T)) * V
   wait_for_kernels_before();
   PPCR_SHARED(raw);
   using Block = ContiguousBlock<T, V, STEPS, Bins, OP, Pass::kBackward>;
-  Block block(arguments, raw);
+  Block block{arguments, raw};
   constexpr bool kSlots = Block::kStagedTensors > 0;
   constexpr bool kGradAhead = kSlots && grad_ahead(OP, STEPS);
   const Slots<T, V> xs = block.slots_of_tensor(0);
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, contiguous_blocks(int(sizeof(T)) * V
       if constexpr (kGate) {
         const TilePlace place = tile_place(tile, tile_thread<V>(tile), index);
         if (place.first + q < tile.image_pixels)
-          dg = widen(tensors.grad[int64_t(place.image) * tile.image_pixels + place.first + q]);
+          dg = A(tensors.grad[int64_t(place.image) * tile.image_pixels + place.first + q]);
       }
       block.await_parts();
       const A* const parts = block.parts();

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads,
   wait_for_kernels_before();
   PPCR_SHARED(raw);
   using Block = ContiguousBlock<T, V, STEPS, Bins, OP, Pass::kForward>;
-  Block block(arguments, raw);
+  Block block{arguments, raw};
   constexpr bool kSlots = Block::kStagedTensors > 0;
   const Slots<T, V> xs = block.slots_of_tensor(0), residuals = block.slots_of_tensor(1);
   A* const gates = block.gates();
@@ -124,11 +124,8 @@ __global__ void __launch_bounds__(kThreads,
       compute_gate(bins, segments, block.parameters(), tensors.eps, pixel);
       if constexpr (kGate) {
         const TilePlace place = tile_place(tile, tile_thread<V>(tile), index);
-        if (block.is_first() && place.first + q < tile.image_pixels) {
-          T gate;
-          narrow(pixel.g, gate);
-          tensors.y[int64_t(place.image) * tile.image_pixels + place.first + q] = gate;
-        }
+        if (block.is_first() && place.first + q < tile.image_pixels)
+          tensors.y[int64_t(place.image) * tile.image_pixels + place.first + q] = T(pixel.g);
       } else {
         gates[q] = pixel.g;
       }

@@ -21,14 +21,10 @@ template <class T, int V>
 using Word = WordOf<int(sizeof(T)) * V>;
 
 template <class T, int V>
-PPCR_DEVICE Word<T, V> load(const T* from) {
-  return __ldg(reinterpret_cast<const Word<T, V>*>(from));
-}
-template <class T, int V>
 PPCR_DEVICE Word<T, V> load_if(bool wanted, const T* from) {
   Word<T, V> word;
   memset(&word, 0, sizeof word);
-  if (wanted) word = load<T, V>(from);
+  if (wanted) word = __ldg(reinterpret_cast<const Word<T, V>*>(from));
   return word;
 }
 template <class T, int V>
@@ -55,14 +51,14 @@ PPCR_DEVICE void unpack(const Word<T, V>& word, Acc<T> (&values)[V]) {
     T elements[V];
     memcpy(static_cast<void*>(elements), &word, sizeof elements);
     PPCR_UNROLL
-    for (int j = 0; j < V; ++j) values[j] = widen(elements[j]);
+    for (int j = 0; j < V; ++j) values[j] = Acc<T>(elements[j]);
   }
 }
 template <class T, int V>
 PPCR_DEVICE Word<T, V> pack(const Acc<T> (&values)[V]) {
   T elements[V];
   PPCR_UNROLL
-  for (int j = 0; j < V; ++j) narrow(values[j], elements[j]);
+  for (int j = 0; j < V; ++j) elements[j] = T(values[j]);
   Word<T, V> word;
   memcpy(&word, elements, sizeof word);
   return word;
@@ -78,7 +74,7 @@ PPCR_DEVICE Word<T, V> mask_relu(const Word<T, V>& grad, const Word<T, V>& y) {
   unpack<T, V>(y, outputs);
   PPCR_UNROLL
   for (int j = 0; j < V; ++j)
-    if (outputs[j] <= Acc<T>(0)) narrow(Acc<T>(0), gradients[j]);
+    if (outputs[j] <= Acc<T>(0)) gradients[j] = T(Acc<T>(0));
   Word<T, V> masked;
   memcpy(&masked, gradients, sizeof masked);
   return opaque(masked);
@@ -93,7 +89,7 @@ PPCR_DEVICE A relu(A value) {
 template <class T>
 PPCR_DEVICE Acc<T> read_parameter(const Parameter& parameter, int i) {
   if (parameter.kind == Parameter::kAbsent) return Acc<T>(0);
-  if (parameter.kind == Parameter::kOwn) return widen(static_cast<const T*>(parameter.data)[i]);
+  if (parameter.kind == Parameter::kOwn) return Acc<T>(static_cast<const T*>(parameter.data)[i]);
   return static_cast<const Acc<T>*>(parameter.data)[i];
 }
 

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kFinishThreads)
   void* const to = is_weight ? arguments.dweight : arguments.dbias;
   const int at = is_weight ? int(blockIdx.x) : 0;
   if (kind == Parameter::kWide) static_cast<A*>(to)[at] = total;
-  if (kind == Parameter::kOwn) narrow(total, static_cast<T*>(to)[at]);
+  if (kind == Parameter::kOwn) static_cast<T*>(to)[at] = T(total);
 }
 
 }  // namespace ppcr::cuda

@@ -221,11 +221,6 @@ PPCR_DEVICE void store_shared(uint4* to, uint4 word) {
                : "memory");
 }
 
-PPCR_DEVICE float widen(Half value) { return __half2float(value); }
-PPCR_DEVICE float widen(BFloat16 value) { return __bfloat162float(value); }
-PPCR_DEVICE void narrow(float value, Half& result) { result = __float2half_rn(value); }
-PPCR_DEVICE void narrow(float value, BFloat16& result) { result = __float2bfloat16_rn(value); }
-
 }  // namespace ppcr::cuda
 
 #else  // a CPU: the including file has brought cuda_on_cpu.h, which supplies clusters and copies
@@ -259,20 +254,7 @@ void reload_word_if(bool wanted, const Word* from, Word& word) {
   word = wanted ? __ldg(from) : Word{};
 }
 inline void store_shared(uint4* to, uint4 word) { *to = word; }
-inline float widen(Half value) { return static_cast<float>(value); }
-inline float widen(BFloat16 value) { return static_cast<float>(value); }
-inline void narrow(float value, Half& result) { result = Half(value); }
-inline void narrow(float value, BFloat16& result) { result = BFloat16(value); }
 
 }  // namespace ppcr::cuda
 
 #endif
-
-namespace ppcr::cuda {
-
-PPCR_DEVICE float widen(float value) { return value; }
-PPCR_DEVICE double widen(double value) { return value; }
-PPCR_DEVICE void narrow(float value, float& result) { result = value; }
-PPCR_DEVICE void narrow(double value, double& result) { result = value; }
-
-}  // namespace ppcr::cuda

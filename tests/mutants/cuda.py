@@ -299,8 +299,7 @@ MUTANTS = (
         "sums rounded to x's type",
         BLOCK,
         "for (int j = 0; j < V; ++j) sum[j] += values[j];",
-        "for (int j = 0; j < V; ++j) { T rounded; narrow(sum[j] + values[j], rounded); "
-        "sum[j] = widen(rounded); }",
+        "for (int j = 0; j < V; ++j) sum[j] = Acc<T>(T(sum[j] + values[j]));",
     ),
     Mutant(
         "one lane short in a shuffle",
