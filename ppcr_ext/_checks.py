@@ -33,8 +33,7 @@ def check_levels(levels: Levels, channels: int) -> tuple[int, tuple[int, ...]]:
 
     Raises TypeError or ValueError if they do not fit C channels.
     """
-    listed = isinstance(levels, (tuple, list, Sequence))
-    if not listed or isinstance(levels, str):
+    if not isinstance(levels, (tuple, list, Sequence)) or isinstance(levels, (str, bytes, bytearray)):
         raise TypeError(f"levels must be a sequence of ints such as (1, 2, 4), got {levels!r}")
     if len(levels) == 0:
         raise ValueError("levels must not be empty")
@@ -135,7 +134,8 @@ def check_residual(residual: Tensor, x: Tensor) -> Tensor:
     if residual.device != x.device:
         raise ValueError(f"residual must be on x's device {x.device}, got {residual.device}")
     if residual.dtype != x.dtype:
-        if not torch.is_autocast_enabled(x.device.type):
+        kind = x.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
             raise TypeError(f"residual must have x's dtype {x.dtype}, got {residual.dtype}")
         residual = residual.to(x.dtype)
     return residual

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ._checks import is_integer
+from ._checks import DTYPES, is_integer
 from .module import PPCR
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def insert_ppcr(
 
     Args:
         model: the network. New parameters take the device and dtype of those of the block or module
-            that they join (where it has none, of its parent's, then of the model's).
+            that they join (where it has none of a dtype that layers take, of its parent's, then of
+            the model's).
         levels: of every layer, as for :class:`ppcr_ext.PPCR`.
         stages: which residual stages get layers, 4 for ``layer4``; None for all.
         fuse: whether recalibration, addition and ReLU of a residual block run in one pass. The
@@ -131,7 +132,7 @@ def insert_ppcr(
     layers = []
     for place in places:
         near = (p for m in (place.host, *place.changed, model) for p in m.parameters())
-        like = next((p for p in near if p.is_floating_point()), None)
+        like = next((p for p in near if p.dtype in DTYPES), None)
         where: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
         try:
             layer = PPCR(place.channels, levels, **options, **where)
@@ -269,7 +270,7 @@ def _residual_places(model: nn.Module, stages: Sequence[int] | None, fuse: bool)
         seen.add(stage)
         if wanted is not None and stage not in wanted:
             continue
-        name = names[0]
+        name = names[0] or "model"
         for occupant in (getattr(block, "se", None), getattr(block, "ppcr", None)):
             if occupant is not None:
                 kind = type(occupant).__name__

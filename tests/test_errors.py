@@ -112,6 +112,7 @@ WRONG = [
     ),
     ({"bias": META[:1]}, ValueError, "bias must be on x's device cpu, got meta", None),
     ({"levels": ()}, ValueError, *["levels must not be empty"] * 2),
+    ({"levels": b"\1\2"}, TypeError, LIST, None),
     ({"levels": (1, 2.0, 4)}, TypeError, r"levels must be ints, got \(1, 2.0, 4\)", None),
     ({"levels": (True, 2, 4)}, TypeError, "levels must be ints", None),
     ({"levels": 7}, TypeError, rf"{LIST} such as \(1, 2, 4\), got 7", None),
@@ -215,6 +216,12 @@ def test_residual(residual, error, words):
         ppcr_add_relu(X, residual, W, B)
     with pytest.raises(error, match=words):
         PPCR(8).add_relu(X, residual)
+
+
+def test_a_residual_of_another_dtype_on_a_device_without_autocast():
+    x, w = X.to("meta"), W.to("meta")
+    with pytest.raises(TypeError, match=r"residual must have x's dtype torch.float32, got"):
+        ppcr_add_relu(x, x.half(), w)
 
 
 def test_autocast_casts_the_residual():

@@ -21,6 +21,18 @@ from torchvision.models import convnext, resnet
 from ppcr_ext.networks import PPCRBasicBlock, PPCRBottleneck
 
 
+def test_a_block_by_itself_is_named_model():
+    with pytest.raises(ValueError, match=r"^model: levels must lie between 1 and the 8 channels"):
+        insert_ppcr(resnet.BasicBlock(8, 8), levels=(1, 100))
+
+
+def test_layers_take_only_dtypes_that_they_can_have():
+    block = resnet.BasicBlock(8, 8).bfloat16()
+    block.conv1.weight = nn.Parameter(block.conv1.weight.to(torch.float8_e4m3fn), False)
+    insert_ppcr(block)
+    assert block.ppcr.weight.dtype is torch.bfloat16
+
+
 @pytest.mark.parametrize("network", HOSTS)
 def test_residual_networks(network):
     """Outputs, gradients and running statistics are those of PPCR behind the last norm of every
