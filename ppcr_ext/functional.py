@@ -19,11 +19,11 @@ from ._checks import Levels, check_arguments, check_residual
 from ._dispatch import choose
 from ._operators import is_tracing
 
-transforms_active: Callable[[], bool] = getattr(
-    torch._C, "_are_functorch_transforms_active", lambda: False
-)
+# Private, and without a default: if PyTorch lost it, results under transforms would be wrong.
+transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
-# torch.fx records these functions as single calls instead of tracing their checks.
+# torch.fx records these functions, where a layer calls them, as single calls instead of tracing
+# their checks. A module that calls them itself has to name them to torch.fx.wrap as well.
 for _name in ("ppcr", "ppcr_gate", "ppcr_add_relu", "ppcr_or_add_relu"):
     torch.fx.wrap(_name)
 
@@ -265,6 +265,6 @@ def _needs_composite(tracing: bool) -> bool:
     """Whether the call must be plain PyTorch, which torch.func transforms and forward-mode AD
     differentiate and batch, and which ONNX export translates.
     """
-    if transforms_active() or getattr(forward_ad, "_current_level", -1) >= 0:
+    if transforms_active() or forward_ad._current_level >= 0:
         return True
     return tracing and torch.onnx.is_in_onnx_export()  # which alone costs 2 us a call

@@ -17,12 +17,13 @@ recorder: Callable[[PPCR, Tensor], None] | None = None
 
 
 class PPCR(nn.Module):
-    """Pyramid pixel context recalibration (arXiv 2303.01917) as a layer: ``y = x * g``, with one
-    gate for every pixel.
+    """Multiplies every pixel by its own gate, ``y = x * g``; all gates of a new layer equal
+    ``init_gate``.
 
-    An affine pixel normalization would fold into the weights and the bias exactly, so the layer has
-    none. The gates of a new layer are all ``init_gate``, and the first gradient of its weights is
-    not zero.
+    This is pyramid pixel context recalibration (arXiv 2303.01917). The first gradient of the
+    weights of a new layer is not zero. With the default levels and C divisible by 4 the weight of
+    level 1 has no effect. An affine pixel normalization would fold into the weights and the bias
+    exactly, so the layer has none.
 
     Args:
         channels: C of the input ``[N, C, *spatial]``.
@@ -102,7 +103,8 @@ class PPCR(nn.Module):
         pass.
 
         Call the layer itself, ``layer(x)`` or ``layer(x, residual)``: then its hooks run, and
-        everything else that PyTorch attaches to the call of a module.
+        everything else that PyTorch attaches to the call of a module. A subclass with a forward of
+        its own must take the residual, too: fused blocks pass it.
 
         Args:
             x: ``[N, C, *spatial]``, float32, float16, bfloat16 or float64.

@@ -9,7 +9,7 @@ import torch
 from cases import make_case, run
 from torch.func import grad, jvp, vmap
 
-from ppcr_ext import PPCR
+from ppcr_ext import PPCR, ppcr_gate
 
 N, H = torch.export.Dim("n", min=2, max=64), torch.export.Dim("h", min=4, max=256)
 
@@ -213,6 +213,20 @@ def test_compiled_autograd_in_one_graph(name):
     with torch._dynamo.compiled_autograd._enable(compiler):
         run(name, case.x, case.residual, case.weight, case.bias).backward(case.grad)
     assert all(torch.equal(t.grad, e) for t, e in zip(case.inputs, expected, strict=True))
+
+
+torch.fx.wrap("ppcr_gate")
+
+
+class CallsAFunction(torch.nn.Module):
+    def forward(self, x, weight):
+        return ppcr_gate(x, weight)
+
+
+def test_fx_records_a_function_that_its_caller_names():
+    traced, x, weight = torch.fx.symbolic_trace(CallsAFunction()), torch.randn(2, 8), torch.randn(7)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [ppcr_gate]
+    assert torch.equal(traced(x, weight), ppcr_gate(x, weight))
 
 
 def test_fx_records_a_layer_by_itself_with_or_without_a_residual():

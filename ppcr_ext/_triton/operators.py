@@ -46,7 +46,7 @@ MINIMUM_CAPABILITY = (8, 0)
 _REMEDY = "pip install 'triton>=3.6'"
 _FINISH_BLOCK = 1024
 _NARROW_OFFSETS = 2**31  # beyond it, offsets inside a tile take 64 bits
-_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 Plan = tuple[Any, tuple[int], tuple[int, int], dict[str, Any]]
 
