@@ -33,7 +33,8 @@ def check_levels(levels: Levels, channels: int) -> tuple[int, tuple[int, ...]]:
 
     Raises TypeError or ValueError if they do not fit C channels.
     """
-    if not isinstance(levels, (tuple, list, Sequence)) or isinstance(levels, (str, bytes, bytearray)):
+    listed = isinstance(levels, (tuple, list, Sequence))
+    if not listed or isinstance(levels, (str, bytes, bytearray)):
         raise TypeError(f"levels must be a sequence of ints such as (1, 2, 4), got {levels!r}")
     if len(levels) == 0:
         raise ValueError("levels must not be empty")

@@ -212,6 +212,11 @@ def _loaded(module: str, *names: str) -> tuple[Any, ...]:
     return tuple(getattr(found, name) for name in names if hasattr(found, name))
 
 
+def _shown(name: str) -> str:
+    """A module's name in messages: the network itself has none."""
+    return name or "model"
+
+
 def _all_names(model: nn.Module) -> dict[nn.Module, list[str]]:
     """Every module with all names by which it is reached."""
     names: dict[nn.Module, list[str]] = {}
@@ -270,7 +275,7 @@ def _residual_places(model: nn.Module, stages: Sequence[int] | None, fuse: bool)
         seen.add(stage)
         if wanted is not None and stage not in wanted:
             continue
-        name = names[0] or "model"
+        name = _shown(names[0])
         for occupant in (getattr(block, "se", None), getattr(block, "ppcr", None)):
             if occupant is not None:
                 kind = type(occupant).__name__

@@ -134,7 +134,7 @@ def test_the_cuda_library_is_built_beside_a_loaded_one(monkeypatch):
     assert not built("1")
     monkeypatch.setattr(_native, "_cuda_library", None)
     monkeypatch.setattr(jit.cuda, "why_not", lambda version: "no nvcc")
-    with pytest.raises(RuntimeError, match="PPCR_BUILD_CUDA=1, but .* cannot be built: no nvcc"):
+    with pytest.raises(RuntimeError, match=r"PPCR_BUILD_CUDA=1, but .* cannot be built: no nvcc"):
         built("1")
     monkeypatch.setattr(jit, "built", lambda: None)  # it stands beside the package
     assert not built("1")
