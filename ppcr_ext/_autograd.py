@@ -107,9 +107,9 @@ def differentiable_backward(
     return dx, *d_residual, d_weight, d_bias
 
 
-PPCR = _by_backend("ppcr", reference.ppcr)
-GATE = _by_backend("ppcr_gate", reference.ppcr_gate)
-ADD_RELU = _by_backend("ppcr_add_relu", reference.ppcr_add_relu)
+PPCR_BY_BACKEND = _by_backend("ppcr", reference.ppcr)
+GATE_BY_BACKEND = _by_backend("ppcr_gate", reference.ppcr_gate)
+ADD_RELU_BY_BACKEND = _by_backend("ppcr_add_relu", reference.ppcr_add_relu)
 
 
 def register(operation: Operation) -> None:

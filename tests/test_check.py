@@ -15,7 +15,8 @@ from ppcr_ext._build import devices
 def test_every_usable_backend_is_within_the_tolerances(capsys):
     assert main(["--check"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    rows = [line.split() for line in lines[2:]]
+    assert lines[-1] == "all results are within their tolerances"
+    rows = [line.split() for line in lines[2:-1]]
     found = {(backend, operator) for backend, device, operator, *_ in rows if device == "cpu"}
     backends = [name for name in ppcr_ext.available_backends() if name != "triton"]
     assert found >= {(backend, name) for backend in backends for name in testing.OPERATORS}
@@ -46,14 +47,16 @@ def failing(operation, *arguments):
     ],
 )
 def test_exit_status_1_where_a_backend_is_off(monkeypatch, capsys, part, fault, words):
-    sound = _autograd.GATE["native"]
+    sound = _autograd.GATE_BY_BACKEND["native"]
     wrong = {part: lambda *arguments: fault(sound, *arguments)}
-    monkeypatch.setitem(_autograd.GATE, "native", dataclasses.replace(sound, **wrong))
+    monkeypatch.setitem(_autograd.GATE_BY_BACKEND, "native", dataclasses.replace(sound, **wrong))
     assert main(["--check"]) == 1
-    off = [line for line in capsys.readouterr().out.splitlines() if line.startswith("OFF")]
-    assert len(off) == len(testing.DTYPES)
-    assert all(line.startswith("OFF  native on cpu: ppcr_gate, ") for line in off)
-    assert all(words in line for line in off)
+    lines = capsys.readouterr().out.splitlines()
+    assert "all results are within their tolerances" not in lines
+    failed = [line for line in lines if line.startswith("FAILED")]
+    assert len(failed) == len(testing.DTYPES)
+    assert all(line.startswith("FAILED  native on cpu: ppcr_gate, ") for line in failed)
+    assert all(words in line for line in failed)
 
 
 def test_report_as_json(capsys):

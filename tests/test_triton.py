@@ -139,7 +139,8 @@ def test_with_an_old_triton(monkeypatch, without_caches):
 @needs_triton
 def test_a_cpu_tensor_needs_the_interpreter():
     with pytest.raises(
-        RuntimeError, match="'triton' cannot run for cpu tensors: its kernels take CUDA tensors"
+        RuntimeError,
+        match="'triton' cannot run for cpu tensors: Triton kernels run only on CUDA tensors",
     ):
         ppcr_ext.ppcr(torch.randn(2, 8, 3), torch.randn(7), backend="triton")
     assert operators.why_not(torch.device("meta")) == "there are no Triton kernels for meta tensors"

@@ -62,9 +62,9 @@ def why_not(device: torch.device) -> str | None:
     reason = _why_no_triton()
     if reason is not None or _interpreted():
         return reason
-    return (
-        _why_not_on(device.index or 0) if device.type == "cuda" else "its kernels take CUDA tensors"
-    )
+    if device.type == "cpu":
+        return "Triton kernels run only on CUDA tensors"
+    return _why_not_on(device.index or 0)
 
 
 @functools.cache
