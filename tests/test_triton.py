@@ -21,8 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import ppcr_ext
 from ppcr_ext import _dispatch, _native, reference
 from ppcr_ext._dispatch import choose
-from ppcr_ext._triton import launch_rule, operators, tune
-from ppcr_ext._triton.launch_rule import Launch, Problem
+from ppcr_ext._triton import launch_rule, operators
+from ppcr_ext._triton.launch_rule import Problem
 from ppcr_ext.testing import LAYOUTS
 
 TESTS = Path(__file__).parent
@@ -298,40 +298,6 @@ def test_segments_of_the_levels(levels):
         assert factor in (1, 2, 4, 8, 16)
         assert all(edge % factor == 0 for edge in edges)
         assert factor == 16 or any(edge % (2 * factor) for edge in edges)
-
-
-def test_tuning_finds_the_fastest_and_keeps_the_rule_where_it_is(capsys):
-    problem = Problem(8, 256, 3136, False, 4, (1, 2, 4))
-    rule, *others = tune.candidates(problem)
-    assert rule == launch_rule.rule(problem)
-    assert len(set(others)) == len(others) > 5
-    assert {launch.chunk is None for launch in others} == {True, False}
-    fast = others[3]
-
-    def seconds(_, launch):
-        if launch == others[0]:
-            raise RuntimeError("out of resources")
-        return 1.0 if launch == rule else 0.5 if launch == fast else 0.99
-
-    assert tune.best(problem, seconds) == fast
-    assert tune.best(problem, lambda _, launch: 1.0 if launch == rule else 0.99) is None
-    assert "RuntimeError" in capsys.readouterr().out
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
-def test_tuning_says_why_it_cannot(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["tune"])
-    with pytest.raises(SystemExit, match="nothing to tune: "):
-        tune.main()
-
-
-def test_the_table_goes_before_the_rule(monkeypatch):
-    for channels_last in (False, True):
-        problem = Problem(8, 256, 3136, channels_last, 4, (1, 2, 4))
-        monkeypatch.setitem(launch_rule.TABLE, launch_rule.key_of(problem), Launch(2, 1))
-        assert launch_rule.launch_for(problem) == Launch(2, 1)
-        monkeypatch.undo()
-        assert launch_rule.launch_for(problem) != Launch(2, 1)
 
 
 # ---- what the compiler makes of them ----------------------------------------------------------

@@ -241,7 +241,7 @@ def test_equal_segments_both_ways(name, layout, monkeypatch):
 
 
 def clear_plans():
-    launch_rule.rule.cache_clear()
+    launch_rule.launch_for.cache_clear()
     operators.plan.cache_clear()
 
 

@@ -1,5 +1,4 @@
-"""Which Triton kernel, tile and number of warps a shape gets: a rule, and a table of measured
-exceptions. It needs no Triton."""
+"""Which Triton kernel, tile and number of warps a shape gets. It needs no Triton."""
 
 from __future__ import annotations
 
@@ -74,18 +73,6 @@ class Launch:
     flat: int = 1
 
 
-Key = tuple[int, bool, bool, int, int, int]
-# For levels (1, 2, 4), what `python -m ppcr_ext._triton.tune` printed. It is empty as long as none
-# of these kernels has been measured on a GPU.
-TABLE: dict[Key, Launch] = {}
-
-
-def key_of(p: Problem) -> Key:
-    """Where TABLE holds a problem. The number of pixels matters to contiguous tensors alone."""
-    pixels = 0 if p.channels_last else p.pixels
-    return p.mode, p.backward, p.channels_last, p.element_size, p.channels, pixels
-
-
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << max(0, n - 1).bit_length()
@@ -106,16 +93,10 @@ def common_edge_factor(levels: tuple[int, ...], channels: int) -> int:
     return common & -common
 
 
-def launch_for(problem: Problem) -> Launch:
-    """The measured launch where TABLE has one, else the rule's."""
-    return (TABLE.get(key_of(problem)) if problem.standard else None) or rule(problem)
-
-
 @functools.lru_cache(maxsize=4096)
-def rule(problem: Problem) -> Launch:
+def launch_for(problem: Problem) -> Launch:
     """A tile in registers where there is a good one, else two passes over the channels."""
-    p = problem
-    return one_pass_rule(p) or two_passes_rule(p)
+    return one_pass_rule(problem) or two_passes_rule(problem)
 
 
 def one_pass_rule(p: Problem) -> Launch | None:

@@ -178,10 +178,7 @@ def problem_of(mode: int, is_backward: bool, x: Tensor, levels: tuple[int, ...])
 
 @functools.lru_cache(maxsize=4096)
 def plan(p: Problem, has_bias: bool, eps: float) -> Plan:
-    """The kernel, its grid, its arguments after the tensors, and its constants and options.
-
-    A change of launch_rule.TABLE needs ``plan.cache_clear()``.
-    """
+    """The kernel, its grid, its arguments after the tensors, and its constants and options."""
     import triton.language as tl
 
     from . import one_pass, two_passes
