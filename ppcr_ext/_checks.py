@@ -29,7 +29,7 @@ def is_number(value: Any) -> bool:
 
 
 def check_levels(levels: Levels, channels: int) -> tuple[int, tuple[int, ...]]:
-    """Returns L, the number of contexts, and a copy of the levels as ints.
+    """Returns L, the number of contexts, and the levels as a tuple of ints.
 
     Raises TypeError or ValueError if they do not fit C channels.
     """
@@ -39,20 +39,18 @@ def check_levels(levels: Levels, channels: int) -> tuple[int, tuple[int, ...]]:
     if len(levels) == 0:
         raise ValueError("levels must not be empty")
     levels = tuple(levels)
-    contexts, plain = 0, True
-    for level in levels:
-        if type(level) is not int:
-            if not is_integer(level):
-                raise TypeError(f"levels must be ints, got {levels!r}")
-            level, plain = int(level), False
-        if level < 1 or level > channels:
-            between = f"between 1 and the {channels} channels of x"
-            raise ValueError(f"levels must lie {between}, got {levels}")
-        contexts += level
+    if any(type(level) is not int for level in levels):  # a tuple of ints stays the same object
+        if not all(map(is_integer, levels)):
+            raise TypeError(f"levels must be ints, got {levels!r}")
+        levels = tuple(map(int, levels))
+    if min(levels) < 1 or max(levels) > channels:
+        between = f"between 1 and the {channels} channels of x"
+        raise ValueError(f"levels must lie {between}, got {levels}")
+    contexts = sum(levels)
     if contexts < 2:
         why = "one alone normalizes to zero"
         raise ValueError(f"levels need at least 2 contexts in all ({why}), got {levels}")
-    return contexts, levels if plain else tuple(map(int, levels))
+    return contexts, levels
 
 
 def check_eps(eps: float) -> float:
