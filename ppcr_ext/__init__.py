@@ -1,9 +1,7 @@
 """Pyramid Pixel Context Recalibration (PPCR) as one fused PyTorch layer."""
 
-import re
 import warnings
 from importlib import metadata
-from pathlib import Path
 
 import torch
 from torch.jit._trace import TracerWarning
@@ -30,19 +28,10 @@ __all__ = [
 ]
 
 
-def _version() -> str:
-    """The version, which is written in pyproject.toml alone. A checkout that was never installed
-    reads it there.
-    """
-    pyproject = Path(__file__).resolve().parent.parent / "pyproject.toml"
-    if pyproject.is_file():
-        found = re.search(r'^name = "ppcr_ext"\nversion = "(.+)"$', pyproject.read_text(), re.M)
-        if found:
-            return found[1]
-    return metadata.version("ppcr_ext")
-
-
-__version__ = _version()
+try:
+    __version__ = metadata.version("ppcr_ext")
+except metadata.PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "0+unknown"
 # torch.jit.trace need not follow the checks of shapes; PyTorch silences its own modules as well.
 warnings.filterwarnings("ignore", category=TracerWarning, module=r"ppcr_ext\.")
 _registration.load()
