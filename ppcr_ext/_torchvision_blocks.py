@@ -13,8 +13,7 @@ class PPCRBasicBlock(ResidualConvolutions, BasicBlock):  # type: ignore[misc]
     ResNet-18 and ResNet-34 are made of it.
 
     Args:
-        args: those of torchvision's block.
-        kwargs: those of torchvision's block.
+        args, kwargs: those of torchvision's block.
 
     Attributes:
         ppcr: the :class:`ppcr_ext.PPCR` layer, or any other in its place; all other parameters keep
@@ -36,8 +35,7 @@ class PPCRBottleneck(ResidualConvolutions, Bottleneck):  # type: ignore[misc]
     ResNet-50 and larger, ResNeXt and Wide ResNet are made of it.
 
     Args:
-        args: those of torchvision's block.
-        kwargs: those of torchvision's block.
+        args, kwargs: those of torchvision's block.
 
     Attributes:
         ppcr: the :class:`ppcr_ext.PPCR` layer, or any other in its place; all other parameters keep

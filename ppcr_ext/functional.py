@@ -85,25 +85,13 @@ def ppcr_gate(
     It is differentiable in x, weight and bias.
 
     Args:
-        x: ``[N, C, *spatial]`` with any number of spatial dimensions, float32, float16, bfloat16 or
-            float64. Contiguous and channels_last layouts (of any rank) are read as they are; any
-            other stride costs one copy.
-        weight: ``[L]``, the weights of pixel context integration, which all pixels share, with ``L
-            = sum(levels)``; float32, or x's dtype (float64 for a float64 x).
-        bias: ``[1]``, the bias of pixel context integration, with the same dtypes; or None.
-        levels: the number of bins of each level of cross-channel pyramid pooling, each from 1 to C,
-            with L >= 2 in all. The fused backends take L <= 64.
-        eps: added to the variance in pixel normalization, in units of x squared; positive.
-        backend: ``"native"``, ``"triton"``, ``"reference"``, or None for the best that can run.
+        x, weight, bias, levels, eps, backend: as for :func:`ppcr_ext.ppcr`.
 
     Returns:
         The gates ``[N, 1, *spatial]``, with values in [0, 1] and the dtype of x, contiguous.
 
     Raises:
-        TypeError: an argument has a type, dtype or layout that is not as above; the message names
-            it.
-        ValueError: a shape, device or value is not as above; the message names it.
-        RuntimeError: the named backend cannot run; the message says why.
+        TypeError, ValueError, RuntimeError: as for :func:`ppcr_ext.ppcr`.
 
     Example:
         >>> x, weight, bias = torch.randn(2, 8, 5), torch.zeros(7), torch.tensor([100.0])
@@ -129,27 +117,16 @@ def ppcr_add_relu(
     It is differentiable in x, residual, weight and bias. For backward x and y are kept.
 
     Args:
-        x: ``[N, C, *spatial]`` with any number of spatial dimensions, float32, float16, bfloat16 or
-            float64. Contiguous and channels_last layouts (of any rank) are read as they are; any
-            other stride costs one copy.
+        x: as for :func:`ppcr_ext.ppcr`.
         residual: shape and device of x, and its dtype (under autocast it is cast to it). Its layout
             is brought to x's.
-        weight: ``[L]``, the weights of pixel context integration, which all pixels share, with ``L
-            = sum(levels)``; float32, or x's dtype (float64 for a float64 x).
-        bias: ``[1]``, the bias of pixel context integration, with the same dtypes; or None.
-        levels: the number of bins of each level of cross-channel pyramid pooling, each from 1 to C,
-            with L >= 2 in all. The fused backends take L <= 64.
-        eps: added to the variance in pixel normalization, in units of x squared; positive.
-        backend: ``"native"``, ``"triton"``, ``"reference"``, or None for the best that can run.
+        weight, bias, levels, eps, backend: as for :func:`ppcr_ext.ppcr`.
 
     Returns:
         y, with the shape, dtype and memory format of x.
 
     Raises:
-        TypeError: an argument has a type, dtype or layout that is not as above; the message names
-            it.
-        ValueError: a shape, device or value is not as above; the message names it.
-        RuntimeError: the named backend cannot run; the message says why.
+        TypeError, ValueError, RuntimeError: as for :func:`ppcr_ext.ppcr`.
 
     Example:
         >>> x, weight = torch.ones(1, 8, 2), torch.zeros(7)

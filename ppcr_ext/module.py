@@ -116,9 +116,7 @@ class PPCR(nn.Module):
             See :func:`ppcr_ext.ppcr` and :func:`ppcr_ext.ppcr_add_relu`.
 
         Raises:
-            TypeError: an argument has a type, dtype or layout that is not as above.
-            ValueError: a shape or device is not as above.
-            RuntimeError: the backend that the layer names cannot run; the message says why.
+            TypeError, ValueError, RuntimeError: as for :func:`ppcr_ext.ppcr`.
 
         Example:
             >>> layer, x = ppcr_ext.PPCR(8), torch.ones(1, 8, 2)
@@ -150,9 +148,7 @@ class PPCR(nn.Module):
             ``relu(x * g + residual)``, with the shape, dtype and memory format of x.
 
         Raises:
-            TypeError: an argument has a type, dtype or layout that is not as above.
-            ValueError: a shape or device is not as above.
-            RuntimeError: the backend that the layer names cannot run; the message says why.
+            TypeError, ValueError, RuntimeError: as for :func:`ppcr_ext.ppcr`.
 
         Example:
             >>> layer, x = ppcr_ext.PPCR(8), torch.randn(1, 8, 2)
@@ -179,9 +175,7 @@ class PPCR(nn.Module):
             :func:`ppcr_ext.ppcr_gate`.
 
         Raises:
-            TypeError: x has a type, dtype or layout that is not as above.
-            ValueError: x has another shape or device.
-            RuntimeError: the backend that the layer names cannot run; the message says why.
+            TypeError, ValueError, RuntimeError: as for :func:`ppcr_ext.ppcr`.
 
         Example:
             >>> layer = ppcr_ext.PPCR(8)

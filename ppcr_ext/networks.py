@@ -97,11 +97,8 @@ def insert_ppcr(
             ``num_channels`` or ``out_channels``; for a module with none of these give a mapping of
             names to C. Each such module is wrapped into an ``nn.Sequential``, which changes its
             keys in the state dict.
-        eps: of every layer, as for :class:`ppcr_ext.PPCR`.
-        bias: of every layer, as for :class:`ppcr_ext.PPCR`.
-        init_gate: of every layer, as for :class:`ppcr_ext.PPCR`. Pass a value near 1 for a
-            pretrained network.
-        backend: of every layer, as for :class:`ppcr_ext.PPCR`.
+        eps, bias, init_gate, backend: of every layer, as for :class:`ppcr_ext.PPCR`. Pass an
+            init_gate near 1 for a pretrained network.
 
     Returns:
         The names of the inserted layers. The list also has ``renamed_keys``, the keys of the host's
