@@ -101,7 +101,7 @@ sanitize: $(BUILT)  #@ the kernels, on the CPU, under AddressSanitizer, UBSan an
 	$(BIN)/python tools/sanitize.py
 
 arm: $(INSTALLED)  #@ the kernels compiled for 64-bit Arm, and run under emulation
-	$(BIN)/python tools/arm.py
+	$(BIN)/python tools/sanitize.py arm
 
 mutate: $(BUILT)  #@ do the tests see planted faults in the kernels? MUTANTS=sample for a few
 	$(BIN)/python tools/mutate.py $(MUTANTS)

@@ -20,9 +20,10 @@ if not (ROOT / "tools").is_dir():
     pytest.skip("the tools are part of a checkout", allow_module_level=True)
 sys.path.insert(0, str(ROOT / "tools"))
 
-import arm
+import sanitize
 
-WHY_NOT = arm.why_not(arm.COMPILER)
+COMPILER, EMULATOR = sanitize.ARM_COMPILER, sanitize.EMULATOR
+WHY_NOT = sanitize.why_not(COMPILER)
 cross_compiled = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")
 SIMD = ROOT / "tests" / "cpu" / "simd.cpp"
 
@@ -65,7 +66,7 @@ def compile_planted(tmp_path, *mutants):
     for mutant in mutants:
         mutant.plant(tmp_path / "csrc")
     flags = [*recipe.compiler_flags(), "-static", f"-I{tmp_path / 'csrc' / 'cpu'}"]
-    subprocess.run([arm.COMPILER, *flags, str(SIMD), "-o", str(tmp_path / "simd")], check=True)
+    subprocess.run([COMPILER, *flags, str(SIMD), "-o", str(tmp_path / "simd")], check=True)
     return tmp_path / "simd"
 
 
@@ -104,10 +105,10 @@ def test_portable_code_is_noticed(tmp_path, after, slow):
         ("from, 2 * sizeof(T)", "from, 3 * sizeof(T)", "Segmentation fault"),
     ],
 )
-@pytest.mark.skipif(shutil.which(arm.EMULATOR) is None, reason=f"no {arm.EMULATOR}")
+@pytest.mark.skipif(shutil.which(EMULATOR) is None, reason=f"no {EMULATOR}")
 def test_planted_fault_is_noticed(tmp_path, text, replacement, said):
     planted = Mutant("fault", "cpu/simd.h", text, replacement)
-    done = arm.run(compile_planted(tmp_path, planted), {})
+    done = sanitize.run("arm-simd", compile_planted(tmp_path, planted))
     assert done.returncode != 0
     assert said in done.stdout
 
@@ -116,9 +117,10 @@ def test_planted_fault_is_noticed(tmp_path, text, replacement, said):
 @cross_compiled
 def test_kernels_use_vector_registers():
     """No product of x is left to scalar code, and no lane is moved by itself."""
+    compiled = sanitize.compile_source("arm-kernels", "csrc/cpu/kernels_default.cpp")
     kernels = {
         found[1]: code
-        for name, code in functions_of(arm.compile_source("csrc/cpu/kernels_default.cpp")).items()
+        for name, code in functions_of(compiled).items()
         if (found := re.search(r"ppcr::baseline::(run<.*>|GateStep<.*>)\(", name))
     }
     runs = {name: code for name, code in kernels.items() if name.startswith("run<")}
@@ -148,8 +150,8 @@ def test_flags_fit_any_processor(monkeypatch):
 
 def test_missing_tools_are_named(tmp_path):
     """With what to install."""
-    command = [sys.executable, str(ROOT / "tools" / "arm.py")]
+    command = [sys.executable, str(ROOT / "tools" / "sanitize.py"), "arm"]
     done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 1
-    words = f"no {arm.COMPILER} and no {arm.EMULATOR} on PATH: apt-get install g++-aarch64"
+    words = f"no {COMPILER} and no {EMULATOR} on PATH: apt-get install g++-aarch64"
     assert words in done.stderr

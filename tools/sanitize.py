@@ -1,9 +1,10 @@
-"""Runs the CPU kernels, and the CUDA kernels on the CPU, under three sanitizers.
+"""Runs the kernels as programs without the torch library: under sanitizers, or for 64-bit Arm.
 
-``python tools/sanitize.py [program ...]`` builds four programs from tests/sanitize, with g++ and
-without the torch library, for AddressSanitizer + UndefinedBehaviorSanitizer and ThreadSanitizer.
-Each runs over edge shapes, then with faults planted, which it must report: a sanitizer that is
-blind would be clean, too. Exit status 1 where anything is not as it should be.
+``python tools/sanitize.py [beginning of a name ...]`` builds the programs below, without a name
+those of the sanitizers. Each runs over edge shapes, and then with faults planted, which it must
+report: a sanitizer that is blind would be clean, too. Those for Arm have the flags of the package;
+they are cross-compiled and emulated. Exit status 1 where a tool is missing or anything is not as it
+should be.
 """
 
 from __future__ import annotations
@@ -14,49 +15,80 @@ import hashlib
 import importlib.util
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "ppcr_ext"))  # for _build without the package, which imports torch
-from _build.cpu import CPU_SOURCES
+from _build.cpu import CPU_SOURCES, compiler_flags
 
 WORK = ROOT / "build" / "sanitize"
 COMPILER = os.environ.get("CXX", "g++")
 JOBS = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+ARM_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+INSTALL = "apt-get install g++-aarch64-linux-gnu qemu-user"
 
-WITHOUT_TORCH = tuple(s for s in CPU_SOURCES if s not in ("register.cpp", "cpu/ppcr_cpu.cpp"))
+WITH_TORCH = ("register.cpp", "cpu/ppcr_cpu.cpp")
+WITHOUT_TORCH = tuple(source for source in CPU_SOURCES if source not in WITH_TORCH)
 CPU = ("tests/sanitize/cpu_kernels.cpp", *(f"csrc/{name}" for name in WITHOUT_TORCH))
 CUDA = (
     "tests/sanitize/cuda_kernels.cpp",
     "tests/cuda_on_cpu/run_bfloat16.cpp",
     "tests/cuda_on_cpu/run_float.cpp",
 )
-FLAGS = ("-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer")
-ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-THREAD = ("-fsanitize=thread",)
+HERE = (COMPILER, "-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-pthread")
+ADDRESS = (*HERE, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+THREAD = (*HERE, "-fsanitize=thread")
+# static, so that they need no Arm libraries
+ARM = (ARM_COMPILER, *compiler_flags(), f"-I{ROOT / 'csrc' / 'cpu'}", "-static", "-pthread")
 OVERRUN, RACE = "heap-buffer-overflow", "data race"
-
-# program: sources, flags, and the planted faults with a word of the report that each must get.
-# Those of AddressSanitizer take longest and come first. To optimize the CPU kernels under it takes
-# longer than it saves.
-PROGRAMS = {
-    "cpu-address": (CPU, (*ADDRESS, "-O0"), {"overrun": OVERRUN}),
-    "cuda-address": (
-        CUDA,
-        ADDRESS,
-        {"overrun": OVERRUN, "shared": OVERRUN, "misaligned": "misaligned"},
-    ),
-    "cpu-thread": (CPU, THREAD, {"race": RACE}),
-    "cuda-thread": (CUDA, THREAD, {"race": RACE, "blocks": RACE}),
-}
 ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1",
 }
+
+
+class Program(NamedTuple):
+    sources: tuple[str, ...]
+    compiler: tuple[str, ...]  # with its flags
+    # By planted fault, or NAME=value of the environment: what the program must say. It must fail
+    # but for "". What has no runs is compiled only.
+    runs: dict[str, str]
+
+
+# Those of AddressSanitizer take longest and come first. To optimize the CPU kernels under it takes
+# longer than it saves.
+PROGRAMS = {
+    "cpu-address": Program(CPU, (*ADDRESS, "-O0"), {"": "cases", "overrun": OVERRUN}),
+    "cuda-address": Program(
+        CUDA,
+        ADDRESS,
+        {"": "cases", "overrun": OVERRUN, "shared": OVERRUN, "misaligned": "misaligned"},
+    ),
+    "cpu-thread": Program(CPU, THREAD, {"": "cases", "race": RACE}),
+    "cuda-thread": Program(CUDA, THREAD, {"": "cases", "race": RACE, "blocks": RACE}),
+    "arm-kernels": Program(
+        CPU,
+        ARM,
+        {
+            "": "cases of the CPU kernels (default)",
+            "PPCR_CPU_CAPABILITY=avx2": "'avx2' is not one of default on this CPU",
+        },
+    ),
+    "arm-simd": Program(("tests/cpu/simd.cpp",), ARM, {"": "vector operations are right"}),
+    "arm-torch": Program(tuple(f"csrc/{name}" for name in WITH_TORCH), ARM, {}),
+}
+
+
+def why_not(*tools: str) -> str | None:
+    """What is missing here for Arm, with the remedy, or None."""
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    return f"no {' and no '.join(missing)} on PATH: {INSTALL}" if missing else None
 
 
 def torch_headers() -> Path:
@@ -76,10 +108,11 @@ def sources_digest() -> bytes:
     return digest.digest()
 
 
-def compile_source(folder: str, source: str, compiler: tuple[str, ...]) -> Path:
+def compile_source(name: str, source: str) -> Path:
     """The object of one source; it is not compiled again while all sources are the same."""
-    command = [*compiler, "-isystem", str(torch_headers()), "-c", str(ROOT / source)]
-    target = WORK / folder / f"{Path(source).stem}.o"
+    include = ["-isystem", str(torch_headers())]
+    command = [*PROGRAMS[name].compiler, *include, "-c", str(ROOT / source)]
+    target = WORK / name / f"{Path(source).stem}.o"
     stamp = target.with_suffix(".stamp")
     digest = hashlib.sha256(" ".join(command).encode() + sources_digest()).hexdigest()
     if not (target.exists() and stamp.exists() and stamp.read_text() == digest):
@@ -91,15 +124,13 @@ def compile_source(folder: str, source: str, compiler: tuple[str, ...]) -> Path:
 
 def build(pool: concurrent.futures.Executor, wanted: list[str]) -> None:
     """Compiles the objects of all programs side by side, then links them."""
-    jobs = [(name, source) for name in wanted for source in PROGRAMS[name][0]]
-    compilers = {name: (COMPILER, *FLAGS, *PROGRAMS[name][1]) for name in wanted}
-    compiled = pool.map(lambda job: compile_source(*job, compilers[job[0]]), jobs)
-    objects = dict(zip(jobs, compiled, strict=True))
+    jobs = [(name, source) for name in wanted for source in PROGRAMS[name].sources]
+    objects = dict(zip(jobs, pool.map(lambda job: compile_source(*job), jobs), strict=True))
     for name in wanted:
-        sources, flags, _ = PROGRAMS[name]
+        sources, compiler, runs = PROGRAMS[name]
         linked = [str(objects[name, source]) for source in sources]
-        command = [COMPILER, *flags, "-pthread", *linked, "-o", str(WORK / name / "run")]
-        subprocess.run(command, check=True)
+        if runs:
+            subprocess.run([*compiler, *linked, "-o", str(WORK / name / "run")], check=True)
 
 
 @functools.cache
@@ -116,37 +147,45 @@ def fixed_addresses() -> list[str]:
     return command if allowed else []
 
 
-def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*(fixed_addresses() if "thread" in name else []), str(WORK / name / "run")]
-    settings = os.environ | ENVIRONMENT
+def run(name: str, program: Path, argument: str = "") -> subprocess.CompletedProcess[str]:
+    """A program on its machine, with a planted fault or a setting."""
+    before = [EMULATOR] if name.startswith("arm") else fixed_addresses() if "thread" in name else []
+    settings, (variable, given, value) = os.environ | ENVIRONMENT, argument.partition("=")
+    if given:
+        settings[variable] = value
+    command = [*before, str(program), *([argument] if argument and not given else [])]
     return subprocess.run(
-        [*command, *arguments], env=settings, capture_output=True, text=True, timeout=1200
+        command,
+        env=settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1200,
     )
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or list(PROGRAMS)
+    chosen = tuple(sys.argv[1:]) or ("cpu", "cuda")
+    wanted = [name for name in PROGRAMS if name.startswith(chosen)]
+    if not wanted:
+        raise SystemExit(f"there are {', '.join(PROGRAMS)}")
+    arm = any(name.startswith("arm") for name in wanted)
+    if arm and (reason := why_not(ARM_COMPILER, EMULATOR)):
+        raise SystemExit(f"the kernels cannot be run for Arm here: {reason}")
     started, wrong = time.monotonic(), 0
     with concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
         build(pool, wanted)
         print(f"built {len(wanted)} programs in {time.monotonic() - started:.0f} s", flush=True)
-        clean = {name: pool.submit(run, name) for name in wanted}
-        planted = {
-            (name, fault, word): pool.submit(run, name, fault)
-            for name in wanted
-            for fault, word in PROGRAMS[name][2].items()
-        }
-        for name, future in clean.items():
-            result = future.result()
-            wrong += result.returncode != 0
-            said = f"clean: {result.stdout.strip()}" if result.returncode == 0 else result.stdout
-            print(f"{name}: {said}{result.stderr if result.returncode else ''}")
-        for (name, fault, word), future in planted.items():
-            result = future.result()
-            seen = result.returncode != 0 and word in result.stderr
-            wrong += not seen
-            said = f"reported as {word}" if seen else f"NOT as {word}: {result.stderr[-2000:]}"
-            print(f"{name}: planted {fault}: {said}")
+        runs = [(name, argument) for name in wanted for argument in PROGRAMS[name].runs]
+        runs.sort(key=lambda one: one[1] != "")  # those without a fault take longest
+        results = pool.map(lambda one: run(one[0], WORK / one[0] / "run", one[1]), runs)
+        for (name, argument), done in zip(runs, results, strict=True):
+            words = PROGRAMS[name].runs[argument]
+            right = (done.returncode != 0) == bool(argument) and words in done.stdout
+            wrong += not right
+            said = words if right and argument else done.stdout.strip()[-2000:]
+            state = "" if right else "NOT AS IT SHOULD BE: "
+            print(f"{name} {argument or 'clean'}: {state}{said}", flush=True)
     print(f"{time.monotonic() - started:.0f} s")
     sys.exit(wrong > 0)
 

@@ -1,6 +1,6 @@
 // The vector operations of simd.h by themselves, against double precision and at the edge of memory
-// that may not be touched: for an instruction set that only an emulator runs. Built by
-// tools/arm.py; tests/test_arm.py reads the machine code of the functions here that C names.
+// that may not be touched: for an instruction set that only an emulator runs. Built by make arm;
+// tests/test_arm.py reads the machine code of the functions here that C names.
 #include <sys/mman.h>
 
 #include <cstdio>
