@@ -113,7 +113,16 @@ $(PACKAGED): $(BUILT) $(MINIMAL)/.installed $(PACKAGE) $(TRACKED)
 	touch $@
 
 test-sdist: $(PACKAGED)  #@ make test in the unpacked sdist
-	$(BIN)/python tools/test_sdist.py $(PYTEST_ARGS)
+	rm -rf build/sdist && mkdir -p build/sdist
+	tar -xzf dist/*.tar.gz -C build/sdist --strip-components 1
+	$(BIN)/python -m venv --without-pip build/sdist/$(VENV)
+	@# It sees this environment's packages, but not what its .pth files name, such as ppcr_ext.
+	cd build/sdist/$(VENV)/lib/python*/site-packages && $(abspath $(BIN))/python -c \
+	    'import sysconfig; print(sysconfig.get_path("purelib"))' >packages.pth
+	touch build/sdist/$(INSTALLED)
+	$(MAKE) -C build/sdist setup
+	cd build/sdist/tests && ../$(BIN)/python -c "$(call IMPORTED_FROM,build/sdist/)"
+	$(MAKE) -C build/sdist test
 
 # The package is installed, from a copy, into a venv of its own: two versions of PyTorch never share
 # a build folder, and the tests run where the source tree cannot be imported by accident.
