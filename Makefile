@@ -4,7 +4,6 @@ PYTHON ?= python3
 # another PyTorch for .venv than the pinned one, such as TORCH=2.13.0
 TORCH ?=
 BENCH_ARGS ?=
-CUDA_ARGS ?=
 # the CUDA library takes minutes: make cuda builds it, or make setup PPCR_BUILD_CUDA=auto
 export PPCR_BUILD_CUDA ?= 0
 PYTEST_ARGS ?=
@@ -155,8 +154,8 @@ $(MINIMAL)/.package: $(MINIMAL)/.installed $(PACKAGE)
 	$(MINIMAL)/bin/python $(PIP_INSTALL) -v --no-build-isolation --no-deps --force-reinstall ./$(COPY)
 	touch $@
 
-cuda: $(BUILT)  ## the CUDA library, built with nvcc; CUDA_ARGS='--arch 9.0' for one architecture
-	$(BIN)/python tools/cuda_build.py $(CUDA_ARGS)
+cuda: $(BUILT)  ## the CUDA library, by nvcc; TORCH_CUDA_ARCH_LIST=9.0 for one architecture
+	PPCR_BUILD_CUDA=1 $(BIN)/python $(PIP_INSTALL) -v --no-build-isolation --no-deps --editable .
 
 cuda-report: $(BUILT)  #@ results/: estimated speed of every plan, machine code of every kernel
 	$(BIN)/python tools/cuda_estimates.py

@@ -19,11 +19,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-cuda_build = pytest.importorskip("cuda_build", reason="tools/ is part of a checkout")
-import cuda_report
+cuda_report = pytest.importorskip("cuda_report", reason="tools/ is part of a checkout")
 from cuda_on_cpu.cases import KERNEL_COUNT
 
-recipe = cuda_build.recipe
+from ppcr_ext._build import cuda as recipe
+
 pytestmark = pytest.mark.full
 needs_nvcc = pytest.mark.skipif(
     recipe.why_not(torch.version.cuda) is not None, reason=str(recipe.why_not(torch.version.cuda))
@@ -35,9 +35,8 @@ SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}  # bytes
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    path = WORK / "report.so"
     started = time.monotonic()
-    cuda_build.build(path, cuda_report.ARCHITECTURE, WORK)
+    path = cuda_report.build()
     took, size = time.monotonic() - started, path.stat().st_size / 2**20
     print(f"\nbuilt {path.name} for sm_90 in {took:.0f} s, {size:.1f} MB")
     return path

@@ -18,10 +18,13 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import cuda_build
+import torch
 
+from ppcr_ext._build import cuda as recipe
+
+ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURE = "9.0"
-WORK = cuda_build.ROOT / "build" / "cuda_report"
+WORK = ROOT / "build" / "cuda_report"
 OPERATIONS = ("ppcr", "gate", "add_relu")  # in the order of enum Operation
 DTYPES = {"float": "float32", "__half": "float16", "__nv_bfloat16": "bfloat16", "double": "float64"}
 VARIANTS = {
@@ -145,7 +148,7 @@ def kernels(work: Path = WORK) -> list[Kernel]:
         r"(\d+) bytes spill stores, (\d+) bytes spill loads\nptxas info\s+: Used (\d+) registers"
     )
     result = []
-    for source in cuda_build.recipe.KERNEL_SOURCES:
+    for source in recipe.KERNEL_SOURCES:
         code = code_of(work / f"{source}.o")
         found = resources.findall((work / f"{source}.log").read_text())
         mangled = "\n".join(name for name, *_ in found)
@@ -159,12 +162,19 @@ def kernels(work: Path = WORK) -> list[Kernel]:
     return sorted(result, key=lambda k: (k.name, k.operation, k.standard, k.variant, k.dtype))
 
 
+def build() -> Path:
+    """The CUDA library, and in ``WORK`` its objects; raises CannotBuild with the reason."""
+    library, of_torch = WORK / "report.so", Path(torch.__file__).parent
+    recipe.build(library, ROOT / "csrc", WORK, of_torch, torch.version.cuda, ARCHITECTURE)
+    return library
+
+
 def main() -> None:
     try:
-        cuda_build.build(WORK / "report.so", ARCHITECTURE, WORK)
-    except RuntimeError as error:
+        build()
+    except recipe.CannotBuild as error:
         raise SystemExit(f"the kernels cannot be compiled: {error}") from None
-    output = cuda_build.ROOT / "results" / "cuda_kernels.csv"
+    output = ROOT / "results" / "cuda_kernels.csv"
     write_table(output, (kernel.row() for kernel in kernels()))
 
 

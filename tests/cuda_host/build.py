@@ -22,10 +22,11 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
+sys.path.insert(0, str(ROOT / "tests"))
 
-import cuda_build
 from cuda_on_cpu import build as cuda_on_cpu
+
+from ppcr_ext._build import cuda as recipe
 
 TORCH = Path(torch.__file__).parent
 BUILD = ROOT / "build" / "cuda_host"
@@ -127,7 +128,8 @@ def library() -> Path:
     """The CUDA library for sm_90, built as an installation does."""
     output = BUILD / "_cuda.abi3.so"
     with alone():
-        cuda_build.build(output, "9.0", BUILD / "nvcc")
+        work, version = BUILD / "nvcc", torch.version.cuda
+        recipe.build(output, ROOT / "csrc", work, TORCH, version, "9.0")
     return output
 
 

@@ -194,7 +194,7 @@ MUTANTS = (
 
 def compile_changed(folder: Path, mutant: Mutant | None) -> None:
     """The CUDA library of a copy: what the mutant changes, with the sound objects of the rest."""
-    sound, recipe = build.library().parent / "nvcc", build.cuda_build.recipe
+    sound, recipe = build.library().parent / "nvcc", build.recipe
     objects = {name: sound / f"{name}.o" for name in (*recipe.KERNEL_SOURCES, recipe.ENTRY_SOURCE)}
     if mutant is not None:
         if mutant.file == LAUNCH:
