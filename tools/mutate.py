@@ -13,7 +13,6 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import importlib
-import multiprocessing
 import os
 import re
 import shutil
@@ -34,9 +33,6 @@ from mutants import host as host_mutants
 from mutants import triton as triton_mutants
 
 WORK = ROOT / "build" / "mutants"
-FRESH = multiprocessing.get_context("spawn")
-PROCESSES = multiprocessing.get_context("forkserver")  # torch has been imported already
-PRELOADED = ["torch", "torch.utils.cpp_extension", "torch._dynamo", "pytest", "numpy", "hypothesis"]
 GROUPS = {
     path.stem: importlib.import_module(f"mutants.{path.stem}").MUTANTS
     for path in sorted((ROOT / "tests" / "mutants").glob("[a-z]*.py"))
@@ -105,56 +101,30 @@ def copy_tree(folder: Path) -> None:
 def run_copy(folder: Path, *arguments: str, **environment: str) -> str | None:
     """The first failing test of a copy, or how the tests died; None where all pass."""
     files = [f"tests/{a}" if a.endswith(".py") else a for a in arguments]
-    settings = {"MAX_JOBS": "1", "PPCR_CPU_CAPABILITY": "avx2"} | environment
-    output = folder / "output.txt"
-    # Triton looks at TRITON_INTERPRET when it is imported, as it is with what is preloaded.
-    processes = FRESH if "TRITON_INTERPRET" in environment else PROCESSES
-    process = processes.Process(target=run_tests, args=(folder, files, settings, output))
-    process.start()
-    process.join(1200)
-    if process.exitcode is None:
-        process.kill()
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
+    settings = os.environ | {"MAX_JOBS": "1", "PPCR_CPU_CAPABILITY": "avx2"} | environment
+    command += files
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=settings, capture_output=True, text=True, timeout=1200
+        )
+    except subprocess.TimeoutExpired:
         return "tests that do not end"
-    return first_failure(process.exitcode, output.read_text())
-
-
-def run_tests(folder: Path, arguments: list[str], settings: dict[str, str], output: Path) -> None:
-    """In a process of its own."""
-    os.environ.update(settings)
-    os.chdir(folder)
-    sound = {str(ROOT / part) for part in ("tools", "tests", "ppcr_ext")}
-    others = (entry for entry in sys.path if entry.rstrip("/") not in {*sound, str(ROOT)})
-    sys.path[:] = [str(folder), *others]
-    places = tuple(f"{place}/" for place in sound)
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None) or ""
-        if file.startswith(places) and not name.startswith("__"):
-            del sys.modules[name]
-    with output.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    import pytest
-
-    options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", f"--rootdir={folder}"]
-    code = int(pytest.main([*options, *arguments]))
-    sys.stdout.flush()
-    os._exit(code)
+    return first_failure(done.returncode, done.stdout + done.stderr)
 
 
 # ---- what sees a mutant -----------------------------------------------------------------------
 
 
-def seen_on_cpu(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
+def seen_on_cpu(folder: Path, mutant: Mutant | None) -> str | None:
     linked = objects(folder, mutant, recipe.CPU_SOURCES, "-fPIC")
     libraries = [f"-L{sanitize.torch_headers().parent / 'lib'}", "-ltorch_cpu", "-lc10"]
     output = ["-o", str(folder / "ppcr_ext" / "_cpu.abi3.so")]
     subprocess.run([sanitize.COMPILER, "-shared", *linked, *libraries, *output], check=True)
-    return run_copy(folder, *QUICK_CPU, "-k", "not missing_native_library") or (
-        run_copy(folder, *WIDE_CPU) if wide else None
-    )
+    return run_copy(folder, *QUICK_CPU, "-k", "not missing_native_library")
 
 
-def seen_by_sanitizer(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
+def seen_by_sanitizer(folder: Path, mutant: Mutant | None) -> str | None:
     """What the program of ``make sanitize`` says, compiled without optimization to be fast."""
     source, program, flag = "sanitize/cpu_kernels.cpp", folder / "sanitized", "-fsanitize=address"
     driver = compile_cpu(folder / "tests", source, folder / "driver.o", flag)
@@ -168,30 +138,30 @@ def seen_by_sanitizer(folder: Path, mutant: Mutant | None, wide: bool) -> str | 
     return f"make sanitize: {words[0] if words else done.returncode}"
 
 
-def seen_by_cuda_on_cpu(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
+def seen_by_cuda_on_cpu(folder: Path, mutant: Mutant | None) -> str | None:
     if mutant and mutant.tests:
         left_out = "float,bfloat16,double"
         chosen = (*QUICK_CUDA, "-k", mutant.tests)
         return run_copy(folder, *chosen, CUDA_ON_CPU_LEFT_OUT=left_out)
     chosen = (*QUICK_CUDA, "-k", " and ".join(f"not {word}" for word in SLOW_CUDA))
-    return run_copy(folder, *chosen, CUDA_ON_CPU_LEFT_OUT="half,bfloat16,double") or (
-        run_copy(folder, *QUICK_CUDA) if wide else None
-    )
+    return run_copy(folder, *chosen, CUDA_ON_CPU_LEFT_OUT="half,bfloat16,double")
 
 
-def seen_in_triton(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
+def seen_in_triton(folder: Path, mutant: Mutant | None) -> str | None:
     tests = triton_mutants.TESTS
     chosen = tests[mutant.file] if mutant else " or ".join(f"({text})" for text in tests.values())
     arguments = ("triton_interpreted.py", "-o", "addopts=", "-k", chosen)
     return run_copy(folder, *arguments, TRITON_INTERPRET="1")
 
 
-def seen_on_emulated_devices(folder: Path, mutant: Mutant | None, wide: bool) -> str | None:
+def seen_on_emulated_devices(folder: Path, mutant: Mutant | None) -> str | None:
     return host_mutants.caught_by(mutant, folder)
 
 
-ENGINES = {"cuda": seen_by_cuda_on_cpu, "triton": seen_in_triton, "host": seen_on_emulated_devices}
-ENGINES["sanitize"] = seen_by_sanitizer
+ENGINES = {"shared": seen_on_cpu, "cpu": seen_on_cpu, "sanitize": seen_by_sanitizer}
+ENGINES |= {"cuda": seen_by_cuda_on_cpu, "triton": seen_in_triton, "host": seen_on_emulated_devices}
+# What a mutant gets that those do not see, unless it names its tests.
+WIDER = {"shared": WIDE_CPU, "cpu": WIDE_CPU, "cuda": QUICK_CUDA}
 
 
 def caught_by(group: str, mutant: Mutant | None, folder: Path, wide: bool) -> str | None:
@@ -199,7 +169,8 @@ def caught_by(group: str, mutant: Mutant | None, folder: Path, wide: bool) -> st
     copy_tree(folder)
     if mutant:
         mutant.plant(folder / ("ppcr_ext" if mutant.file.endswith(".py") else "csrc"))
-    return ENGINES.get(group, seen_on_cpu)(folder, mutant, wide)
+    wider = WIDER.get(group) if wide and mutant and not mutant.tests else None
+    return ENGINES[group](folder, mutant) or (run_copy(folder, *wider) if wider else None)
 
 
 def main() -> None:
@@ -214,7 +185,6 @@ def main() -> None:
     if not chosen:
         raise SystemExit("no mutant of that name")
     started, wide = time.monotonic(), "sample" not in words
-    PROCESSES.set_forkserver_preload(PRELOADED)
 
     def run(group: str, mutant: Mutant) -> tuple[str | None, float]:
         folder, begin = WORK / threading.current_thread().name, time.monotonic()
