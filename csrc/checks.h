@@ -171,10 +171,10 @@ struct Shape {
 inline Tensor to_layout(const Tensor& x, Shape& shape) {
   shape = {x.size(0), x.size(1), 1, false};
   for (int64_t d = 2; d < x.dim(); ++d) shape.pixels *= x.size(d);
-  const bool contiguous = x.is_contiguous();
+  const bool contiguous = x.is_contiguous(), last = !contiguous && is_channels_last(x);
   // With one pixel per sample both layouts are the same, and channels_last has the longer rows.
-  shape.channels_last = contiguous ? shape.pixels == 1 : is_channels_last(x);
-  return contiguous || shape.channels_last ? x : to_contiguous(x);
+  shape.channels_last = last || shape.pixels == 1;
+  return contiguous || last ? x : to_contiguous(x);
 }
 
 // t in x's layout, copied where it has another. x comes from to_layout.

@@ -52,6 +52,16 @@ def test_other_strides_cost_one_copy():
     assert torch.equal(y, ppcr_ext.ppcr(x.contiguous(), w, b))
 
 
+@pytest.mark.parametrize("shape", [(5, 500), (5, 500, 1, 1)], ids=str)
+def test_one_pixel_per_sample_is_channels_last_after_a_copy(shape):
+    """The other layout reads such a tensor a channel at a time, and rounds its sums differently."""
+    case = make_case("ppcr", shape, (1, 2, 4), torch.float32)
+    expected = case.run("native")
+    case.x = case.x.detach().repeat_interleave(2, 1)[:, ::2]
+    assert not case.x.is_contiguous()
+    assert all(torch.equal(a, b) for a, b in zip(case.run("native"), expected, strict=True))
+
+
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_named_memory_formats(memory_format):
     x = torch.randn(2, 8, 5, 7).contiguous(memory_format=memory_format)

@@ -126,5 +126,11 @@ MUTANTS = (
         "if (!dense(1)) return false;",
         "dense(1);",
     ),
+    Mutant(
+        "copies of one pixel per sample taken for channels of one pixel",
+        CHECKS,
+        "last || shape.pixels == 1",
+        "last || (contiguous && shape.pixels == 1)",
+    ),
     Mutant("gradient of another layout taken as it is", CHECKS, "if (same) return t;", "return t;"),
 )
