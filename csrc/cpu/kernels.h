@@ -5,7 +5,7 @@
 
 namespace ppcr {
 
-enum class Dtype { kFloat, kDouble, kHalf, kBFloat16 };
+enum class Dtype { kHalf = 5, kFloat, kDouble, kBFloat16 = 15 };  // as torch numbers them
 
 // The order in which a kernel reads and writes memory. Which is fastest depends on the processor.
 enum class Method {
@@ -20,8 +20,8 @@ struct Problem {
   int64_t images, channels, pixels;
   bool channels_last;
   Pooling pooling;
-  double weight[kMaxContexts], bias, eps;
   TensorPointers tensors;
+  double eps, bias, weight[kMaxContexts];
   double* partial;  // backward: [chunks][L + 1], sums for the gradients of weight and bias
   // What plan() fills in.
   Method method;

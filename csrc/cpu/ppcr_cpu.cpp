@@ -27,21 +27,13 @@ auto with_type_of(const Tensor& t, Visit visit) {
   }
 }
 
-Dtype dtype_of(const Tensor& x) {
-  const ScalarType type = x.scalar_type();
-  return type == ScalarType::Float    ? Dtype::kFloat
-         : type == ScalarType::Double ? Dtype::kDouble
-         : type == ScalarType::Half   ? Dtype::kHalf
-                                      : Dtype::kBFloat16;
-}
-
 // The few values of weight or bias.
 void read(const Tensor& t, double* values) {
   with_type_of(
       t, [&](auto zero) { std::copy_n(t.const_data_ptr<decltype(zero)>(), t.size(0), values); });
 }
 Tensor vector_of(const Tensor& like, int64_t count, const double* values) {
-  const Tensor t = new_vector(like, count);
+  const Tensor t = new_contiguous(like, {count});
   with_type_of(t, [&](auto zero) {
     using T = decltype(zero);
     std::transform(values, values + count, t.mutable_data_ptr<T>(),
@@ -57,14 +49,8 @@ struct Call : Arguments {
     const char* const wrong = wrong_settings();
     PPCR_CHECK(wrong == nullptr, wrong);
     const bool backward = is_backward(pass);
-    Problem problem{};
-    problem.images = shape.samples;
-    problem.channels = shape.channels;
-    problem.pixels = shape.pixels;
-    problem.channels_last = shape.channels_last;
-    problem.pooling = pooling;
-    problem.tensors = tensors;
-    problem.eps = eps;
+    Problem problem{shape.samples, shape.channels, shape.pixels, shape.channels_last,
+                    pooling,       tensors,        eps};
     read(weight, problem.weight);
     if (bias) read(*bias, &problem.bias);
     plan(problem, static_cast<int64_t>(x.element_size()));
@@ -73,7 +59,8 @@ struct Call : Arguments {
       partial.resize(problem.chunks * (pooling.contexts + 1));
       problem.partial = partial.data();
     }
-    const Kernel kernel = find_kernel(problem, operation, pass, dtype_of(x));
+    const Kernel kernel =
+        find_kernel(problem, operation, pass, static_cast<Dtype>(x.scalar_type()));
     constexpr int64_t kWorthAThread = 32768;  // elements, as in torch's own loops
     const int64_t grain = std::max<int64_t>(1, problem.chunks * kWorthAThread / x.numel());
     torch::stable::parallel_for(0, problem.chunks, grain,

@@ -19,7 +19,6 @@ constexpr const char* kMethods[] = {"grouped", "sequential"};
 
 int best_capability() {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
   // Clang has no word for F16C in __builtin_cpu_supports before version 18.
   unsigned a = 0, b = 0, c = 0, d = 0;
   const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
@@ -33,12 +32,6 @@ int best_capability() {
   return kDefault;
 }
 
-// What the system says, or `fallback` where it does not.
-int64_t system_value(int name, int64_t fallback) {
-  const long value = sysconf(name);
-  return value > 0 ? value : fallback;
-}
-
 struct Settings {
   int capability = best_capability();
   Processor processor{};
@@ -49,9 +42,9 @@ struct Settings {
     processor.amd = __builtin_cpu_is("amd");
 #endif
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
-    processor.l1_bytes = system_value(_SC_LEVEL1_DCACHE_SIZE, processor.l1_bytes);
+    if (const long l1 = sysconf(_SC_LEVEL1_DCACHE_SIZE); l1 > 0) processor.l1_bytes = l1;
 #endif
-    processor.cores = system_value(_SC_NPROCESSORS_CONF, 1);
+    processor.cores = sysconf(_SC_NPROCESSORS_CONF);
     read("PPCR_CPU_CAPABILITY", kCapabilities, capability + 1, capability);
     int method = 0;
     processor.forced = read("PPCR_CPU_METHOD", kMethods, 2, method);
