@@ -1,9 +1,4 @@
 // The CPU kernels for any CPU that the compiler targets by default (SSE2 on x86-64).
-#include <cstring>
-#include <utility>
-
-#include "../ppcr_types.h"
-
 #define PPCR_CAPABILITY baseline
 #define PPCR_FIND_KERNEL find_kernel_default
 #define PPCR_SIMD_BYTES 16
