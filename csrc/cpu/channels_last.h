@@ -2,24 +2,22 @@
 #pragma once
 #include "elements.h"
 
-namespace ppcr {
-namespace PPCR_CAPABILITY {
+namespace ppcr::PPCR_CAPABILITY {
 
 constexpr int kGroup = 4;  // pixels whose sums are folded together
 
 // Adds a vector of x at each of at[0..N) + offset to v[0..N), its product with the gradient to d.
 // First: what v holds does not count.
-template <bool Partial, bool First = false, int N, class Tile, class V>
-PPCR_INLINE void add_vectors(const Tile& tile, const int64_t (&at)[N], int64_t offset, int count,
+template <bool First = false, int N, class Tile, class Count, class V>
+PPCR_INLINE void add_vectors(const Tile& tile, const int64_t (&at)[N], int64_t offset, Count count,
                              V* v, V* d, bool prefetch) {
   PPCR_UNROLL
   for (int i = 0; i < N; ++i) {
-    const V x = load_run<Partial>(tile.x + at[i] + offset, count);
+    const V x = load(tile.x + at[i] + offset, count);
     if constexpr (Tile::kApply)
       if (prefetch) __builtin_prefetch(tile.out + at[i] + offset, 1);
     v[i] = First ? x : v[i] + x;
-    if constexpr (Tile::kDot)
-      d[i] = d[i] + x * tile.template gradient<Partial>(at[i] + offset, count);
+    if constexpr (Tile::kDot) d[i] = d[i] + x * tile.gradient(at[i] + offset, count);
   }
 }
 // Adds channels begin .. end-1 of N pixels or segments that lie at `at`.
@@ -27,9 +25,8 @@ template <int N, class Tile, class V>
 PPCR_INLINE void add_channels(const Tile& tile, const int64_t (&at)[N], int64_t begin, int64_t end,
                               V* v, V* d, bool prefetch) {
   constexpr int W = kLanes<typename Tile::S>;
-  for (; begin + W <= end; begin += W) add_vectors<false>(tile, at, begin, W, v, d, prefetch);
-  if (begin < end)
-    add_vectors<true>(tile, at, begin, static_cast<int>(end - begin), v, d, prefetch);
+  for (; begin + W <= end; begin += W) add_vectors(tile, at, begin, All{}, v, d, prefetch);
+  if (begin < end) add_vectors(tile, at, begin, static_cast<int>(end - begin), v, d, prefetch);
 }
 template <class V>
 PPCR_INLINE V sum_of(const V (&v)[4]) {
@@ -44,10 +41,10 @@ struct ChannelsLast {
   static constexpr int W = kLanes<S>, F = kFolded<S>;
 
   static PPCR_HD Tile tile(const Problem& p, int64_t image, int64_t pixel, int64_t count, S* rows) {
+    constexpr int unit = W < kGroup ? kGroup : W;
     const Run<S> run(count, true);
-    const int groups = (run.count + kGroup - 1) / kGroup, padded = run.vectors * W;
     return {p, (image * p.pixels + pixel) * p.channels, run, rows,
-            groups * kGroup > padded ? groups * kGroup : padded};
+            (run.count + unit - 1) / unit * unit};
   }
 
   // Four short segments of one length are summed and applied together, unrolled.
@@ -56,25 +53,25 @@ struct ChannelsLast {
            p.method != Method::kGrouped;
   }
 
+  static PPCR_HD void apply_run(const Tile& tile, int64_t from, int64_t count, V gate, V shift) {
+    for (; count >= W; from += W, count -= W) tile.apply(from, All{}, gate, shift);
+    if (count > 0) tile.apply(from, static_cast<int>(count), gate, shift);
+  }
   static PPCR_HD void apply(const Problem& p, const Tile& tile) {
     for (int i = 0; i < tile.run.count; ++i) {
       const V gate = tile.gates()[i] + V{};
       const int64_t at = i * p.channels;
-      const auto apply_run = [&](int64_t from, int64_t count,
-                                 V shift) __attribute__((always_inline)) {
-        for (; count >= W; from += W, count -= W) tile.template apply<false>(from, W, gate, shift);
-        if (count > 0) tile.template apply<true>(from, static_cast<int>(count), gate, shift);
-      };
       if constexpr (!Tile::kBackward) {
-        apply_run(at, p.channels, V{});
+        apply_run(tile, at, p.channels, gate, V{});
       } else if (equal_segments(p)) {
         const int64_t size = p.channels / 4;
         PPCR_UNROLL
-        for (int k = 0; k < 4; ++k) apply_run(at + k * size, size, tile.row(k)[i] + V{});
+        for (int k = 0; k < 4; ++k)
+          apply_run(tile, at + k * size, size, gate, tile.row(k)[i] + V{});
       } else {
         for (int k = 0; k < tile.segments; ++k) {
           const int64_t c = p.pooling.edge[k];
-          apply_run(at + c, p.pooling.edge[k + 1] - c, tile.row(k)[i] + V{});
+          apply_run(tile, at + c, p.pooling.edge[k + 1] - c, gate, tile.row(k)[i] + V{});
         }
       }
     }
@@ -91,10 +88,9 @@ struct ChannelsLast {
     for (int k = 0; k < tile.segments; ++k) {
       V v[kGroup] = {};
       add_channels(tile, at, p.pooling.edge[k], p.pooling.edge[k + 1], v, d, true);
-      store_folded(folded + (k * tile.stride + i) * F, v[0], v[1], v[2], v[3]);
+      store_folded(folded + (k * tile.stride + i) * F, v);
     }
-    if constexpr (Tile::kDot)
-      store_folded(folded + (tile.segments * tile.stride + i) * F, d[0], d[1], d[2], d[3]);
+    if constexpr (Tile::kDot) store_folded(folded + (tile.segments * tile.stride + i) * F, d);
   }
   // One pixel after the other, in memory order.
   template <int Segments>
@@ -110,9 +106,9 @@ struct ChannelsLast {
                       from[4] = {at, at + size, at + 2 * size, at + 3 * size};
         V v[4];
         if (size < W) {
-          add_vectors<true, true>(tile, from, 0, static_cast<int>(size), v, d, false);
+          add_vectors<true>(tile, from, 0, static_cast<int>(size), v, d, false);
         } else {
-          add_vectors<false, true>(tile, from, 0, W, v, d, false);
+          add_vectors<true>(tile, from, 0, All{}, v, d, false);
           add_channels(tile, from, W, size, v, d, false);
         }
         for (int k = 0; k < 4; ++k) sums[k][j] = v[k];
@@ -123,7 +119,7 @@ struct ChannelsLast {
           const int64_t end = i + j < tile.run.count ? at + p.pooling.edge[k + 1] : c;
           V v[4] = {};
           for (; c + 4 * W <= end; c += 4 * W)
-            add_vectors<false>(tile, {c, c + W, c + 2 * W, c + 3 * W}, 0, W, v, d, false);
+            add_vectors(tile, {c, c + W, c + 2 * W, c + 3 * W}, 0, All{}, v, d, false);
           add_channels(tile, {0}, c, end, v, d, false);
           sums[k][j] = sum_of(v);
         }
@@ -132,8 +128,7 @@ struct ChannelsLast {
     }
     PPCR_UNROLL
     for (int k = 0; k < segments + Tile::kDot; ++k)
-      store_folded(folded + (k * tile.stride + i) * F, sums[k][0], sums[k][1], sums[k][2],
-                   sums[k][3]);
+      store_folded(folded + (k * tile.stride + i) * F, sums[k]);
   }
 
   static PPCR_HD void sum(const Problem& p, const Tile& tile) {
@@ -153,5 +148,4 @@ struct ChannelsLast {
   }
 };
 
-}  // namespace PPCR_CAPABILITY
-}  // namespace ppcr
+}  // namespace ppcr::PPCR_CAPABILITY

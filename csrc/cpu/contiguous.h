@@ -2,70 +2,7 @@
 #pragma once
 #include "elements.h"
 
-namespace ppcr {
-namespace PPCR_CAPABILITY {
-
-// Adds ROWS channels to the sums: several at once, because that shortens the chain of additions
-// (and its rounding) and the traffic to the accumulators.
-template <int ROWS, bool Partial, class Tile, class S>
-PPCR_INLINE void add_rows(const Tile& tile, int64_t at, int64_t row_stride, S* sums, bool first,
-                          bool first_dot, bool prefetch) {
-  using V = typename VectorOf<S>::type;
-  const int last = tile.run.vectors - 1;
-  const auto add = [&](int64_t from, int slot) __attribute__((always_inline)) {
-    V v[ROWS], d[ROWS];
-    PPCR_UNROLL
-    for (int r = 0; r < ROWS; ++r, from += row_stride) {
-      v[r] = load_run<Partial>(tile.x + from, tile.run.count);
-      if constexpr (Tile::kApply)
-        if (prefetch) __builtin_prefetch(tile.out + from, 1);
-      if constexpr (Tile::kDot) d[r] = v[r] * tile.template gradient<Partial>(from, tile.run.count);
-    }
-    PPCR_UNROLL
-    for (int half = ROWS / 2; half; half /= 2) {
-      PPCR_UNROLL
-      for (int r = 0; r < half; ++r) {
-        v[r] = v[r] + v[r + half];
-        if constexpr (Tile::kDot) d[r] = d[r] + d[r + half];
-      }
-    }
-    S* sum = sums + slot;
-    store(sum, first ? v[0] : load(sum) + v[0]);
-    if constexpr (Tile::kDot) {
-      S* dot = tile.gates() + slot;
-      store(dot, first_dot ? d[0] : load(dot) + d[0]);
-    }
-  };
-  for (int i = 0; i < last * kLanes<S>; i += kLanes<S>) add(at + i, i);
-  add(at + tile.run.last, last * kLanes<S>);
-}
-
-// Sums channels begin .. end-1 row after row in memory order, a small plane in N registers.
-template <int N, class Tile, class S>
-PPCR_INLINE void sum_plane(const Tile& tile, int64_t begin, int64_t end, int64_t row_stride,
-                           S* sums) {
-  using V = typename VectorOf<S>::type;
-  const Run<S>& run = tile.run;
-  // A plane of fewer vectors repeats the last.
-  const auto slot = [&](int i) { return (i < run.vectors ? i : run.vectors - 1) * kLanes<S>; };
-  V v[N] = {}, d[N];
-  if constexpr (Tile::kDot)
-    for (int i = 0; i < N; ++i) d[i] = begin == 0 ? V{} : load(tile.gates() + slot(i));
-  for (int64_t c = begin; c < end; ++c) {
-    PPCR_UNROLL
-    for (int i = 0; i < N; ++i) {
-      const int64_t from = c * row_stride + run.offset(i);
-      const V x = load(tile.x + from);
-      v[i] = v[i] + x;
-      if constexpr (Tile::kDot) d[i] = d[i] + x * tile.template gradient<false>(from, run.count);
-    }
-  }
-  PPCR_UNROLL
-  for (int i = 0; i < N; ++i) {
-    store(sums + slot(i), v[i]);
-    if constexpr (Tile::kDot) store(tile.gates() + slot(i), d[i]);
-  }
-}
+namespace ppcr::PPCR_CAPABILITY {
 
 // From one value per vector slot to one per pixel, followed by one vector more: the first pixels
 // again, for spans of several rows.
@@ -93,28 +30,28 @@ PPCR_INLINE void apply_span(const Tile& tile, int64_t at, int64_t length, const 
         static_cast<int>(reinterpret_cast<uintptr_t>(tile.out + at) % bytes) * W / bytes;
     if (over) {
       i = W - over < length ? W - over : length;
-      tile.template apply<true>(at, static_cast<int>(i), load(gate), load(shift));
+      tile.apply(at, static_cast<int>(i), load(gate), load(shift));
       pixel = i % period;
     }
   }
   for (; i <= last; i += W) {
-    tile.template apply<false>(at + i, W, load(gate + pixel), load(shift + pixel));
+    tile.apply(at + i, All{}, load(gate + pixel), load(shift + pixel));
     pixel += step;
     if (pixel >= period) pixel -= period;
   }
   if (i == length) return;
   if (kMaskedStores || length < W) {
-    tile.template apply<true>(at + i, static_cast<int>(length - i), load(gate + pixel),
-                              load(shift + pixel));
+    tile.apply(at + i, static_cast<int>(length - i), load(gate + pixel), load(shift + pixel));
   } else {  // the last vector overlaps the one before it
     pixel = last % period;
-    tile.template apply<false>(at + last, W, load(gate + pixel), load(shift + pixel));
+    tile.apply(at + last, All{}, load(gate + pixel), load(shift + pixel));
   }
 }
 
 template <Operation operation, Pass pass, class T>
 struct Contiguous {
   using S = Acc<T>;
+  using V = typename VectorOf<S>::type;
   using Tile = PPCR_CAPABILITY::Tile<operation, pass, T>;
   static constexpr int kRows = Tile::kDot ? 4 : 8;
 
@@ -133,34 +70,85 @@ struct Contiguous {
         apply_span(tile, c * p.pixels, length, tile.gates(), tile.row(k), tile.run.count);
     }
   }
-  // Sums `rows` channels at once.
-  template <int rows, bool Partial>
-  static PPCR_HD void sum_rows(const Problem& p, const Tile& tile) {
-    const bool prefetch = p.method == Method::kGrouped;
+  // Adds `rows` channels from c on to the sums of segment k: several at once, because that shortens
+  // the chain of additions (and its rounding) and the traffic to the accumulators.
+  template <int rows, class Count>
+  static PPCR_HD void add_rows(const Problem& p, const Tile& tile, int k, int64_t c, Count count,
+                               bool prefetch) {
+    const int64_t at = c * p.pixels, stride = p.pixels;
+    const bool first = c == p.pooling.edge[k];
+    const auto add = [&](int64_t from, int slot) __attribute__((always_inline)) {
+      V v[rows], d[rows];
+      PPCR_UNROLL
+      for (int r = 0; r < rows; ++r, from += stride) {
+        v[r] = load(tile.x + from, count);
+        if constexpr (Tile::kApply)
+          if (prefetch) __builtin_prefetch(tile.out + from, 1);
+        if constexpr (Tile::kDot) d[r] = v[r] * tile.gradient(from, count);
+      }
+      PPCR_UNROLL
+      for (int half = rows / 2; half; half /= 2) {
+        PPCR_UNROLL
+        for (int r = 0; r < half; ++r) {
+          v[r] = v[r] + v[r + half];
+          if constexpr (Tile::kDot) d[r] = d[r] + d[r + half];
+        }
+      }
+      S* const sum = tile.row(k) + slot;
+      store(sum, first ? v[0] : load(sum) + v[0]);
+      if constexpr (Tile::kDot) {
+        S* const dot = tile.gates() + slot;
+        store(dot, c == 0 ? d[0] : load(dot) + d[0]);
+      }
+    };
+    const int last = (tile.run.vectors - 1) * kLanes<S>;
+    for (int i = 0; i < last; i += kLanes<S>) add(at + i, i);
+    add(at + tile.run.last, last);
+  }
+  template <int rows, class Count>
+  static PPCR_HD void sum_rows(const Problem& p, const Tile& tile, Count count) {
+    const bool prefetch = p.method == Method::kGrouped;  // known where sum() has just asked
     for (int k = 0; k < tile.segments; ++k) {
-      const int64_t begin = p.pooling.edge[k], end = p.pooling.edge[k + 1];
-      int64_t c = begin;
-      for (; c + rows <= end; c += rows)
-        add_rows<rows, Partial>(tile, c * p.pixels, p.pixels, tile.row(k), c == begin, c == 0,
-                                prefetch);
-      for (; c < end; ++c)
-        add_rows<1, Partial>(tile, c * p.pixels, p.pixels, tile.row(k), c == begin, c == 0,
-                             prefetch);
+      int64_t c = p.pooling.edge[k];
+      const int64_t end = p.pooling.edge[k + 1];
+      for (; c + rows <= end; c += rows) add_rows<rows>(p, tile, k, c, count, prefetch);
+      for (; c < end; ++c) add_rows<1>(p, tile, k, c, count, prefetch);
+    }
+  }
+  // Sums segment k row after row in memory order, a small plane in N registers.
+  template <int N>
+  static PPCR_HD void sum_plane(const Problem& p, const Tile& tile, int k) {
+    const Run<S>& run = tile.run;
+    // A plane of fewer vectors repeats the last.
+    const auto slot = [&](int i) { return (i < run.vectors ? i : run.vectors - 1) * kLanes<S>; };
+    V v[N] = {}, d[N];
+    if constexpr (Tile::kDot)
+      for (int i = 0; i < N; ++i) d[i] = k == 0 ? V{} : load(tile.gates() + slot(i));
+    for (int64_t c = p.pooling.edge[k]; c < p.pooling.edge[k + 1]; ++c) {
+      PPCR_UNROLL
+      for (int i = 0; i < N; ++i) {
+        const int64_t from = c * p.pixels + run.offset(i);
+        const V x = load(tile.x + from);
+        v[i] = v[i] + x;
+        if constexpr (Tile::kDot) d[i] = d[i] + x * tile.gradient(from, All{});
+      }
+    }
+    PPCR_UNROLL
+    for (int i = 0; i < N; ++i) {
+      store(tile.row(k) + slot(i), v[i]);
+      if constexpr (Tile::kDot) store(tile.gates() + slot(i), d[i]);
     }
   }
   static PPCR_HD void sum(const Problem& p, const Tile& tile) {
     if (tile.run.partial())
-      sum_rows<kRows, true>(p, tile);
+      sum_rows<kRows>(p, tile, tile.run.count);
     else if (p.method == Method::kGrouped)
-      sum_rows<kRows, false>(p, tile);
+      sum_rows<kRows>(p, tile, All{});
     else if (kLanes<S> >= 8 && p.pixels > 48 && p.pixels <= 64)
-      for (int k = 0; k < tile.segments; ++k)
-        sum_plane<64 / kLanes<S>>(tile, p.pooling.edge[k], p.pooling.edge[k + 1], p.pixels,
-                                  tile.row(k));
+      for (int k = 0; k < tile.segments; ++k) sum_plane<64 / kLanes<S>>(p, tile, k);
     else
-      sum_rows<1, false>(p, tile);
+      sum_rows<1>(p, tile, All{});
   }
 };
 
-}  // namespace PPCR_CAPABILITY
-}  // namespace ppcr
+}  // namespace ppcr::PPCR_CAPABILITY

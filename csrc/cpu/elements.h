@@ -2,23 +2,7 @@
 #pragma once
 #include "gate_step.h"
 
-namespace ppcr {
-namespace PPCR_CAPABILITY {
-
-template <bool Partial, class T>
-PPCR_INLINE auto load_run(const T* p, int count) {
-  if constexpr (Partial)
-    return load(p, count);
-  else
-    return load(p);
-}
-template <bool Partial, class T, class V>
-PPCR_INLINE void store_run(T* p, V v, int count) {
-  if constexpr (Partial)
-    store(p, v, count);
-  else
-    store(p, v);
-}
+namespace ppcr::PPCR_CAPABILITY {
 
 template <class V>
 PPCR_INLINE V relu(V v) {
@@ -47,28 +31,25 @@ struct Elements {
   }
   // The gradient that reaches x * g: add_relu's passes the mask of the relu and is stored as the
   // residual's.
-  template <bool Partial>
-  PPCR_HD auto gradient(int64_t at, int count) const {
-    auto g = load_run<Partial>(grad + at, count);
+  template <class Count>
+  PPCR_HD auto gradient(int64_t at, Count count) const {
+    auto g = load(grad + at, count);
     if constexpr (kAddRelu) {
-      g = load_run<Partial>(y + at, count) <= 0 ? decltype(g){} : g;
-      store_run<Partial>(d_residual + at, g, count);
+      g = load(y + at, count) <= 0 ? decltype(g){} : g;
+      store(d_residual + at, g, count);
     }
     return g;
   }
-  template <bool Partial, class V>
-  PPCR_HD void apply(int64_t at, int count, V gate, V shift) const {
-    V v;
-    if constexpr (kGate)
-      v = shift;
-    else if constexpr (kBackward)
-      v = multiply_add(load_run<Partial>((kAddRelu ? d_residual : grad) + at, count), gate, shift);
+  template <class Count, class V>
+  PPCR_HD void apply(int64_t at, Count count, V gate, V shift) const {
+    V v = shift;
+    if constexpr (kBackward && !kGate)
+      v = multiply_add(load((kAddRelu ? d_residual : grad) + at, count), gate, shift);
     else if constexpr (kAddRelu)
-      v = relu(multiply_add(load_run<Partial>(x + at, count), gate,
-                            load_run<Partial>(residual + at, count)));
-    else
-      v = load_run<Partial>(x + at, count) * gate;
-    store_run<Partial>(out + at, v, count);
+      v = relu(multiply_add(load(x + at, count), gate, load(residual + at, count)));
+    else if constexpr (!kGate)
+      v = load(x + at, count) * gate;
+    store(out + at, v, count);
   }
 };
 
@@ -112,5 +93,4 @@ struct Tile : Elements<operation, pass, T> {
   }
 };
 
-}  // namespace PPCR_CAPABILITY
-}  // namespace ppcr
+}  // namespace ppcr::PPCR_CAPABILITY

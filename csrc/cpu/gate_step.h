@@ -5,8 +5,7 @@
 #include "kernels.h"
 #include "simd.h"
 
-namespace ppcr {
-namespace PPCR_CAPABILITY {
+namespace ppcr::PPCR_CAPABILITY {
 
 // A run of `count` pixels as vectors. In contiguous memory the last vector overlaps the one before
 // it rather than leave a tail, and only a run shorter than one vector is partial; where pixels are
@@ -110,5 +109,4 @@ struct GateStep {
   }
 };
 
-}  // namespace PPCR_CAPABILITY
-}  // namespace ppcr
+}  // namespace ppcr::PPCR_CAPABILITY

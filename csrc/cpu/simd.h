@@ -17,8 +17,7 @@
 
 #define PPCR_INLINE static inline __attribute__((always_inline))
 
-namespace ppcr {
-namespace PPCR_CAPABILITY {
+namespace ppcr::PPCR_CAPABILITY {
 
 // Storage of the 16-bit types; arithmetic happens in float.
 struct Half {
@@ -56,10 +55,15 @@ PPCR_INLINE V bits_as(const W& w) {
   return load_unaligned<V>(&w);
 }
 
-// ---- 16-bit types
-
-// 16-bit lanes to 32-bit ones and back: written out, because the compiler splits and permutes in
-// __builtin_convertvector. maskz: GCC's plain forms warn of an uninitialized operand of their own.
+// ---- what the instruction sets have, each in its own words
+//
+// widen_bits, high_halves: 16-bit lanes to 32-bit ones, and the upper halves of those back. Written
+//   out, because the compiler splits and permutes in __builtin_convertvector.
+// load, store with a count: the first n lanes, 0 < n < lanes; the others load as zero.
+// multiply_add: a * b + c, rounded once where the instruction set can. The compiler may fuse such
+//   an expression in one place and not in another, and then a result would depend on the alignment
+//   that decides which place computes it.
+// maskz: GCC's plain forms warn of an uninitialized operand of their own.
 #if PPCR_SIMD_BYTES == 64
 PPCR_INLINE VU widen_bits(VH h) {
   return bits_as<VU>(_mm512_maskz_cvtepu16_epi32(0xffff, bits_as<__m256i>(h)));
@@ -69,6 +73,26 @@ PPCR_INLINE VH high_halves(VU u) {  // one permutation in place of a shift and a
   return bits_as<VH>(_mm512_castsi512_si256(
       _mm512_maskz_permutexvar_epi16(~0u, bits_as<__m512i>(odd), bits_as<__m512i>(u))));
 }
+PPCR_INLINE VF widen(VH h, Half) { return _mm512_maskz_cvtph_ps(0xffff, bits_as<__m256i>(h)); }
+PPCR_INLINE VH narrow(VF v, Half) {
+  return bits_as<VH>(_mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));
+}
+PPCR_INLINE VF load(const float* p, int n) { return _mm512_maskz_loadu_ps((1u << n) - 1, p); }
+PPCR_INLINE VD load(const double* p, int n) { return _mm512_maskz_loadu_pd((1u << n) - 1, p); }
+template <class T>
+PPCR_INLINE VF load(const T* p, int n) {
+  return widen(bits_as<VH>(_mm256_maskz_loadu_epi16((1u << n) - 1, p)), T{});
+}
+PPCR_INLINE void store(float* p, VF v, int n) { _mm512_mask_storeu_ps(p, (1u << n) - 1, v); }
+PPCR_INLINE void store(double* p, VD v, int n) { _mm512_mask_storeu_pd(p, (1u << n) - 1, v); }
+template <class T>
+PPCR_INLINE void store(T* p, VF v, int n) {
+  _mm256_mask_storeu_epi16(p, (1u << n) - 1, bits_as<__m256i>(narrow(v, T{})));
+}
+PPCR_INLINE VF multiply_add(VF a, VF b, VF c) { return _mm512_fmadd_ps(a, b, c); }
+PPCR_INLINE VD multiply_add(VD a, VD b, VD c) { return _mm512_fmadd_pd(a, b, c); }
+PPCR_INLINE VF square_root(VF v) { return _mm512_maskz_sqrt_ps(0xffff, v); }
+PPCR_INLINE VD square_root(VD v) { return _mm512_maskz_sqrt_pd(0xff, v); }
 #elif PPCR_SIMD_BYTES == 32
 PPCR_INLINE VU widen_bits(VH h) { return bits_as<VU>(_mm256_cvtepu16_epi32(bits_as<__m128i>(h))); }
 PPCR_INLINE VH high_halves(VU u) {
@@ -76,123 +100,20 @@ PPCR_INLINE VH high_halves(VU u) {
   return bits_as<VH>(
       _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(v, v), 0x08)));
 }
-#else
-#if defined(__aarch64__)
-PPCR_INLINE VU widen_bits(VH h) { return bits_as<VU>(vmovl_u16(bits_as<uint16x4_t>(h))); }
-#else
-PPCR_INLINE VU widen_bits(VH h) { return __builtin_convertvector(h, VU); }
-#endif
-PPCR_INLINE VH high_halves(VU u) { return __builtin_convertvector(u >> 16, VH); }
-#endif
-
-PPCR_INLINE VF widen(VH h, BFloat16) { return bits_as<VF>(widen_bits(h) << 16); }
-
-PPCR_INLINE VH narrow(VF v, BFloat16) {  // round to nearest even; NaN stays NaN
-  const VU u = bits_as<VU>(v);
-  const VU rounded = u + 0x7fffu + ((u >> 16) & 1u);
-  return high_halves(v == v ? rounded : 0x7fc00000u + VU{});
-}
-
-#if PPCR_SIMD_BYTES == 64
-PPCR_INLINE VF widen(VH h, Half) {
-  return bits_as<VF>(_mm512_maskz_cvtph_ps(0xffff, bits_as<__m256i>(h)));
-}
+PPCR_INLINE VF widen(VH h, Half) { return _mm256_cvtph_ps(bits_as<__m128i>(h)); }
 PPCR_INLINE VH narrow(VF v, Half) {
-  return bits_as<VH>(_mm512_maskz_cvtps_ph(0xffff, bits_as<__m512>(v),
-                                           _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  return bits_as<VH>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
-#elif PPCR_SIMD_BYTES == 32
-PPCR_INLINE VF widen(VH h, Half) { return bits_as<VF>(_mm256_cvtph_ps(bits_as<__m128i>(h))); }
-PPCR_INLINE VH narrow(VF v, Half) {
-  return bits_as<VH>(
-      _mm256_cvtps_ph(bits_as<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-#elif defined(__aarch64__)
-PPCR_INLINE VF widen(VH h, Half) { return bits_as<VF>(vcvt_f32_f16(bits_as<float16x4_t>(h))); }
-PPCR_INLINE VH narrow(VF v, Half) { return bits_as<VH>(vcvt_f16_f32(bits_as<float32x4_t>(v))); }
-#else
-PPCR_INLINE VF widen(VH h, Half) {
-  const VU u = widen_bits(h), magnitude = u & 0x7fffu;
-  const VU normal = (magnitude << 13) + (112u << 23);
-  const VU special = (magnitude << 13) | (255u << 23);
-  const VF subnormal = __builtin_convertvector(magnitude, VF) * 0x1p-24f;
-  const VU is_special = bits_as<VU>(magnitude >= 0x7c00u),
-           is_subnormal = bits_as<VU>(magnitude < 0x400u);
-  const VU bits = (special & is_special) | (bits_as<VU>(subnormal) & is_subnormal) |
-                  (normal & ~is_special & ~is_subnormal);
-  return bits_as<VF>(bits | ((u & 0x8000u) << 16));
-}
-PPCR_INLINE VH narrow(VF v, Half) {  // round to nearest even, subnormals and overflow included
-  const VU u = bits_as<VU>(v), magnitude = u & 0x7fffffffu;
-  const VU normal = ((magnitude + 0xfffu + ((magnitude >> 13) & 1u)) >> 13) - (112u << 10);
-  const VU subnormal = bits_as<VU>(bits_as<VF>(magnitude) + 0.5f) -
-                       0x3f000000u;  // adding 0.5 rounds at the subnormals' unit
-  const VU is_nan = bits_as<VU>(magnitude > 0x7f800000u),
-           is_inf = bits_as<VU>(magnitude >= 0x47800000u) & ~is_nan;
-  const VU is_subnormal = bits_as<VU>(magnitude < 0x38800000u),
-           is_normal = ~(is_nan | is_inf | is_subnormal);
-  const VU bits =
-      (0x7e00u & is_nan) | (0x7c00u & is_inf) | (subnormal & is_subnormal) | (normal & is_normal);
-  return __builtin_convertvector(bits | ((u >> 16) & 0x8000u), VH);
-}
-#endif
-
-// ---- loads and stores, whole vectors at any alignment
-
-PPCR_INLINE VF load(const float* p) { return load_unaligned<VF>(p); }
-PPCR_INLINE VD load(const double* p) { return load_unaligned<VD>(p); }
-PPCR_INLINE VF load(const Half* p) { return widen(load_unaligned<VH>(p), Half{}); }
-PPCR_INLINE VF load(const BFloat16* p) { return widen(load_unaligned<VH>(p), BFloat16{}); }
-PPCR_INLINE void store(float* p, VF v) { std::memcpy(p, &v, sizeof v); }
-PPCR_INLINE void store(double* p, VD v) { std::memcpy(p, &v, sizeof v); }
-template <class T>
-PPCR_INLINE void store(T* p, VF v) {
-  const VH h = narrow(v, T{});
-  std::memcpy(p, &h, sizeof h);
-}
-
-// ---- the first n lanes, 0 < n < lanes; the others load as zero
-
-#if PPCR_SIMD_BYTES == 64
-PPCR_INLINE VF load(const float* p, int n) {
-  return bits_as<VF>(_mm512_maskz_loadu_ps((1u << n) - 1, p));
-}
-PPCR_INLINE VD load(const double* p, int n) {
-  return bits_as<VD>(_mm512_maskz_loadu_pd((1u << n) - 1, p));
-}
-template <class T>
-PPCR_INLINE VF load(const T* p, int n) {
-  return widen(bits_as<VH>(_mm256_maskz_loadu_epi16((1u << n) - 1, p)), T{});
-}
-PPCR_INLINE void store(float* p, VF v, int n) {
-  _mm512_mask_storeu_ps(p, (1u << n) - 1, bits_as<__m512>(v));
-}
-PPCR_INLINE void store(double* p, VD v, int n) {
-  _mm512_mask_storeu_pd(p, (1u << n) - 1, bits_as<__m512d>(v));
-}
-template <class T>
-PPCR_INLINE void store(T* p, VF v, int n) {
-  _mm256_mask_storeu_epi16(p, (1u << n) - 1, bits_as<__m256i>(narrow(v, T{})));
-}
-#elif PPCR_SIMD_BYTES == 32
 PPCR_INLINE __m256i lanes_below(int n, float) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 PPCR_INLINE __m256i lanes_below(int n, double) {
   return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
 }
-PPCR_INLINE VF load(const float* p, int n) {
-  return bits_as<VF>(_mm256_maskload_ps(p, lanes_below(n, 0.f)));
-}
-PPCR_INLINE VD load(const double* p, int n) {
-  return bits_as<VD>(_mm256_maskload_pd(p, lanes_below(n, 0.)));
-}
-PPCR_INLINE void store(float* p, VF v, int n) {
-  _mm256_maskstore_ps(p, lanes_below(n, 0.f), bits_as<__m256>(v));
-}
-PPCR_INLINE void store(double* p, VD v, int n) {
-  _mm256_maskstore_pd(p, lanes_below(n, 0.), bits_as<__m256d>(v));
-}
+PPCR_INLINE VF load(const float* p, int n) { return _mm256_maskload_ps(p, lanes_below(n, 0.f)); }
+PPCR_INLINE VD load(const double* p, int n) { return _mm256_maskload_pd(p, lanes_below(n, 0.)); }
+PPCR_INLINE void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, lanes_below(n, 0.f), v); }
+PPCR_INLINE void store(double* p, VD v, int n) { _mm256_maskstore_pd(p, lanes_below(n, 0.), v); }
 // 16-bit lanes have no masks here: four at a time, then one by one, put together in general
 // registers.
 template <class T>
@@ -212,7 +133,83 @@ PPCR_INLINE void store(T* p, VF v, int n) {
   if (n >= 4) std::memcpy(p, &words[0], 8);
   for (int i = n & ~3; i < n; ++i) p[i].bits = static_cast<uint16_t>(words[n >= 4] >> (i % 4 * 16));
 }
+PPCR_INLINE VF multiply_add(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }
+PPCR_INLINE VD multiply_add(VD a, VD b, VD c) { return _mm256_fmadd_pd(a, b, c); }
+PPCR_INLINE VF square_root(VF v) { return _mm256_sqrt_ps(v); }
+PPCR_INLINE VD square_root(VD v) { return _mm256_sqrt_pd(v); }
+#elif defined(__aarch64__)
+PPCR_INLINE VU widen_bits(VH h) { return vmovl_u16(h); }
+PPCR_INLINE VH high_halves(VU u) { return __builtin_convertvector(u >> 16, VH); }
+PPCR_INLINE VF widen(VH h, Half) { return vcvt_f32_f16(bits_as<float16x4_t>(h)); }
+PPCR_INLINE VH narrow(VF v, Half) { return bits_as<VH>(vcvt_f16_f32(v)); }
+PPCR_INLINE VF multiply_add(VF a, VF b, VF c) { return vfmaq_f32(c, a, b); }
+PPCR_INLINE VD multiply_add(VD a, VD b, VD c) { return vfmaq_f64(c, a, b); }
+PPCR_INLINE VF square_root(VF v) { return vsqrtq_f32(v); }
+PPCR_INLINE VD square_root(VD v) { return vsqrtq_f64(v); }
 #else
+PPCR_INLINE VU widen_bits(VH h) { return __builtin_convertvector(h, VU); }
+PPCR_INLINE VH high_halves(VU u) { return __builtin_convertvector(u >> 16, VH); }
+PPCR_INLINE VF widen(VH h, Half) {
+  const VU u = widen_bits(h), magnitude = u & 0x7fffu;
+  const VU normal = (magnitude << 13) + (112u << 23);
+  const VU special = (magnitude << 13) | (255u << 23);
+  // Not a product of subnormal floats, which some programs have flushed to zero.
+  const VF subnormal = __builtin_convertvector(magnitude, VF) * 0x1p-24f;
+  const VU is_special = bits_as<VU>(magnitude >= 0x7c00u),
+           is_subnormal = bits_as<VU>(magnitude < 0x400u);
+  const VU bits = (special & is_special) | (bits_as<VU>(subnormal) & is_subnormal) |
+                  (normal & ~is_special & ~is_subnormal);
+  return bits_as<VF>(bits | ((u & 0x8000u) << 16));
+}
+PPCR_INLINE VH narrow(VF v, Half) {  // round to nearest even, subnormals and overflow included
+  const VU u = bits_as<VU>(v), magnitude = u & 0x7fffffffu;
+  const VU normal = ((magnitude + 0xfffu + ((magnitude >> 13) & 1u)) >> 13) - (112u << 10);
+  const VU subnormal = bits_as<VU>(bits_as<VF>(magnitude) + 0.5f) -
+                       0x3f000000u;  // adding 0.5 rounds at the subnormals' unit
+  const VU finite = magnitude < 0x38800000u ? subnormal : normal;
+  const VU special = magnitude > 0x7f800000u ? 0x7e00u + VU{} : 0x7c00u + VU{};
+  const VU bits = magnitude >= 0x47800000u ? special : finite;
+  return __builtin_convertvector(bits | ((u >> 16) & 0x8000u), VH);
+}
+template <class V>
+PPCR_INLINE V multiply_add(V a, V b, V c) {
+  return a * b + c;
+}
+PPCR_INLINE VF square_root(VF v) {
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+}
+PPCR_INLINE VD square_root(VD v) {
+  for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_sqrt(v[i]);
+  return v;
+}
+#endif
+
+// ---- loads and stores at any alignment
+
+PPCR_INLINE VF widen(VH h, BFloat16) { return bits_as<VF>(widen_bits(h) << 16); }
+PPCR_INLINE VH narrow(VF v, BFloat16) {  // round to nearest even; NaN stays NaN
+  const VU u = bits_as<VU>(v);
+  const VU rounded = u + 0x7fffu + ((u >> 16) & 1u);
+  return high_halves(v == v ? rounded : 0x7fc00000u + VU{});
+}
+
+struct All {};  // in place of a count: all lanes
+PPCR_INLINE VF load(const float* p, All = {}) { return load_unaligned<VF>(p); }
+PPCR_INLINE VD load(const double* p, All = {}) { return load_unaligned<VD>(p); }
+template <class T>
+PPCR_INLINE VF load(const T* p, All = {}) {
+  return widen(load_unaligned<VH>(p), T{});
+}
+PPCR_INLINE void store(float* p, VF v, All = {}) { std::memcpy(p, &v, sizeof v); }
+PPCR_INLINE void store(double* p, VD v, All = {}) { std::memcpy(p, &v, sizeof v); }
+template <class T>
+PPCR_INLINE void store(T* p, VF v, All = {}) {
+  const VH h = narrow(v, T{});
+  std::memcpy(p, &h, sizeof h);
+}
+
+#if PPCR_SIMD_BYTES == 16
 // At most three lanes: a pair and one more. The compiler would call memcpy for a loop over them.
 template <class T>
 PPCR_INLINE void copy_lanes(T* to, const T* from, int n) {
@@ -230,41 +227,6 @@ PPCR_INLINE void store(T* p, V v, int n) {
   T lanes[kWidth<T>];
   store(lanes, v);
   copy_lanes(p, lanes, n);
-}
-#endif
-
-// a * b + c, rounded once where the instruction set can. The compiler may fuse such an expression
-// in one place and not in another, and then a result would depend on the alignment that decides
-// which place computes it.
-#if PPCR_SIMD_BYTES == 64
-PPCR_INLINE VF multiply_add(VF a, VF b, VF c) {
-  return bits_as<VF>(_mm512_fmadd_ps(bits_as<__m512>(a), bits_as<__m512>(b), bits_as<__m512>(c)));
-}
-PPCR_INLINE VD multiply_add(VD a, VD b, VD c) {
-  return bits_as<VD>(
-      _mm512_fmadd_pd(bits_as<__m512d>(a), bits_as<__m512d>(b), bits_as<__m512d>(c)));
-}
-#elif PPCR_SIMD_BYTES == 32
-PPCR_INLINE VF multiply_add(VF a, VF b, VF c) {
-  return bits_as<VF>(_mm256_fmadd_ps(bits_as<__m256>(a), bits_as<__m256>(b), bits_as<__m256>(c)));
-}
-PPCR_INLINE VD multiply_add(VD a, VD b, VD c) {
-  return bits_as<VD>(
-      _mm256_fmadd_pd(bits_as<__m256d>(a), bits_as<__m256d>(b), bits_as<__m256d>(c)));
-}
-#elif defined(__aarch64__)
-PPCR_INLINE VF multiply_add(VF a, VF b, VF c) {
-  return bits_as<VF>(
-      vfmaq_f32(bits_as<float32x4_t>(c), bits_as<float32x4_t>(a), bits_as<float32x4_t>(b)));
-}
-PPCR_INLINE VD multiply_add(VD a, VD b, VD c) {
-  return bits_as<VD>(
-      vfmaq_f64(bits_as<float64x2_t>(c), bits_as<float64x2_t>(a), bits_as<float64x2_t>(b)));
-}
-#else
-template <class V>
-PPCR_INLINE V multiply_add(V a, V b, V c) {
-  return a * b + c;
 }
 #endif
 
@@ -286,20 +248,20 @@ PPCR_INLINE V add_blocks(V a, V b, std::integer_sequence<int, I...>) {
 }
 // Folds four vectors to kFolded partial sums each and stores them side by side.
 template <class S, class V>
-PPCR_INLINE void store_folded(S* to, V a, V b, V c, V d) {
+PPCR_INLINE void store_folded(S* to, const V (&v)[4]) {
   constexpr int lanes = kLanes<S>;
   constexpr auto index = std::make_integer_sequence<int, lanes>{};
   if constexpr (lanes == 4 * kFolded<S>) {
-    store(to, add_blocks<lanes / 4>(add_blocks<lanes / 2>(a, b, index),
-                                    add_blocks<lanes / 2>(c, d, index), index));
+    store(to, add_blocks<lanes / 4>(add_blocks<lanes / 2>(v[0], v[1], index),
+                                    add_blocks<lanes / 2>(v[2], v[3], index), index));
   } else if constexpr (lanes == 2 * kFolded<S>) {
-    store(to, add_blocks<lanes / 2>(a, b, index));
-    store(to + lanes, add_blocks<lanes / 2>(c, d, index));
+    store(to, add_blocks<lanes / 2>(v[0], v[1], index));
+    store(to + lanes, add_blocks<lanes / 2>(v[2], v[3], index));
   } else {
-    store(to, a);
-    store(to + lanes, b);
-    store(to + 2 * lanes, c);
-    store(to + 3 * lanes, d);
+    store(to, v[0]);
+    store(to + lanes, v[1]);
+    store(to + 2 * lanes, v[2]);
+    store(to + 3 * lanes, v[3]);
   }
 }
 template <class V, int... I>
@@ -321,35 +283,9 @@ PPCR_INLINE auto sum_groups(const S* p) {
 
 // ---- the functions that the pixel mathematics needs
 
-PPCR_INLINE VF square_root(VF v) {
-#if PPCR_SIMD_BYTES == 64
-  return bits_as<VF>(_mm512_maskz_sqrt_ps(0xffff, bits_as<__m512>(v)));
-#elif PPCR_SIMD_BYTES == 32
-  return bits_as<VF>(_mm256_sqrt_ps(bits_as<__m256>(v)));
-#elif defined(__aarch64__)
-  return bits_as<VF>(vsqrtq_f32(bits_as<float32x4_t>(v)));
-#else
-  for (int i = 0; i < kLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
-  return v;
-#endif
-}
-PPCR_INLINE VD square_root(VD v) {
-#if PPCR_SIMD_BYTES == 64
-  return bits_as<VD>(_mm512_maskz_sqrt_pd(0xff, bits_as<__m512d>(v)));
-#elif PPCR_SIMD_BYTES == 32
-  return bits_as<VD>(_mm256_sqrt_pd(bits_as<__m256d>(v)));
-#elif defined(__aarch64__)
-  return bits_as<VD>(vsqrtq_f64(bits_as<float64x2_t>(v)));
-#else
-  for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_sqrt(v[i]);
-  return v;
-#endif
-}
-
 // e^v without -ffast-math: v = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r, and 2^n, which may
-// be infinite. Float: below -87 it stays e^-87, which makes no difference to the sigmoid. Double:
-// 2^n in two factors, so that underflow passes through the subnormals to zero. NaN stays NaN: every
-// comparison with it is false.
+// be infinite. Below -87 (double: -708) it stays what it is there, which makes no difference to the
+// sigmoid. NaN stays NaN: every comparison with it is false.
 PPCR_INLINE VF exponential(VF v) {
   v = v > 89.f ? 89.f + VF{} : v;
   v = v < -87.f ? -87.f + VF{} : v;
@@ -365,9 +301,9 @@ PPCR_INLINE VF exponential(VF v) {
   return e * bits_as<VF>(power);
 }
 PPCR_INLINE VD exponential(VD v) {
-  const double limit = 746., shift = 0x1.8p52;
-  v = v > limit ? limit + VD{} : v;
-  v = v < -limit ? -limit + VD{} : v;
+  v = v > 710. ? 710. + VD{} : v;
+  v = v < -708. ? -708. + VD{} : v;
+  const double shift = 0x1.8p52;
   const VD shifted = v * 1.4426950408889634074 + shift;
   const VD n = shifted - shift;
   const VD r = (v - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
@@ -378,22 +314,19 @@ PPCR_INLINE VD exponential(VD v) {
                 2.27265548208155028766e-1) *
                    rr +
                2.;
-  const VD e = 1. + 2. * (p / (q - p));
-  const VL whole = bits_as<VL>(shifted) - bits_as<VL>(shift + VD{});
-  const VL half = whole >> 1;
-  return e * bits_as<VD>((half + 1023) << 52) * bits_as<VD>((whole - half + 1023) << 52);
+  const VL power = (bits_as<VL>(shifted) + 1023) << 52;
+  return (1. + 2. * (p / (q - p))) * bits_as<VD>(power);
 }
 
 struct SimdMath {
   template <class V>
-  static inline __attribute__((always_inline)) V inv_sqrt(V v) {
+  PPCR_INLINE V inv_sqrt(V v) {
     return 1 / square_root(v);
   }
   template <class V>
-  static inline __attribute__((always_inline)) V sigmoid(V z) {
+  PPCR_INLINE V sigmoid(V z) {
     return 1 / (1 + exponential(-z));
   }
 };
 
-}  // namespace PPCR_CAPABILITY
-}  // namespace ppcr
+}  // namespace ppcr::PPCR_CAPABILITY

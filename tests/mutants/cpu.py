@@ -61,17 +61,15 @@ MUTANTS = (
     Mutant(
         "first block of a row lost",
         CONTIGUOUS,
-        "for (int i = 0; i < last * kLanes<S>;",
-        "for (int i = last ? kLanes<S> : 0; i < last * kLanes<S>;",
+        "for (int i = 0; i < last;",
+        "for (int i = last ? kLanes<S> : 0; i < last;",
     ),
-    Mutant(
-        "last block of a row lost", CONTIGUOUS, "add(at + tile.run.last, last * kLanes<S>);", ""
-    ),
+    Mutant("last block of a row lost", CONTIGUOUS, "add(at + tile.run.last, last);", ""),
     Mutant(
         "last block of a row where it would not overlap",
         CONTIGUOUS,
         "add(at + tile.run.last, last",
-        "add(at + last * kLanes<S>, last",
+        "add(at + last, last",
         tests="sanitize",
     ),
     Mutant(
@@ -83,14 +81,14 @@ MUTANTS = (
     Mutant(
         "stale gate: that of the first pixels",
         CONTIGUOUS,
-        "apply<false>(at + i, W, load(gate + pixel)",
-        "apply<false>(at + i, W, load(gate)",
+        "apply(at + i, All{}, load(gate + pixel)",
+        "apply(at + i, All{}, load(gate)",
     ),
     Mutant("sums not added up", CONTIGUOUS, "first ? v[0] : load(sum) + v[0]", "v[0]"),
     Mutant(
         "dot product begins anew with every segment",
         CONTIGUOUS,
-        "first_dot ? d[0] : load(dot) + d[0]",
+        "c == 0 ? d[0] : load(dot) + d[0]",
         "first ? d[0] : load(dot) + d[0]",
     ),
     Mutant(
@@ -122,22 +120,22 @@ MUTANTS = (
     Mutant(
         "plane's dot product begins anew with every segment",
         CONTIGUOUS,
-        "begin == 0 ? V{} : load(tile.gates()",
+        "k == 0 ? V{} : load(tile.gates()",
         "true ? V{} : load(tile.gates()",
         tests="sanitize",
     ),
     Mutant(
         "last channel of a plane's segment dropped",
         CONTIGUOUS,
-        "for (int64_t c = begin; c < end; ++c) { PPCR_UNROLL",
-        "for (int64_t c = begin; c < end - 1; ++c) { PPCR_UNROLL",
+        "c < p.pooling.edge[k + 1]; ++c) { PPCR_UNROLL",
+        "c < p.pooling.edge[k + 1] - 1; ++c) { PPCR_UNROLL",
         tests="sanitize",
     ),
     Mutant(
         "first channel of a plane's segment dropped",
         CONTIGUOUS,
-        "for (int64_t c = begin; c < end; ++c) { PPCR_UNROLL",
-        "for (int64_t c = begin + 1; c < end; ++c) { PPCR_UNROLL",
+        "int64_t c = p.pooling.edge[k]; c < p.pooling.edge[k + 1]; ++c) { PPCR_UNROLL",
+        "int64_t c = p.pooling.edge[k] + 1; c < p.pooling.edge[k + 1]; ++c) { PPCR_UNROLL",
         tests="sanitize",
     ),
     Mutant(
@@ -211,8 +209,8 @@ MUTANTS = (
     Mutant(
         "shift of the segment before",
         CHANNELS_LAST,
-        "apply_run(at + k * size, size, tile.row(k)[i] + V{})",
-        "apply_run(at + k * size, size, tile.row(k ? k - 1 : 0)[i] + V{})",
+        "apply_run(tile, at + k * size, size, gate, tile.row(k)[i] + V{})",
+        "apply_run(tile, at + k * size, size, gate, tile.row(k ? k - 1 : 0)[i] + V{})",
         tests="sanitize",
     ),
     Mutant(
