@@ -54,11 +54,16 @@ PPCR_DEVICE void unpack(const Word<T, V>& word, Acc<T> (&values)[V]) {
     for (int j = 0; j < V; ++j) values[j] = Acc<T>(elements[j]);
   }
 }
+// Rounds into its place. Where it returned the result, nvcc made other code of two gates of float.
+template <class T>
+PPCR_DEVICE void narrow(Acc<T> value, T& to) {
+  to = T(value);
+}
 template <class T, int V>
 PPCR_DEVICE Word<T, V> pack(const Acc<T> (&values)[V]) {
   T elements[V];
   PPCR_UNROLL
-  for (int j = 0; j < V; ++j) elements[j] = T(values[j]);
+  for (int j = 0; j < V; ++j) narrow<T>(values[j], elements[j]);
   Word<T, V> word;
   memcpy(&word, elements, sizeof word);
   return word;
