@@ -208,23 +208,6 @@ def test_shared_memory_is_asked_for():
     assert plugin.runtime.cudaPeekAtLastError() == 0
 
 
-def test_shared_memory_is_asked_for_as_if_by_any_plan():
-    """The limit belongs to a kernel on its device: what another thread launches must not change it.
-
-    Two shapes whose plans take different amounts of it, both in the forward and backward pass.
-    """
-    taken, limits = {}, {}
-    for side in (16, 20):
-        direct(case("ppcr", (1, 128, side, side), levels=(64,)))
-    for launch in hooks.launches():
-        if launch.shared > 48 << 10:
-            taken.setdefault(launch.kernel, set()).add(launch.shared)
-    for device, limit, kernel in hooks.allowances():
-        limits.setdefault(kernel, set()).add((device, limit))
-    assert [len(shared) for shared in taken.values()] == [2, 2]
-    assert limits == {kernel: {(0, 227 << 10)} for kernel in taken}
-
-
 @pytest.mark.parametrize(
     ("function", "cluster"),
     [
@@ -241,15 +224,6 @@ def test_refused_question(function, cluster, monkeypatch):
         direct(c)
     assert plugin.runtime.cudaPeekAtLastError() == 0
     check(c)
-
-
-def test_a_device_that_holds_no_cluster(monkeypatch):
-    """Of 8 blocks, where the only multiprocessor holds 4. The grid is then one cluster, and not as
-    many as the device holds of the finishing kernel."""
-    monkeypatch.setenv("PPCR_PLAN", "q=49,cluster=8")
-    direct(case("ppcr", (6, 1024, 7, 7), device="cuda:2"))
-    (backward,) = (launch for launch in hooks.launches() if "backward" in launch.kernel)
-    assert backward.blocks == backward.cluster == 8
 
 
 def test_an_error_of_another_library():

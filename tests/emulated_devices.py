@@ -1,5 +1,6 @@
-"""Three devices: one as a data centre has it, one of the same architecture with less shared memory,
-fewer multiprocessors and no clusters, and one that the library holds no code for."""
+"""Four devices: one as a data centre has it, one of the same architecture with less shared memory,
+fewer multiprocessors and no clusters, one that the library holds no code for, and one with a single
+multiprocessor."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from emulated import LEVELS_EPS, OPS, case, check, check_forward, direct, every_
 import ppcr_ext
 from ppcr_ext import _dispatch, _native
 
-LARGE, SMALL, UNKNOWN = (torch.device("cuda", index) for index in range(3))
+LARGE, SMALL, UNKNOWN, SINGLE = (torch.device("cuda", index) for index in range(4))
 
 
 def test_every_device_gets_its_own_plan():
@@ -28,6 +29,32 @@ def test_every_device_gets_its_own_plan():
     assert all(early for _, _, early in seen[LARGE])
     assert {(cluster, early) for cluster, _, early in seen[SMALL]} == {(1, False)}
     assert max(shared for _, shared, _ in seen[SMALL]) <= 99 << 10
+
+
+def test_every_plan_asks_for_the_same_shared_memory():
+    """The limit belongs to a kernel on its device: what another thread launches must not change it.
+
+    Two shapes whose plans take different amounts of it, in the forward and the backward pass.
+    """
+    for side in (16, 20):
+        direct(case(shape=(1, 128, side, side), levels=(64,), device=LARGE))
+    taken, limits = {}, {}
+    for launch in hooks.launches():
+        if launch.shared > 48 << 10:
+            taken.setdefault(launch.kernel, set()).add(launch.shared)
+    for device, limit, kernel in hooks.allowances():
+        limits.setdefault(kernel, set()).add((device, limit))
+    assert [len(shared) for shared in taken.values()] == [2, 2]
+    assert limits == {kernel: {(LARGE.index, 227 << 10)} for kernel in taken}
+
+
+def test_a_device_that_holds_no_cluster(monkeypatch):
+    """Of 8 blocks, where the only multiprocessor holds 4. The grid is then one cluster, and not as
+    many as the device holds of the finishing kernel."""
+    monkeypatch.setenv("PPCR_PLAN", "q=49,cluster=8")
+    direct(case(shape=(6, 1024, 7, 7), device=SINGLE))
+    (backward,) = (launch for launch in hooks.launches() if "backward" in launch.kernel)
+    assert backward.blocks == backward.cluster == 8
 
 
 @every_operator

@@ -36,8 +36,8 @@ DRIVER = BUILD / "libcuda.so.1"
 GUARDED = {"CUDA_HOST_GUARD": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 # The devices, and more settings, of every file of tests.
 TESTS: dict[str, tuple[str, dict[str, str]]] = {
-    "emulated_calls.py": ("9.0 9.0:mb=96 9.0:sms=1", {}),
-    "emulated_devices.py": ("9.0 9.0:sms=24,kb=99,clusters=0 8.0", {}),
+    "emulated_calls.py": ("9.0 9.0:mb=96", {}),
+    "emulated_devices.py": ("9.0 9.0:sms=24,kb=99,clusters=0 8.0 9.0:sms=1", {}),
     "emulated_memory.py": ("9.0", GUARDED),
     "test_gpu.py": ("9.0 9.0", {}),
 }

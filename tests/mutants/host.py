@@ -140,7 +140,7 @@ MUTANTS = (
         LAUNCH,
         "cudaFuncAttributeMaxDynamicSharedMemorySize, most)",
         "cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes)",
-        tests=CALLS,
+        tests=DEVICES,
     ),
     Mutant(
         "missing attribute of clusters",
@@ -161,7 +161,7 @@ MUTANTS = (
         LAUNCH,
         "if (asked) return;",
         "",
-        tests=CALLS,
+        tests=DEVICES,
     ),
     Mutant(
         "swallowed error of a question",
