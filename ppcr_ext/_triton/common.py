@@ -55,11 +55,6 @@ def offsets_of(c, p, pixels, C: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE:
 
 
 @triton.jit
-def sigmoid(z):
-    return 1.0 / (1.0 + tl.exp(-z))  # exp(-z) may be inf: g is 0 then
-
-
-@triton.jit
 def finished(x, g, residual, where, inside, MODE: tl.constexpr, ACC: tl.constexpr):
     """y of one segment, from its x and the gates."""
     y = x.to(ACC) * g[None, :]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import GATE, channel_stride, finished, incoming, offsets_of, place, sigmoid
+from .common import GATE, channel_stride, finished, incoming, offsets_of, place
 
 
 @triton.jit
@@ -84,7 +84,7 @@ def ppcr_one_pass_forward(
     v = [tl.load(x + start + offsets, mask=inside, other=0) for start in starts]
     w, b = _parameters(weight, bias, HAS_BIAS, ACC)
     n, _ = _normalized([tl.sum(segment.to(ACC), 0) for segment in v], EPS, S)
-    g = sigmoid(_dot(n, w) + b)
+    g = tl.sigmoid(_dot(n, w) + b)
     kind: tl.constexpr = out.dtype.element_ty
     if MODE == GATE:
         tl.store(out + pixel, g.to(kind), mask=shown)
@@ -122,7 +122,7 @@ def ppcr_one_pass_backward(
     w, b = _parameters(weight, bias, HAS_BIAS, ACC)
     n, inv_std = _normalized([tl.sum(segment, 0) for segment in v], EPS, S)
     z = _dot(n, w)
-    g = sigmoid(z + b)
+    g = tl.sigmoid(z + b)
     dz = tl.where(shown, dg * g * (1.0 - g), 0)
 
     mean = (w[0] + w[1] + w[2] + w[3] + w[4] + w[5] + w[6]) * (1.0 / 7)

@@ -30,7 +30,6 @@ from .common import (
     incoming,
     offsets_of,
     place,
-    sigmoid,
 )
 
 
@@ -93,9 +92,9 @@ def _gate(
     w = tl.load(weight + l, mask=l < L, other=0).to(ACC)
     z = tl.sum(n * w[:, None], 0)
     if HAS_BIAS:
-        g = sigmoid(z + tl.load(bias).to(ACC))
+        g = tl.sigmoid(z + tl.load(bias).to(ACC))
     else:
-        g = sigmoid(z)
+        g = tl.sigmoid(z)
     return g, z, n, inv_std, inverse, w
 
 

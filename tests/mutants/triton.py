@@ -72,7 +72,6 @@ MUTANTS = (
         "(program % tiles) * P",
     ),
     Mutant("offsets in a tile in 32 bits", COMMON, "c = c.to(tl.int64)", "c = c.to(tl.int32)"),
-    Mutant("sigmoid of the other sign", COMMON, "tl.exp(-z)", "tl.exp(z)"),
     Mutant("finishing sums one row short", COMMON, "i < count - at", "i < count - at - 1"),
     Mutant(
         "finishing sums read beyond",
