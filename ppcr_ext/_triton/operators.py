@@ -9,7 +9,6 @@ otherwise become guards, and recompile where sizes change.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import re
@@ -127,7 +126,7 @@ def forward(mode: int, x: Tensor, *rest: Any) -> Tensor:
         kernel, grid, arguments, options = plan(problem, bias is not None, eps)
         weight = weight.contiguous()
         bias = weight if bias is None else bias
-        with _device(x):
+        with torch.cuda.device_of(x):  # Triton launches on the current device and its stream
             kernel[grid](x, residual, weight, bias, out, *arguments, **options)
     return out
 
@@ -151,18 +150,13 @@ def backward(mode: int, grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ..
         inputs = (x, grad, y, weight, bias if has_bias else weight)
         constants = {"L": weight.numel(), "HAS_BIAS": has_bias, "ACC": options["ACC"]}
         constants |= {"BLOCK": _FINISH_BLOCK, "num_warps": 4}
-        with _device(x):
+        with torch.cuda.device_of(x):
             kernel[grid](*inputs, dx, d_residual, partials, *arguments, **options)
             _finish()[(rows,)](partials, d_weight, d_bias, grid[0], **constants)
     else:
         d_weight.zero_()
         d_bias.zero_()
     return (dx, d_residual, d_weight, d_bias) if maps else (dx, d_weight, d_bias)
-
-
-def _device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, on its current stream."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def problem_of(mode: int, is_backward: bool, x: Tensor, levels: tuple[int, ...]) -> Problem:
