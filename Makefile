@@ -76,7 +76,7 @@ $(BUILT): $(INSTALLED) $(NATIVE)
 bench: $(BUILT)  ## errors and speed on real feature maps beside plain PyTorch; files go to results/
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-bench-full: $(BUILT)  ## operators, scaling and whole networks; BENCH_ARGS=--quick takes minutes
+bench-full: $(BUILT)  ## operators, scaling and whole networks; BENCH_ARGS=--quick for three minutes
 	$(BIN)/python -m benchmarks operators $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks scaling $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks end-to-end $(BENCH_ARGS)
@@ -87,7 +87,7 @@ docs: $(BUILT)  ## the documentation as a site in build/docs, warnings as errors
 results: $(BUILT)  #@ take results/ into benchmarks/results/, and its tables into the README
 	$(BIN)/python -m benchmarks.render --take results
 
-test: $(BUILT)  ## all tests but the slow ones
+test: $(BUILT)  ## the tests, about 15 minutes on two cores
 	$(BIN)/python -m pytest $(PROCESSES) $(PYTEST_ARGS)
 
 test-slow: $(BUILT)  #@ what takes minutes: exhaustive sweeps
@@ -102,7 +102,7 @@ sanitize: $(BUILT)  #@ the kernels, on the CPU, under AddressSanitizer, UBSan an
 arm: $(INSTALLED)  #@ the kernels compiled for 64-bit Arm, and run under emulation
 	$(BIN)/python tools/sanitize.py arm
 
-mutate: $(BUILT)  #@ do the tests see planted faults in the kernels? MUTANTS=sample for a few
+mutate: $(BUILT)  #@ plants faults and checks that the tests find them; MUTANTS=sample for a few
 	$(BIN)/python tools/mutate.py $(MUTANTS)
 
 package: $(PACKAGED)  #@ sdist and wheel in dist/: contents, metadata, types, installations
@@ -162,14 +162,14 @@ cuda-report: $(BUILT)  #@ results/: estimated speed of every plan, machine code 
 	$(BIN)/python tools/cuda_report.py
 	$(BIN)/python tools/triton_report.py
 
-cuda-host: $(BUILT)  #@ the way from Python to the CUDA kernels, without a GPU: needs nvcc
+cuda-host: $(BUILT)  #@ PyTorch's CUDA calls tested on an emulated CUDA runtime: needs nvcc, no GPU
 	$(BIN)/python tests/cuda_host/build.py
 	$(BIN)/python -m pytest tests/test_cuda_host.py $(PYTEST_ARGS)
 
 gpu:  ## on a machine with a GPU: build, GPU tests, sanitizers, benchmark; files go to results/gpu
 	$(PYTHON) tools/gpu.py --out results/gpu $(GPU_ARGS)
 
-gpu-rehearsal: $(BUILT)  #@ what make gpu runs, on emulated devices: times say nothing
+gpu-rehearsal: $(BUILT)  #@ runs make gpu on emulated devices: its times mean nothing
 	$(BIN)/python tests/cuda_host/build.py "9.0 9.0" $(abspath $(BIN))/python tools/gpu.py \
 	    --rehearsal --out ../rehearsal $(GPU_ARGS)
 

@@ -1,6 +1,6 @@
 """Builds the CUDA library with nvcc, or says in a sentence why it cannot be built.
 
-Shared by setup.py, the JIT build and tools/cuda_build.py, so it imports nothing but its
+Shared by setup.py, the JIT build and the tools, so it imports nothing but its
 neighbours and the standard library.
 
 Environment: CUDA_HOME or CUDA_PATH, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG=1, CXX.
