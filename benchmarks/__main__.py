@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .networks import retina_inputs  # with torchvision, which layers do not need
 
         print("feature maps: photograph, ResNet-50 with PPCR, 8 views of 224x224 ...", flush=True)
-        options |= {"stages": retina_inputs(device)}
+        options["stages"] = retina_inputs(device)
     found = cases.SUITES[args.suite](device, **options)
     if args.no_compile:  # a compiled network is a case of its own
         found = [replace(c, compiled=()) for c in found if not (c.variants and c.compiled)]

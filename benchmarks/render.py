@@ -25,7 +25,7 @@ MARKERS = "<!-- {}:{} -->"  # between two of them stands what is written into th
 # Bars of text, since an index of packages shows no picture that has no public address.
 BARS = {"PPCR fused": "PPCR, this package", "PPCR plain": "PPCR, plain PyTorch"}
 BARS |= {"SE": "SE", "CBAM": "CBAM"}
-FASTER = (
+BESIDE = (
     "A call beside the fastest formulation in plain PyTorch, and beside what `torch.compile` makes "
     "of that; with backward in parentheses:"
 )
@@ -57,12 +57,12 @@ def chart(rows: Iterable[Row]) -> str:
 def speedups(folder: Path) -> str:
     """A line about the formulations that were timed beside ours on a device, or nothing."""
     found = records(folder)
-    record, ratios = headline(found), dict[tuple[str, str], list[float]]()
-    if record is not None:
-        ratios = best_plain(record)
+    if (record := headline(found)) is None:
+        return ""
+    ratios = best_plain(record)
     times = [[ratios.get((column, d)) for d in ("forward", "step")] for column in BEST_PLAIN]
     texts = [f"{geometric_mean(a):.1f} ({geometric_mean(b):.1f})" for a, b in times if a and b]
-    if record is None or not texts:
+    if not texts:
         return ""
     env = record.environment
     where = f"{env['cpu']}, {env['threads']} threads" if env["device"] == "cpu" else env["device"]
@@ -77,7 +77,7 @@ def speedups(folder: Path) -> str:
 def gain(folders: Sequence[Path]) -> str:
     """The gain on every device, and a chart of the first on which whole networks were measured."""
     lines = [line for line in map(speedups, folders) if line]
-    parts = [fill(FASTER), "\n".join(lines)] if lines else []
+    parts = [fill(BESIDE), "\n".join(lines)] if lines else []
     for found in [found for found in map(records, folders) if "end_to_end" in found][:1]:
         networks = found["end_to_end"]
         title = fill(CHART.format(**networks.environment))

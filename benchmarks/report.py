@@ -70,10 +70,10 @@ def pivot(
     for line, column, value in cells:
         if value is not None:
             found.setdefault((line, column), []).append(value)
-    names, over = (dict.fromkeys(one) for one in (zip(*found, strict=True) if found else ((), ())))
-    header = [column for column in dict.fromkeys([*columns, *over]) if column in over]
+    down, across = (dict.fromkeys(at[i] for at in found) for i in (0, 1))
+    header = [column for column in dict.fromkeys([*columns, *across]) if column in across]
     texts = [["", *header]]
-    for line in (line for line in dict.fromkeys([*lines, *names]) if line in names):
+    for line in (line for line in dict.fromkeys([*lines, *down]) if line in down):
         cells_of = ((column, found.get((line, column))) for column in header)
         texts.append([line, *(text(line, c, values) if values else "-" for c, values in cells_of)])
     widths = [max(3, *map(len, column)) for column in zip(*texts, strict=True)]

@@ -5,7 +5,7 @@
     triton     the Triton kernels, in several processes
     plans      every kernel as share of a copy
     sweep      the plans that PPCR_PLAN can ask for instead
-    benchmark  the operators of the benchmarks, beside plain PyTorch and what torch.compile makes
+    benchmark  every operator beside plain PyTorch, and ppcr beside what torch.compile makes of it
     networks   steps and inference of ResNet-50 with attention layers and without
     memcheck   compute-sanitizer over a small run; what does not end in time is a note, no failure
     racecheck  the same
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 LIMIT, SANITIZER_LIMIT = 480, 500  # seconds
 FOUND = 9  # exit status of compute-sanitizer where it found something
-MEASURED = ("benchmark", "networks")  # by the runner of the benchmarks
+MEASURED = ("benchmark", "networks")  # by the command of the benchmarks
 PARTS = ("build", "tests", "triton", "plans", "sweep", *MEASURED, "memcheck", "racecheck")
 # What a rehearsal on the emulated runtime cannot run; tests/cuda_host/README.md says what that is.
 ONLY_ON_A_GPU = ("build", "triton", "networks", "memcheck", "racecheck")

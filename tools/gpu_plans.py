@@ -9,6 +9,7 @@ sweep.json, are those of the benchmarks: a run goes on where the last one of its
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import math
@@ -122,7 +123,8 @@ def main() -> None:
     stages = [(2, 64, 5, 5)] if small else shapes
     for dtype, shape, layout in itertools.product(cases.DTYPES[:3], stages, testing.LAYOUTS):
         made = cases.grid(("ppcr", "add_relu"), (shape,), (dtype,), (layout,), rotate=not small)
-        passes = [(c, d) for c in made for d in ("forward", "backward")]
+        made = [dataclasses.replace(case, suite="plans") for case in made]
+        passes = [(case, d) for case in made for d in ("forward", "backward")]
         passes = [(case, d) for case, d in passes if (*case.place, d) not in done]
         pool = layers.InputPool(made[-1], device) if passes else None
         for case, direction in passes:

@@ -107,7 +107,7 @@ struct Contiguous {
   }
   template <int rows, class Count>
   static PPCR_HD void sum_rows(const Problem& p, const Tile& tile, Count count) {
-    const bool prefetch = p.method == Method::kGrouped;  // known where sum() has just asked
+    const bool prefetch = p.method == Method::kGrouped;  // sum() has asked: a constant here
     for (int k = 0; k < tile.segments; ++k) {
       int64_t c = p.pooling.edge[k];
       const int64_t end = p.pooling.edge[k + 1];

@@ -27,6 +27,11 @@ auto with_type_of(const Tensor& t, Visit visit) {
   }
 }
 
+static_assert(int(Dtype::kHalf) == int(ScalarType::Half) &&
+              int(Dtype::kFloat) == int(ScalarType::Float) &&
+              int(Dtype::kDouble) == int(ScalarType::Double) &&
+              int(Dtype::kBFloat16) == int(ScalarType::BFloat16));
+
 // The few values of weight or bias.
 void read(const Tensor& t, double* values) {
   with_type_of(
