@@ -22,7 +22,7 @@ SMOKE = (
     "print(ppcr_ext.available_backends(), ppcr_ext.ppcr(torch.ones(1, 4), torch.zeros(7)).tolist())"
 )
 
-# Compiles in a third of the time. make package compiles and runs the wheel as it is published.
+# Without optimization, which is sooner. make package compiles and runs the wheel as published.
 QUICK = {"DEBUG": "1", "MAX_JOBS": "2"}
 
 
