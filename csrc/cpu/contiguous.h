@@ -36,8 +36,9 @@ PPCR_INLINE void apply_span(const Tile& tile, int64_t at, int64_t length, const 
   }
   for (; i <= last; i += W) {
     tile.apply(at + i, All{}, load(gate + pixel), load(shift + pixel));
-    pixel += step;
-    if (pixel >= period) pixel -= period;
+    const int64_t next = pixel + step;
+    pixel += step - period;
+    if (pixel < 0) pixel = next;
   }
   if (i == length) return;
   if (kMaskedStores || length < W) {
@@ -59,15 +60,36 @@ struct Contiguous {
     const Run<S> run(count, false);
     return {p, image * p.channels * p.pixels + pixel, run, rows, (run.vectors + 1) * kLanes<S>};
   }
+  // Whether a row of the tile is a whole channel: then the rows of a segment are one span.
+  static PPCR_HD bool is_plane(const Problem& p, const Tile& tile) {
+    return tile.run.count == p.pixels;
+  }
+  // Applies gate and shift to the next `rows` channels of segment k at once, while there are any.
+  template <int rows>
+  static PPCR_HD int64_t apply_rows(const Problem& p, const Tile& tile, int k, int64_t c) {
+    for (; c + rows <= p.pooling.edge[k + 1]; c += rows)
+      for (int i = 0; i < tile.run.vectors; ++i) {
+        const int pixel = tile.run.offset(i);
+        const V gate = load(tile.gates() + pixel), shift = load(tile.row(k) + pixel);
+        PPCR_UNROLL
+        for (int r = 0; r < rows; ++r) tile.apply((c + r) * p.pixels + pixel, All{}, gate, shift);
+      }
+    return c;
+  }
   static PPCR_HD void apply(const Problem& p, const Tile& tile) {
-    const bool plane = tile.run.count == p.pixels;  // then the rows of a segment are one span
+    const bool plane = is_plane(p, tile);
+    const bool several = p.method == Method::kSequential && !plane && !tile.run.partial();
+    // Rows that lie whole pages apart share sets of the L1 cache: eight of them are too many.
+    const bool fewer = p.pixels * int64_t{sizeof(T)} % kPageBytes == 0;
     lay_out(tile.gates(), tile.run, plane);
     for (int k = 0; k < tile.segments; ++k) {
       if constexpr (Tile::kBackward) lay_out(tile.row(k), tile.run, plane);
-      const int64_t begin = p.pooling.edge[k], end = p.pooling.edge[k + 1];
-      const int64_t length = plane ? (end - begin) * p.pixels : tile.run.count;
-      for (int64_t c = begin; c < end; c += plane ? end - begin : 1)
-        apply_span(tile, c * p.pixels, length, tile.gates(), tile.row(k), tile.run.count);
+      int64_t c = p.pooling.edge[k];
+      if (several) c = fewer ? apply_rows<4>(p, tile, k, c) : apply_rows<8>(p, tile, k, c);
+      const int64_t end = p.pooling.edge[k + 1], rows = plane ? end - c : 1;
+      for (; c < end; c += rows)
+        apply_span(tile, c * p.pixels, rows * tile.run.count, tile.gates(), tile.row(k),
+                   tile.run.count);
     }
   }
   // Adds `rows` channels from c on to the sums of segment k: several at once, because that shortens
@@ -106,8 +128,8 @@ struct Contiguous {
     add(at + tile.run.last, last);
   }
   template <int rows, class Count>
-  static PPCR_HD void sum_rows(const Problem& p, const Tile& tile, Count count) {
-    const bool prefetch = p.method == Method::kGrouped;  // sum() has asked: a constant here
+  static PPCR_HD void sum_rows(const Problem& p, const Tile& tile, Count count,
+                               bool prefetch = false) {
     for (int k = 0; k < tile.segments; ++k) {
       int64_t c = p.pooling.edge[k];
       const int64_t end = p.pooling.edge[k + 1];
@@ -143,6 +165,8 @@ struct Contiguous {
     if (tile.run.partial())
       sum_rows<kRows>(p, tile, tile.run.count);
     else if (p.method == Method::kGrouped)
+      sum_rows<kRows>(p, tile, All{}, true);
+    else if (!is_plane(p, tile) || p.pixels * int64_t{sizeof(T)} >= kPageBytes)
       sum_rows<kRows>(p, tile, All{});
     else if (kLanes<S> >= 8 && p.pixels > 48 && p.pixels <= 64)
       for (int k = 0; k < tile.segments; ++k) sum_plane<64 / kLanes<S>>(p, tile, k);

@@ -9,8 +9,10 @@ enum class Dtype { kHalf = 5, kFloat, kDouble, kBFloat16 = 15 };  // as torch nu
 
 // The order in which a kernel reads and writes memory. Which is fastest depends on the processor.
 enum class Method {
-  kGrouped,     // several pixels (channels_last) or channels (contiguous) at once
-  kSequential,  // one after the other, in memory order
+  kGrouped,     // several pixels (channels_last) or channels (contiguous) are read at once, and the
+                // outputs prefetched meanwhile
+  kSequential,  // in memory order; contiguous channels that are long or cut into several tiles are
+                // read, and then written, several at once
 };
 
 // Memory is seen as images of `pixels` pixels and `channels` channels: either each channel's pixels
@@ -33,6 +35,7 @@ struct Problem {
 };
 
 constexpr int64_t kScratchBytes = 48 << 10;  // on the stack of each thread
+constexpr int64_t kPageBytes = 4096;
 
 struct Processor {
   bool amd = false;

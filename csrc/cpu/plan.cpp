@@ -11,12 +11,17 @@ Method choose(const Problem& p, int64_t element_size, int64_t most) {
   if (cpu.forced) return cpu.method;
   if (!cpu.amd) return Method::kGrouped;
   if (p.channels_last) return Method::kSequential;
-  // Whole images, where a channel is shorter than a page and every core gets an image.
   const int64_t channel_bytes = p.pixels * element_size;
-  const int64_t largest = p.images < cpu.cores ? 1 << 20 : 4 << 20;
-  return channel_bytes < 4096 && channel_bytes * p.channels <= largest && p.pixels <= most
-             ? Method::kSequential
-             : Method::kGrouped;
+  // Channels that begin at one offset in their pages share sets of the L1 cache.
+  if (channel_bytes >= kPageBytes)
+    return channel_bytes % kPageBytes != 0 || channel_bytes * p.channels > 1 << 20
+               ? Method::kSequential
+               : Method::kGrouped;
+  // Shorter ones as whole images, where every core gets an image, or where cores that share a
+  // channel would take each other's cache lines too often.
+  const int64_t largest = p.images < cpu.cores && channel_bytes > 2048 ? 1 << 20 : 4 << 20;
+  return channel_bytes * p.channels <= largest && p.pixels <= most ? Method::kSequential
+                                                                   : Method::kGrouped;
 }
 
 // Whether the AVX2 kernels run where there is AVX-512. Zen 4 executes 512 bits in halves, and
@@ -28,7 +33,8 @@ bool is_narrow(const Problem& p, int64_t element_size, bool small) {
   const int64_t pixel_bytes = p.channels * element_size;
   if (p.channels_last)
     return !grouped && pixel_bytes >= (element_size == 8 ? 1024 : small ? 320 : 256);
-  return grouped ? p.pixels * pixel_bytes > 2 << 20 && pixel_bytes >= 256 : !small && p.pixels > 64;
+  if (grouped) return p.pixels * pixel_bytes > 2 << 20 && pixel_bytes >= 256;
+  return !small && p.pixels > 64 && p.pixels * element_size < kPageBytes;
 }
 
 }  // namespace
@@ -72,6 +78,8 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
     // whole plane and so one run of memory.
     cache = !grouped ? 4 << 20 : image_bytes <= 1 << 20 ? 1 << 20 : 512 << 10;
     least = 4 * unit;
+    if (!grouped && p.pixels * element_size >= kPageBytes)  // two tiles a core, or more
+      longest = std::min(longest, std::max(16 * unit, p.images * p.pixels / (2 * cpu.cores)));
   }
   if (grouped && longest > 1024) longest = 1024;
   int64_t tile = cache / pixel_bytes;

@@ -75,8 +75,8 @@ MUTANTS = (
     Mutant(
         "stale shift: that of the segment before",
         CONTIGUOUS,
-        "length, tile.gates(), tile.row(k),",
-        "length, tile.gates(), tile.row(k ? k - 1 : 0),",
+        "tile.run.count, tile.gates(), tile.row(k),",
+        "tile.run.count, tile.gates(), tile.row(k ? k - 1 : 0),",
     ),
     Mutant(
         "stale gate: that of the first pixels",
@@ -100,8 +100,8 @@ MUTANTS = (
     Mutant(
         "pixel index one too large",
         CONTIGUOUS,
-        "if (pixel >= period) pixel -= period;",
-        "if (pixel > period) pixel -= period;",
+        "if (pixel < 0) pixel = next;",
+        "if (pixel <= 0) pixel = next;",
         survives="the gates wrap: behind the last stand those of the first pixels again",
     ),
     Mutant(
@@ -141,8 +141,44 @@ MUTANTS = (
     Mutant(
         "segments of a plane applied with one gate too few",
         CONTIGUOUS,
-        "plane ? (end - begin) * p.pixels",
-        "plane ? (end - begin) * p.pixels - 1",
+        "rows * tile.run.count, tile",
+        "rows * tile.run.count - plane, tile",
+    ),
+    Mutant(
+        "rows applied at once lose one and repeat another",
+        CONTIGUOUS,
+        "(c + r) * p.pixels + pixel",
+        "(c + r / 2 * 2) * p.pixels + pixel",
+        tests="sanitize",
+        sample=True,
+    ),
+    Mutant(
+        "rows applied at once take the gates of the first pixels",
+        CONTIGUOUS,
+        "gate = load(tile.gates() + pixel)",
+        "gate = load(tile.gates())",
+        tests="sanitize",
+    ),
+    Mutant(
+        "rows applied at once take the shift of the segment before",
+        CONTIGUOUS,
+        "shift = load(tile.row(k) + pixel)",
+        "shift = load(tile.row(k ? k - 1 : 0) + pixel)",
+        tests="sanitize",
+    ),
+    Mutant(
+        "rows applied at once end beyond the tile",
+        CONTIGUOUS,
+        "const int pixel = tile.run.offset(i);",
+        "const int pixel = i * kLanes<S>;",
+        tests="sanitize",
+    ),
+    Mutant(
+        "rows applied at once reach into the next segment",
+        CONTIGUOUS,
+        "for (; c + rows <= p.pooling.edge[k + 1]; c += rows)",
+        "for (; c < p.pooling.edge[k + 1]; c += rows)",
+        tests="sanitize",
     ),
     # channels_last
     Mutant(

@@ -175,16 +175,18 @@ void check(Find find, Dtype dtype, const Case& c, int64_t offset, Fault fault) {
 // pixels; tiles of several images, with a tail; a last tile that takes in what would be shorter
 // than a vector; bins that overlap; the most contexts and segments; channels of one element a bin;
 // four equal segments, short and longer; more channels than a tile of the shortest length may hold;
-// a plane that is just too long for the scratch.
+// a plane that is just too long for the scratch; channels of a page and more, in several tiles, a
+// page apart, and as whole planes.
 const Sizes kSizes[] = {
-    {1, 4, 1, {1, 2, 4}},      {3, 4, 1, {1, 2, 4}},    {2, 8, 3, {1, 2, 4}},
-    {1, 5, 7, {1, 2, 4}},      {2, 7, 8, {2, 3}},       {1, 6, 9, {1, 2}},
-    {2, 64, 49, {1, 2, 4}},    {1, 12, 31, {1, 3, 7}},  {1, 67, 33, {2, 30, 32}},
-    {2, 64, 16, {64}},         {1, 9, 2100, {1, 2, 4}}, {1, 40, 1031, {1, 2, 4, 8}},
-    {2, 20, 1025, {1, 2, 4}},  {1, 65, 65, {1, 62}},    {1, 70001, 5, {1, 2, 4}},
-    {1, 1030, 150, {1, 2, 4}}, {3, 36, 64, {1, 2, 4}},  {2, 516, 53, {1, 2, 4}},
-    {1, 127, 53, {31, 32}},    {300, 4, 3, {1, 2, 4}},  {1, 516, 560, {1, 2, 4}},
-    {1, 100, 37, {1, 2, 4}},   {1, 4, 2450, {1, 2, 4}},
+    {1, 4, 1, {1, 2, 4}},      {3, 4, 1, {1, 2, 4}},     {2, 8, 3, {1, 2, 4}},
+    {1, 5, 7, {1, 2, 4}},      {2, 7, 8, {2, 3}},        {1, 6, 9, {1, 2}},
+    {2, 64, 49, {1, 2, 4}},    {1, 12, 31, {1, 3, 7}},   {1, 67, 33, {2, 30, 32}},
+    {2, 64, 16, {64}},         {1, 37, 2100, {1, 2, 4}}, {1, 40, 1031, {1, 2, 4, 8}},
+    {2, 20, 1025, {1, 2, 4}},  {1, 65, 65, {1, 62}},     {1, 70001, 5, {1, 2, 4}},
+    {1, 1030, 150, {1, 2, 4}}, {3, 36, 64, {1, 2, 4}},   {2, 516, 53, {1, 2, 4}},
+    {1, 127, 53, {31, 32}},    {300, 4, 3, {1, 2, 4}},   {1, 516, 560, {1, 2, 4}},
+    {1, 100, 37, {1, 2, 4}},   {1, 4, 2450, {1, 2, 4}},  {1, 36, 2048, {1, 2, 4}},
+    {16, 5, 1030, {1, 2, 4}},
 };
 
 template <class T>
