@@ -36,9 +36,8 @@ PPCR_INLINE void apply_span(const Tile& tile, int64_t at, int64_t length, const 
   }
   for (; i <= last; i += W) {
     tile.apply(at + i, All{}, load(gate + pixel), load(shift + pixel));
-    const int64_t next = pixel + step;
-    pixel += step - period;
-    if (pixel < 0) pixel = next;
+    pixel += step;
+    if (pixel >= period) pixel -= period;
   }
   if (i == length) return;
   if (kMaskedStores || length < W) {
@@ -67,12 +66,17 @@ struct Contiguous {
   // Applies gate and shift to the next `rows` channels of segment k at once, while there are any.
   template <int rows>
   static PPCR_HD int64_t apply_rows(const Problem& p, const Tile& tile, int k, int64_t c) {
+    constexpr int ahead = 384 / sizeof(T);  // six cache lines of the outputs
     for (; c + rows <= p.pooling.edge[k + 1]; c += rows)
       for (int i = 0; i < tile.run.vectors; ++i) {
         const int pixel = tile.run.offset(i);
         const V gate = load(tile.gates() + pixel), shift = load(tile.row(k) + pixel);
         PPCR_UNROLL
-        for (int r = 0; r < rows; ++r) tile.apply((c + r) * p.pixels + pixel, All{}, gate, shift);
+        for (int r = 0; r < rows; ++r) {
+          const int64_t at = (c + r) * p.pixels + pixel;
+          __builtin_prefetch(tile.out + at + ahead, 1);
+          tile.apply(at, All{}, gate, shift);
+        }
       }
     return c;
   }

@@ -100,8 +100,8 @@ MUTANTS = (
     Mutant(
         "pixel index one too large",
         CONTIGUOUS,
-        "if (pixel < 0) pixel = next;",
-        "if (pixel <= 0) pixel = next;",
+        "if (pixel >= period) pixel -= period;",
+        "if (pixel > period) pixel -= period;",
         survives="the gates wrap: behind the last stand those of the first pixels again",
     ),
     Mutant(
