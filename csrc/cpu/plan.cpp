@@ -12,9 +12,9 @@ Method choose(const Problem& p, int64_t element_size, int64_t most) {
   if (!cpu.amd) return Method::kGrouped;
   if (p.channels_last) return Method::kSequential;
   const int64_t channel_bytes = p.pixels * element_size;
-  // Channels that begin at one offset in their pages share sets of the L1 cache.
+  // Small images are faster grouped where channels lie whole pages apart, in one set of the L1.
   if (channel_bytes >= kPageBytes)
-    return channel_bytes % kPageBytes != 0 || channel_bytes * p.channels > 1 << 20
+    return channel_bytes % kPageBytes != 0 || channel_bytes * p.channels > 1 << 18
                ? Method::kSequential
                : Method::kGrouped;
   // Shorter ones as whole images, where every core gets an image, or where cores that share a
@@ -78,8 +78,11 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
     // whole plane and so one run of memory.
     cache = !grouped ? 4 << 20 : image_bytes <= 1 << 20 ? 1 << 20 : 512 << 10;
     least = 4 * unit;
-    if (!grouped && p.pixels * element_size >= kPageBytes)  // two tiles a core, or more
+    if (!grouped && p.pixels * element_size >= kPageBytes) {
+      // x and grad of a tile stay in a core's share of the caches; every core gets two tiles.
+      cache = 2 << 20;
       longest = std::min(longest, std::max(16 * unit, p.images * p.pixels / (2 * cpu.cores)));
+    }
   }
   if (grouped && longest > 1024) longest = 1024;
   int64_t tile = cache / pixel_bytes;
