@@ -31,7 +31,8 @@ class Call:
     grad: bool = False  # whether autograd records
     # runs before every repetition, outside the time; run() is given what it returns
     prepare: Callable[[], object] | None = None
-    # whether run() first runs outside the time, to bring its code and data back into the caches
+    # whether run() first runs outside the time, to bring its code and data back into the caches;
+    # what is repeated runs more often, see HostClock
     warm: bool = True
     repeats: int = 1
     fill: float = 1e-4  # see CudaClock
@@ -51,6 +52,9 @@ class HostClock:
     """Times what the host waits for; on a CUDA device until the device has finished, too."""
 
     burst = 1 << 30  # calls between two marks
+    # Runs before a call that is repeated. A cache that cores share keeps only what was read several
+    # times: after a single run the fastest call, repeated most, would also be the warmest.
+    warm_up = 10
 
     def __init__(self, device: torch.device | None = None) -> None:
         cuda = device is not None and device.type == "cuda"
@@ -72,6 +76,7 @@ class CudaClock:
     # the device first sleeps, ``fill`` seconds, until the host has launched everything. Where it
     # woke up before that, nothing is returned and the next sleep is longer.
     burst = 8  # so that what is launched during a sleep fits into the driver's queue
+    warm_up = 1  # inputs take turns and are never in a cache
     longest_fill = 0.02  # a call that itself waits for the device is never launched in time
     cycles_per_second = 2e9  # about
 
@@ -136,7 +141,7 @@ def sample(call: Call, by: Clock) -> Sample:
     seconds = host = 0.0
     left = call.repeats
     with torch.set_grad_enabled(call.grad):
-        if call.warm:
+        for _ in range(call.warm * (by.warm_up if call.repeats > 1 else 1)):
             call.run(*call.given())
         while left:
             times = 1 if call.prepare is not None else min(left, by.burst)

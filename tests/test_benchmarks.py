@@ -131,6 +131,15 @@ def test_a_call_that_is_not_warmed_runs_once_a_sample(monkeypatch):
     assert len(ran) == 2 + 3  # compiles, and fills caches
 
 
+@pytest.mark.parametrize(("by", "before"), [(timing.HostClock(), 10), (timing.CudaClock(), 1)])
+def test_a_repeated_call_runs_often_enough_to_fill_the_caches(by, before, monkeypatch):
+    monkeypatch.setattr(by, "measure", lambda call, run, times: timing.Sample(times, 0), False)
+    ran = []
+    call = timing.Call(lambda: ran.append(1), repeats=3)
+    assert timing.sample(call, by).seconds == 1
+    assert len(ran) == before
+
+
 def test_compiling_inside_a_timed_region_is_an_error():
     compiled = torch.compile(lambda x: x + 1, backend="eager")
     compiled(torch.zeros(2))
