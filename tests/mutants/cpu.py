@@ -150,7 +150,6 @@ MUTANTS = (
         "(c + r) * p.pixels + pixel",
         "(c + r / 2 * 2) * p.pixels + pixel",
         tests="sanitize",
-        sample=True,
     ),
     Mutant(
         "rows applied at once take the gates of the first pixels",
