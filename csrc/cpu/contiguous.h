@@ -63,7 +63,8 @@ struct Contiguous {
   static PPCR_HD bool is_plane(const Problem& p, const Tile& tile) {
     return tile.run.count == p.pixels;
   }
-  // Applies gate and shift to the next `rows` channels of segment k at once, while there are any.
+  // Applies gate and shift to the channels of segment k from c on, `rows` at once. Returns the
+  // first of those that are left.
   template <int rows>
   static PPCR_HD int64_t apply_rows(const Problem& p, const Tile& tile, int k, int64_t c) {
     constexpr int ahead = 384 / sizeof(T);  // six cache lines of the outputs
@@ -84,12 +85,12 @@ struct Contiguous {
     const bool plane = is_plane(p, tile);
     const bool several = p.method == Method::kSequential && !plane && !tile.run.partial();
     // Rows that lie whole pages apart share sets of the L1 cache: eight of them are too many.
-    const bool fewer = p.pixels * int64_t{sizeof(T)} % kPageBytes == 0;
+    const bool pages_apart = p.pixels * int64_t{sizeof(T)} % kPageBytes == 0;
     lay_out(tile.gates(), tile.run, plane);
     for (int k = 0; k < tile.segments; ++k) {
       if constexpr (Tile::kBackward) lay_out(tile.row(k), tile.run, plane);
       int64_t c = p.pooling.edge[k];
-      if (several) c = fewer ? apply_rows<4>(p, tile, k, c) : apply_rows<8>(p, tile, k, c);
+      if (several) c = pages_apart ? apply_rows<4>(p, tile, k, c) : apply_rows<8>(p, tile, k, c);
       const int64_t end = p.pooling.edge[k + 1], rows = plane ? end - c : 1;
       for (; c < end; c += rows)
         apply_span(tile, c * p.pixels, rows * tile.run.count, tile.gates(), tile.row(k),
@@ -170,7 +171,7 @@ struct Contiguous {
       sum_rows<kRows>(p, tile, tile.run.count);
     else if (p.method == Method::kGrouped)
       sum_rows<kRows>(p, tile, All{}, true);
-    else if (!is_plane(p, tile) || p.pixels * int64_t{sizeof(T)} >= kPageBytes)
+    else if (!is_plane(p, tile) || p.long_channels(sizeof(T)))
       sum_rows<kRows>(p, tile, All{});
     else if (kLanes<S> >= 8 && p.pixels > 48 && p.pixels <= 64)
       for (int k = 0; k < tile.segments; ++k) sum_plane<64 / kLanes<S>>(p, tile, k);

@@ -15,6 +15,8 @@ enum class Method {
                 // read, and then written, several at once
 };
 
+constexpr int64_t kPageBytes = 4096;
+
 // Memory is seen as images of `pixels` pixels and `channels` channels: either each channel's pixels
 // are consecutive (torch's contiguous) or each pixel's channels are (torch's channels_last; one
 // image then holds all samples).
@@ -32,10 +34,11 @@ struct Problem {
   int64_t tiles_per_image;
   int64_t chunks;  // runs of whole tiles, which threads share; no function of how many these are
   int64_t tiles() const { return images * tiles_per_image; }
+  // Contiguous: whether the pixels of a channel fill a page of memory.
+  bool long_channels(int64_t element_size) const { return pixels * element_size >= kPageBytes; }
 };
 
 constexpr int64_t kScratchBytes = 48 << 10;  // on the stack of each thread
-constexpr int64_t kPageBytes = 4096;
 
 struct Processor {
   bool amd = false;

@@ -12,8 +12,9 @@ Method choose(const Problem& p, int64_t element_size, int64_t most) {
   if (!cpu.amd) return Method::kGrouped;
   if (p.channels_last) return Method::kSequential;
   const int64_t channel_bytes = p.pixels * element_size;
-  // Small images are faster grouped where channels lie whole pages apart, in one set of the L1.
-  if (channel_bytes >= kPageBytes)
+  // Small images are faster grouped where channels lie whole pages apart, and so share sets of the
+  // L1 cache.
+  if (p.long_channels(element_size))
     return channel_bytes % kPageBytes != 0 || channel_bytes * p.channels > 1 << 18
                ? Method::kSequential
                : Method::kGrouped;
@@ -34,7 +35,7 @@ bool is_narrow(const Problem& p, int64_t element_size, bool small) {
   if (p.channels_last)
     return !grouped && pixel_bytes >= (element_size == 8 ? 1024 : small ? 320 : 256);
   if (grouped) return p.pixels * pixel_bytes > 2 << 20 && pixel_bytes >= 256;
-  return !small && p.pixels > 64 && p.pixels * element_size < kPageBytes;
+  return !small && p.pixels > 64 && !p.long_channels(element_size);
 }
 
 }  // namespace
@@ -78,8 +79,8 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
     // whole plane and so one run of memory.
     cache = !grouped ? 4 << 20 : image_bytes <= 1 << 20 ? 1 << 20 : 512 << 10;
     least = 4 * unit;
-    if (!grouped && p.pixels * element_size >= kPageBytes) {
-      // x and grad of a tile stay in a core's share of the caches; every core gets two tiles.
+    if (!grouped && p.long_channels(element_size)) {
+      // x and grad of a tile stay in a core's share of the caches; a core gets at least two tiles.
       cache = 2 << 20;
       longest = std::min(longest, std::max(16 * unit, p.images * p.pixels / (2 * cpu.cores)));
     }
