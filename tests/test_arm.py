@@ -99,8 +99,9 @@ def test_portable_code_is_noticed(tmp_path, text, replacement, slow):
     [
         ("vfmaq_f32(c, a, b)", "vfmaq_f32(a, c, b)", "a * b + c"),
         ("vcvt_f16_f32(v)", "vcvt_f16_f32(v * 1.0005f)", "float to half"),
-        ("if (n & 1) to", "if (n == 1) to", "partial store"),
-        ("from, 2 * sizeof(T)", "from, 3 * sizeof(T)", "Segmentation fault"),
+        ("if (n & part) std", "if (n == part) std", "partial store"),
+        ("&high, q + four, 2", "&high, q, 2", "partial load"),
+        ("part * sizeof(T)", "(part + 1) * sizeof(T)", "Segmentation fault"),
     ],
 )
 @pytest.mark.skipif(shutil.which(EMULATOR) is None, reason=f"no {EMULATOR}")

@@ -43,6 +43,7 @@ def probe(request, tmp_path_factory):
     loaded.sigmoid_double.argtypes = [ctypes.c_double]
     loaded.sigmoid_float.restype = ctypes.c_float
     loaded.sigmoid_float.argtypes = [ctypes.c_float]
+    loaded.pairs = width > 16  # whether narrow_pairs does anything
     loaded.widen_half.restype = ctypes.c_float
     loaded.widen_half.argtypes = [ctypes.c_uint16]
     return loaded
@@ -95,10 +96,18 @@ def test_float_to_16_bits(probe):
         np.float32
     )
     values = np.concatenate([anything, exponents, -exponents, steps, ties, -ties])
-    half, bfloat16 = np.zeros(len(values), np.uint16), np.zeros(len(values), np.uint16)
-    pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (values, half, bfloat16)]
-    probe.narrow_all(*pointers, ctypes.c_int64(len(values)))
-    for got, dtype in ((half, torch.float16), (bfloat16, torch.bfloat16)):
+    values = values[: len(values) // 32 * 32]
+    half, bfloat16, pairs = (np.zeros(len(values), np.uint16) for _ in range(3))
+    back = np.zeros_like(values)
+    of, count = (lambda a: a.ctypes.data_as(ctypes.c_void_p)), ctypes.c_int64(len(values))
+    probe.narrow_all(of(values), of(half), of(bfloat16), count)
+    results = [(half, torch.float16), (bfloat16, torch.bfloat16)]
+    if probe.pairs:
+        probe.narrow_pairs(of(values), of(pairs), of(back), count)
+        results.append((pairs, torch.bfloat16))
+        widened = torch.from_numpy(pairs.view(np.int16)).view(torch.bfloat16).float()
+        assert np.array_equal(back, widened.numpy(), equal_nan=True)
+    for got, dtype in results:
         expected = torch.from_numpy(values).to(dtype)
         assert torch.equal(
             torch.from_numpy(got.view(np.int16)).view(dtype).isnan(), expected.isnan()

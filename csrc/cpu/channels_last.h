@@ -25,6 +25,11 @@ template <int N, class Tile, class V>
 PPCR_INLINE void add_channels(const Tile& tile, const int64_t (&at)[N], int64_t begin, int64_t end,
                               V* v, V* d, bool prefetch) {
   constexpr int W = kLanes<typename Tile::S>;
+  if constexpr (Tile::kPairs)
+    for (; begin + 2 * W <= end; begin += 2 * W) {
+      add_vectors(tile, at, begin, Even{}, v, d, prefetch);
+      add_vectors(tile, at, begin, Odd{}, v, d, false);
+    }
   for (; begin + W <= end; begin += W) add_vectors(tile, at, begin, All{}, v, d, prefetch);
   if (begin < end) add_vectors(tile, at, begin, static_cast<int>(end - begin), v, d, prefetch);
 }
@@ -47,13 +52,11 @@ struct ChannelsLast {
             (run.count + unit - 1) / unit * unit};
   }
 
-  // Four short segments of one length are summed and applied together, unrolled.
-  static PPCR_HD bool equal_segments(const Problem& p) {
-    return p.pooling.standard && p.channels <= 512 / int64_t{sizeof(T)} &&
-           p.method != Method::kGrouped;
-  }
-
   static PPCR_HD void apply_run(const Tile& tile, int64_t from, int64_t count, V gate, V shift) {
+    if constexpr (Tile::kPairs)
+      for (; count >= 2 * W; from += 2 * W, count -= 2 * W)
+        store(tile.out + from, tile.value(from, Even{}, gate, shift),
+              tile.value(from, Odd{}, gate, shift));
     for (; count >= W; from += W, count -= W) tile.apply(from, All{}, gate, shift);
     if (count > 0) tile.apply(from, static_cast<int>(count), gate, shift);
   }
@@ -63,11 +66,6 @@ struct ChannelsLast {
       const int64_t at = i * p.channels;
       if constexpr (!Tile::kBackward) {
         apply_run(tile, at, p.channels, gate, V{});
-      } else if (equal_segments(p)) {
-        const int64_t size = p.channels / 4;
-        PPCR_UNROLL
-        for (int k = 0; k < 4; ++k)
-          apply_run(tile, at + k * size, size, gate, tile.row(k)[i] + V{});
       } else {
         for (int k = 0; k < tile.segments; ++k) {
           const int64_t c = p.pooling.edge[k];
@@ -92,7 +90,7 @@ struct ChannelsLast {
     }
     if constexpr (Tile::kDot) store_folded(folded + (tile.segments * tile.stride + i) * F, d);
   }
-  // One pixel after the other, in memory order.
+  // One pixel after the other, in memory order. Segments: four short ones of one length, unrolled.
   template <int Segments>
   static PPCR_HD void sum_sequential(const Problem& p, const Tile& tile, int i, S* folded) {
     const int segments = Segments ? Segments : tile.segments;
@@ -119,7 +117,12 @@ struct ChannelsLast {
           const int64_t end = i + j < tile.run.count ? at + p.pooling.edge[k + 1] : c;
           V v[4] = {};
           for (; c + 4 * W <= end; c += 4 * W)
-            add_vectors(tile, {c, c + W, c + 2 * W, c + 3 * W}, 0, All{}, v, d, false);
+            if constexpr (Tile::kPairs) {
+              add_vectors(tile, {c, c + 2 * W}, 0, Even{}, v, d, false);
+              add_vectors(tile, {c, c + 2 * W}, 0, Odd{}, v + 2, d + 2, false);
+            } else {
+              add_vectors(tile, {c, c + W, c + 2 * W, c + 3 * W}, 0, All{}, v, d, false);
+            }
           add_channels(tile, {0}, c, end, v, d, false);
           sums[k][j] = sum_of(v);
         }
@@ -136,7 +139,7 @@ struct ChannelsLast {
     S* folded = tile.row(tile.segments + 1);  // [kept][stride][F]
     if (p.method == Method::kGrouped)
       for (int i = 0; i < count; i += kGroup) sum_grouped(p, tile, i, folded);
-    else if (equal_segments(p))
+    else if (p.pooling.standard && p.channels <= 512 / int64_t{sizeof(T)})
       for (int i = 0; i < count; i += kGroup) sum_sequential<4>(p, tile, i, folded);
     else
       for (int i = 0; i < count; i += kGroup) sum_sequential<0>(p, tile, i, folded);

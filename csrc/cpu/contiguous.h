@@ -17,15 +17,15 @@ PPCR_INLINE void lay_out(S* row, const Run<S>& run, bool wrap) {
 }
 
 // Applies gate and shift to `length` consecutive elements from `at` on; element i belongs to pixel
-// i % period. Where a partial store costs nothing the stores are aligned: one that straddles two
-// cache lines takes as long as two.
+// i % period. Where a partial store is one instruction the stores are aligned: one that straddles
+// two cache lines takes as long as two.
 template <class Tile, class S>
 PPCR_INLINE void apply_span(const Tile& tile, int64_t at, int64_t length, const S* gate,
                             const S* shift, int64_t period) {
   constexpr int W = kLanes<S>, bytes = W * static_cast<int>(sizeof(*tile.out));
   const int64_t step = W % period, last = length - W;
   int64_t i = 0, pixel = 0;
-  if constexpr (kMaskedStores) {
+  if constexpr (PPCR_SIMD_BYTES == 64) {
     const int over =
         static_cast<int>(reinterpret_cast<uintptr_t>(tile.out + at) % bytes) * W / bytes;
     if (over) {
@@ -39,13 +39,8 @@ PPCR_INLINE void apply_span(const Tile& tile, int64_t at, int64_t length, const 
     pixel += step;
     if (pixel >= period) pixel -= period;
   }
-  if (i == length) return;
-  if (kMaskedStores || length < W) {
+  if (i < length)
     tile.apply(at + i, static_cast<int>(length - i), load(gate + pixel), load(shift + pixel));
-  } else {  // the last vector overlaps the one before it
-    pixel = last % period;
-    tile.apply(at + last, All{}, load(gate + pixel), load(shift + pixel));
-  }
 }
 
 template <Operation operation, Pass pass, class T>

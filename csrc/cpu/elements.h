@@ -16,6 +16,7 @@ struct Elements {
   static constexpr bool kAddRelu = operation == Operation::kAddRelu;
   static constexpr bool kDot = kBackward && !kGate;    // the gate's gradient is a sum over channels
   static constexpr bool kApply = kBackward || !kGate;  // an element is written for each of x
+  static constexpr bool kPairs = PPCR_SIMD_BYTES > 16 && std::is_same_v<T, BFloat16>;
 
   const T *x, *grad, *residual, *y;
   T *out, *d_residual;  // out: y or dx
@@ -30,26 +31,33 @@ struct Elements {
     d_residual = const_cast<T*>(at(t.d_residual));
   }
   // The gradient that reaches x * g: add_relu's passes the mask of the relu and is stored as the
-  // residual's.
+  // residual's, that of two vectors at once with the second.
   template <class Count>
   PPCR_HD auto gradient(int64_t at, Count count) const {
     auto g = load(grad + at, count);
     if constexpr (kAddRelu) {
       g = load(y + at, count) <= 0 ? decltype(g){} : g;
-      store(d_residual + at, g, count);
+      if constexpr (std::is_same_v<Count, Odd>)
+        store(d_residual + at, gradient(at, Even{}), g);
+      else if constexpr (!std::is_same_v<Count, Even>)
+        store(d_residual + at, g, count);
     }
     return g;
   }
   template <class Count, class V>
-  PPCR_HD void apply(int64_t at, Count count, V gate, V shift) const {
-    V v = shift;
-    if constexpr (kBackward && !kGate)
-      v = multiply_add(load((kAddRelu ? d_residual : grad) + at, count), gate, shift);
+  PPCR_HD V value(int64_t at, Count count, V gate, V shift) const {
+    if constexpr (kGate)
+      return shift;
+    else if constexpr (kBackward)
+      return multiply_add(load((kAddRelu ? d_residual : grad) + at, count), gate, shift);
     else if constexpr (kAddRelu)
-      v = relu(multiply_add(load(x + at, count), gate, load(residual + at, count)));
-    else if constexpr (!kGate)
-      v = load(x + at, count) * gate;
-    store(out + at, v, count);
+      return relu(multiply_add(load(x + at, count), gate, load(residual + at, count)));
+    else
+      return load(x + at, count) * gate;
+  }
+  template <class Count, class V>
+  PPCR_HD void apply(int64_t at, Count count, V gate, V shift) const {
+    store(out + at, value(at, count, gate, shift), count);
   }
 };
 

@@ -1,15 +1,14 @@
 // SIMD vectors of float or double on the compiler's vector extension, for one instruction set per
-// translation unit. The including file sets PPCR_SIMD_BYTES and the target (see kernels_avx2.cpp);
-// everything here is inlined, so that no symbol compiled for a wider instruction set can be picked
-// by the linker for a narrower one.
+// translation unit. The including file sets PPCR_SIMD_BYTES and the target, and includes x86's
+// intrinsics before it (see kernels_impl.h); everything here is inlined, so that no symbol compiled
+// for a wider instruction set can be picked by the linker for a narrower one.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
+#if defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 
@@ -34,14 +33,10 @@ struct VectorOf {
 using VF = VectorOf<float>::type;
 using VD = VectorOf<double>::type;
 typedef uint32_t VU __attribute__((vector_size(PPCR_SIMD_BYTES)));
-typedef int64_t VL __attribute__((vector_size(PPCR_SIMD_BYTES)));
 typedef uint16_t VH __attribute__((vector_size(PPCR_SIMD_BYTES / 2)));
 
 template <class S>
 constexpr int kLanes = PPCR_SIMD_BYTES / static_cast<int>(sizeof(S));
-constexpr bool kMaskedStores = PPCR_SIMD_BYTES == 64;  // of the first n lanes, one instruction
-template <class T>
-constexpr int kWidth = kLanes<Acc<T>>;  // elements of T for a vector of accumulators
 
 template <class V, class P>
 PPCR_INLINE V load_unaligned(const P* p) {
@@ -57,16 +52,19 @@ PPCR_INLINE V bits_as(const W& w) {
 
 // ---- what the instruction sets have, each in its own words
 //
-// widen_bits, high_halves: 16-bit lanes to 32-bit ones, and the upper halves of those back. Written
-//   out, because the compiler splits and permutes in __builtin_convertvector.
+// widen, high_halves: 16-bit lanes to 32-bit ones, and the upper halves of those back. Written out,
+//   because the compiler splits and permutes in __builtin_convertvector.
+// any_nan: whether a lane of a or b is NaN, as a bit each.
 // load, store with a count: the first n lanes, 0 < n < lanes; the others load as zero.
 // multiply_add: a * b + c, rounded once where the instruction set can. The compiler may fuse such
 //   an expression in one place and not in another, and then a result would depend on the alignment
 //   that decides which place computes it.
 // maskz: GCC's plain forms warn of an uninitialized operand of their own.
 #if PPCR_SIMD_BYTES == 64
-PPCR_INLINE VU widen_bits(VH h) {
-  return bits_as<VU>(_mm512_maskz_cvtepu16_epi32(0xffff, bits_as<__m256i>(h)));
+PPCR_INLINE VF widen(VH h, BFloat16) {  // one permutation in place of a conversion and a shift
+  const VU lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return bits_as<VF>(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, bits_as<__m512i>(lane << 16),
+                                                    _mm512_castsi256_si512(bits_as<__m256i>(h))));
 }
 PPCR_INLINE VH high_halves(VU u) {  // one permutation in place of a shift and a conversion
   const VU odd = {0x30001, 0x70005, 0xb0009, 0xf000d, 0x130011, 0x170015, 0x1b0019, 0x1f001d};
@@ -91,10 +89,13 @@ PPCR_INLINE void store(T* p, VF v, int n) {
 }
 PPCR_INLINE VF multiply_add(VF a, VF b, VF c) { return _mm512_fmadd_ps(a, b, c); }
 PPCR_INLINE VD multiply_add(VD a, VD b, VD c) { return _mm512_fmadd_pd(a, b, c); }
+PPCR_INLINE int any_nan(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
 PPCR_INLINE VF square_root(VF v) { return _mm512_maskz_sqrt_ps(0xffff, v); }
 PPCR_INLINE VD square_root(VD v) { return _mm512_maskz_sqrt_pd(0xff, v); }
 #elif PPCR_SIMD_BYTES == 32
-PPCR_INLINE VU widen_bits(VH h) { return bits_as<VU>(_mm256_cvtepu16_epi32(bits_as<__m128i>(h))); }
+PPCR_INLINE VF widen(VH h, BFloat16) {
+  return bits_as<VF>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits_as<__m128i>(h)), 16));
+}
 PPCR_INLINE VH high_halves(VU u) {
   const __m256i v = bits_as<__m256i>(u >> 16);
   return bits_as<VH>(
@@ -104,41 +105,22 @@ PPCR_INLINE VF widen(VH h, Half) { return _mm256_cvtph_ps(bits_as<__m128i>(h)); 
 PPCR_INLINE VH narrow(VF v, Half) {
   return bits_as<VH>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
-PPCR_INLINE __m256i lanes_below(int n, float) {
+PPCR_INLINE __m256i words_below(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-PPCR_INLINE __m256i lanes_below(int n, double) {
-  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
-}
-PPCR_INLINE VF load(const float* p, int n) { return _mm256_maskload_ps(p, lanes_below(n, 0.f)); }
-PPCR_INLINE VD load(const double* p, int n) { return _mm256_maskload_pd(p, lanes_below(n, 0.)); }
-PPCR_INLINE void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, lanes_below(n, 0.f), v); }
-PPCR_INLINE void store(double* p, VD v, int n) { _mm256_maskstore_pd(p, lanes_below(n, 0.), v); }
-// 16-bit lanes have no masks here: four at a time, then one by one, put together in general
-// registers.
-template <class T>
-PPCR_INLINE VF load(const T* p, int n) {
-  uint64_t words[2] = {0, 0};
-  if (n >= 4) std::memcpy(&words[0], p, 8);
-  uint64_t rest = 0;
-  for (int i = n & ~3; i < n; ++i) rest |= uint64_t(p[i].bits) << (i % 4 * 16);
-  words[n >= 4] = n % 4 ? rest : words[n >= 4];
-  return widen(bits_as<VH>(words), T{});
-}
-template <class T>
-PPCR_INLINE void store(T* p, VF v, int n) {
-  uint64_t words[2];
-  const VH h = narrow(v, T{});
-  std::memcpy(words, &h, sizeof h);
-  if (n >= 4) std::memcpy(p, &words[0], 8);
-  for (int i = n & ~3; i < n; ++i) p[i].bits = static_cast<uint16_t>(words[n >= 4] >> (i % 4 * 16));
-}
+PPCR_INLINE VF load(const float* p, int n) { return _mm256_maskload_ps(p, words_below(n)); }
+PPCR_INLINE VD load(const double* p, int n) { return _mm256_maskload_pd(p, words_below(2 * n)); }
+PPCR_INLINE void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, words_below(n), v); }
+PPCR_INLINE void store(double* p, VD v, int n) { _mm256_maskstore_pd(p, words_below(2 * n), v); }
 PPCR_INLINE VF multiply_add(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }
 PPCR_INLINE VD multiply_add(VD a, VD b, VD c) { return _mm256_fmadd_pd(a, b, c); }
+PPCR_INLINE int any_nan(VF a, VF b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q));
+}
 PPCR_INLINE VF square_root(VF v) { return _mm256_sqrt_ps(v); }
 PPCR_INLINE VD square_root(VD v) { return _mm256_sqrt_pd(v); }
 #elif defined(__aarch64__)
-PPCR_INLINE VU widen_bits(VH h) { return vmovl_u16(h); }
+PPCR_INLINE VF widen(VH h, BFloat16) { return bits_as<VF>(vmovl_u16(h) << 16); }
 PPCR_INLINE VH high_halves(VU u) { return __builtin_convertvector(u >> 16, VH); }
 PPCR_INLINE VF widen(VH h, Half) { return vcvt_f32_f16(bits_as<float16x4_t>(h)); }
 PPCR_INLINE VH narrow(VF v, Half) { return bits_as<VH>(vcvt_f16_f32(v)); }
@@ -147,19 +129,15 @@ PPCR_INLINE VD multiply_add(VD a, VD b, VD c) { return vfmaq_f64(c, a, b); }
 PPCR_INLINE VF square_root(VF v) { return vsqrtq_f32(v); }
 PPCR_INLINE VD square_root(VD v) { return vsqrtq_f64(v); }
 #else
-PPCR_INLINE VU widen_bits(VH h) { return __builtin_convertvector(h, VU); }
+PPCR_INLINE VF widen(VH h, BFloat16) { return bits_as<VF>(__builtin_convertvector(h, VU) << 16); }
 PPCR_INLINE VH high_halves(VU u) { return __builtin_convertvector(u >> 16, VH); }
 PPCR_INLINE VF widen(VH h, Half) {
-  const VU u = widen_bits(h), magnitude = u & 0x7fffu;
-  const VU normal = (magnitude << 13) + (112u << 23);
-  const VU special = (magnitude << 13) | (255u << 23);
+  const VU u = __builtin_convertvector(h, VU), magnitude = u & 0x7fffu;
+  const VU up = magnitude < 0x7c00u ? (112u << 23) + VU{} : (224u << 23) + VU{};
   // Not a product of subnormal floats, which some programs have flushed to zero.
-  const VF subnormal = __builtin_convertvector(magnitude, VF) * 0x1p-24f;
-  const VU is_special = bits_as<VU>(magnitude >= 0x7c00u),
-           is_subnormal = bits_as<VU>(magnitude < 0x400u);
-  const VU bits = (special & is_special) | (bits_as<VU>(subnormal) & is_subnormal) |
-                  (normal & ~is_special & ~is_subnormal);
-  return bits_as<VF>(bits | ((u & 0x8000u) << 16));
+  const VU subnormal = bits_as<VU>(__builtin_convertvector(magnitude, VF) * 0x1p-24f);
+  const VU bits = magnitude < 0x400u ? subnormal : (magnitude << 13) + up;
+  return bits_as<VF>(bits | (u & 0x8000u) << 16);
 }
 PPCR_INLINE VH narrow(VF v, Half) {  // round to nearest even, subnormals and overflow included
   const VU u = bits_as<VU>(v), magnitude = u & 0x7fffffffu;
@@ -175,19 +153,15 @@ template <class V>
 PPCR_INLINE V multiply_add(V a, V b, V c) {
   return a * b + c;
 }
-PPCR_INLINE VF square_root(VF v) {
-  for (int i = 0; i < kLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
-  return v;
-}
-PPCR_INLINE VD square_root(VD v) {
-  for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_sqrt(v[i]);
+template <class V>
+PPCR_INLINE V square_root(V v) {
+  for (unsigned i = 0; i < sizeof v / sizeof v[0]; ++i) v[i] = std::sqrt(v[i]);
   return v;
 }
 #endif
 
 // ---- loads and stores at any alignment
 
-PPCR_INLINE VF widen(VH h, BFloat16) { return bits_as<VF>(widen_bits(h) << 16); }
 PPCR_INLINE VH narrow(VF v, BFloat16) {  // round to nearest even; NaN stays NaN
   const VU u = bits_as<VU>(v);
   const VU rounded = u + 0x7fffu + ((u >> 16) & 1u);
@@ -209,24 +183,57 @@ PPCR_INLINE void store(T* p, VF v, All = {}) {
   std::memcpy(p, &h, sizeof h);
 }
 
-#if PPCR_SIMD_BYTES == 16
-// At most three lanes: a pair and one more. The compiler would call memcpy for a loop over them.
-template <class T>
-PPCR_INLINE void copy_lanes(T* to, const T* from, int n) {
-  if (n & 2) std::memcpy(to, from, 2 * sizeof(T));
-  if (n & 1) to[n & 2] = from[n & 2];
+// Two vectors of bfloat16 at once: as 32-bit lanes, memory holds the elements of even index in
+// their lower halves and those of odd index in the upper ones. Half the instructions of one by one.
+struct Even {};  // in place of a count: every other element, of twice as many
+struct Odd {};
+PPCR_INLINE VF load(const BFloat16* p, Even) { return bits_as<VF>(load_unaligned<VU>(p) << 16); }
+PPCR_INLINE VF load(const BFloat16* p, Odd) {
+  return bits_as<VF>(load_unaligned<VU>(p) & ~0xffffu);
 }
+#if PPCR_SIMD_BYTES > 16
+typedef uint16_t VW __attribute__((vector_size(PPCR_SIMD_BYTES)));
+PPCR_INLINE VW low_halves(VU even, VU odd) { return bits_as<VW>((even & 0xffffu) | (odd << 16)); }
+PPCR_INLINE void store(BFloat16* p, VF even, VF odd) {
+  const VU e = bits_as<VU>(even), o = bits_as<VU>(odd);
+  const VW low = low_halves(e, o), high = bits_as<VW>((e >> 16) | (o & 0xffff0000u));
+  VW rounded = (low | (high & 1)) > 0x8000 ? high + 1 : high;  // to nearest even
+  if (__builtin_expect(any_nan(even, odd), 0)) {
+    const VW nan = low_halves(bits_as<VU>(even != even), bits_as<VU>(odd != odd));
+    rounded = nan != 0 ? 0x7fc0 + VW{} : rounded;
+  }
+  std::memcpy(p, &rounded, sizeof rounded);
+}
+#endif
+
+#if PPCR_SIMD_BYTES < 64
+// The first n lanes, fewer than 16 bytes. They are put together in registers, because a vector read
+// from memory that was written in pieces waits for all of these.
 template <class T>
 PPCR_INLINE auto load(const T* p, int n) {
-  T lanes[kWidth<T>] = {};
-  copy_lanes(lanes, p, n);
-  return load(lanes);
+  typedef uint64_t Words __attribute__((vector_size(16)));
+  const int bytes = n * static_cast<int>(sizeof(T)), eight = bytes & 8, four = bytes & 4;
+  const auto* const q = reinterpret_cast<const char*>(p) + eight;
+  uint64_t first = 0;
+  uint32_t low = 0;
+  uint16_t high = 0;
+  if (eight) std::memcpy(&first, p, 8);
+  if (four) std::memcpy(&low, q, 4);
+  if (bytes & 2) std::memcpy(&high, q + four, 2);
+  const uint64_t last = low | uint64_t{high} << four * 8;
+  const Words words = {eight ? first : last, eight ? last : 0};
+  if constexpr (sizeof(T) == 2)
+    return widen(load_unaligned<VH>(&words), T{});
+  else
+    return load_unaligned<typename VectorOf<T>::type>(&words);
 }
 template <class T, class V>
 PPCR_INLINE void store(T* p, V v, int n) {
-  T lanes[kWidth<T>];
+  constexpr int W = kLanes<Acc<T>>;
+  T lanes[W];
   store(lanes, v);
-  copy_lanes(p, lanes, n);
+  for (int part = W / 2, i = 0; part; i += n & part, part /= 2)
+    if (n & part) std::memcpy(p + i, lanes + i, part * sizeof(T));
 }
 #endif
 
@@ -258,10 +265,7 @@ PPCR_INLINE void store_folded(S* to, const V (&v)[4]) {
     store(to, add_blocks<lanes / 2>(v[0], v[1], index));
     store(to + lanes, add_blocks<lanes / 2>(v[2], v[3], index));
   } else {
-    store(to, v[0]);
-    store(to + lanes, v[1]);
-    store(to + 2 * lanes, v[2]);
-    store(to + 3 * lanes, v[3]);
+    for (int i = 0; i < 4; ++i) store(to + i * lanes, v[i]);
   }
 }
 template <class V, int... I>
@@ -283,39 +287,31 @@ PPCR_INLINE auto sum_groups(const S* p) {
 
 // ---- the functions that the pixel mathematics needs
 
-// e^v without -ffast-math: v = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r, and 2^n, which may
-// be infinite. Below -87 (double: -708) it stays what it is there, which makes no difference to the
-// sigmoid. NaN stays NaN: every comparison with it is false.
-PPCR_INLINE VF exponential(VF v) {
-  v = v > 89.f ? 89.f + VF{} : v;
-  v = v < -87.f ? -87.f + VF{} : v;
-  const float shift = 0x1.8p23f;  // adding it rounds to an integer, left in the low bits
-  const VF shifted = v * 1.44269504088896341f + shift;
-  const VF n = shifted - shift;
-  const VF r = (v - n * 0.693359375f) + n * 2.12194440e-4f;
-  const VF rr = r * r;
-  const VF p =
-      (r * 1.9875691500e-4f + 1.3981999507e-3f) * rr + (r * 8.3334519073e-3f + 4.1665795894e-2f);
-  const VF e = (p * rr + (r * 1.6666665459e-1f + 5.0000001201e-1f)) * rr + r + 1.f;
-  const VU power = (bits_as<VU>(shifted) + 127u) << 23;
-  return e * bits_as<VF>(power);
-}
-PPCR_INLINE VD exponential(VD v) {
-  v = v > 710. ? 710. + VD{} : v;
-  v = v < -708. ? -708. + VD{} : v;
-  const double shift = 0x1.8p52;
-  const VD shifted = v * 1.4426950408889634074 + shift;
-  const VD n = shifted - shift;
-  const VD r = (v - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
-  const VD rr = r * r;
-  const VD p = r * ((rr * 1.26177193074810590878e-4 + 3.02994407707441961300e-2) * rr +
-                    9.99999999999999999910e-1);
-  const VD q = ((rr * 3.00198505138664455042e-6 + 2.52448340349684104192e-3) * rr +
-                2.27265548208155028766e-1) *
-                   rr +
-               2.;
-  const VL power = (bits_as<VL>(shifted) + 1023) << 52;
-  return (1. + 2. * (p / (q - p))) * bits_as<VD>(power);
+// e^v without -ffast-math: v = n ln 2 + r, |r| <= ln 2 / 2, the power series of e^r up to what a
+// rounding hides, and 2^n, which may be infinite. Below -87 (double: -708) it stays what it is
+// there, which makes no difference to the sigmoid. NaN stays NaN: comparisons with it are false.
+template <class V>
+PPCR_INLINE V exponential(V v) {
+  using S = std::remove_reference_t<decltype(v[0])>;
+  constexpr bool single = sizeof(S) == 4;
+  constexpr S most = single ? 89 : 710, least = single ? -87 : -708;
+  constexpr S shift = single ? 0x1.8p23 : 0x1.8p52;  // adding it rounds to an integer
+  v = v > most ? most + V{} : v;
+  v = v < least ? least + V{} : v;
+  const V shifted = v * S(1.44269504088896341) + shift, n = shifted - shift;
+  const V r = (v - n * S(0.693359375)) + n * S(2.12194440054690583e-4);
+  const V rr = r * r;
+  V even = {}, odd = {};
+  double c = single ? 1. / 5040 : 1. / 6227020800;  // 1 / 7!, 1 / 13!
+  PPCR_UNROLL
+  for (int k = single ? 7 : 13; k > 1; c *= k * (k - 1), k -= 2) {
+    odd = odd * rr + S(c);
+    even = even * rr + S(c * k);
+  }
+  const V e = ((odd * r + even) * rr + r) + 1;
+  const auto power = (bits_as<decltype(v < v)>(shifted) + (single ? 127 : 1023))
+                     << (single ? 23 : 52);
+  return e * bits_as<V>(power);
 }
 
 struct SimdMath {

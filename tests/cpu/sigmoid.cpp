@@ -70,7 +70,7 @@ extern "C" float sigmoid_float(float z) {
 }
 // Conversions of the 16-bit types, one value: bits to float and back.
 extern "C" float widen_half(uint16_t bits) {
-  Half h[kWidth<Half>];
+  Half h[kLanes<float>];
   for (Half& v : h) v.bits = bits;
   float out[kLanes<float>];
   store(out, load(h));
@@ -81,4 +81,19 @@ extern "C" void narrow_all(const float* from, uint16_t* half, uint16_t* bfloat16
     store(reinterpret_cast<Half*>(half + i), load(from + i));
     store(reinterpret_cast<BFloat16*>(bfloat16 + i), load(from + i));
   }
+}
+// Two vectors of bfloat16 at once: as bits, and these read back.
+extern "C" void narrow_pairs(const float* from, uint16_t* bfloat16, float* back, int64_t count) {
+#if PPCR_SIMD_BYTES > 16
+  constexpr int W = kLanes<float>;
+  for (int64_t i = 0; i + 2 * W <= count; i += 2 * W) {
+    float even[W], odd[W];
+    for (int j = 0; j < W; ++j) even[j] = from[i + 2 * j], odd[j] = from[i + 2 * j + 1];
+    auto* const pairs = reinterpret_cast<BFloat16*>(bfloat16 + i);
+    store(pairs, load(even), load(odd));
+    store(even, load(pairs, Even{}));
+    store(odd, load(pairs, Odd{}));
+    for (int j = 0; j < W; ++j) back[i + 2 * j] = even[j], back[i + 2 * j + 1] = odd[j];
+  }
+#endif
 }

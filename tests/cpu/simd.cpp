@@ -107,10 +107,11 @@ void check_arithmetic(void (*add)(S*, const S*), void (*root)(S*, const S*)) {
 // Partial loads and stores up to the end of a page, behind which is none.
 template <class T>
 void check_partial(char* end) {
-  for (int n = 1; n < kWidth<T>; ++n) {
+  constexpr int W = kLanes<ppcr::Acc<T>>;
+  for (int n = 1; n < W; ++n) {
     T* const at = reinterpret_cast<T*>(end) - n;
-    T lanes[kWidth<T>], back[kWidth<T>];
-    for (int i = 0; i < kWidth<T>; ++i) {
+    T lanes[W], back[W];
+    for (int i = 0; i < W; ++i) {
       if constexpr (sizeof(T) == 2)
         lanes[i].bits = static_cast<uint16_t>(i + 1);
       else
@@ -123,7 +124,7 @@ void check_partial(char* end) {
     expect(std::memcmp(at, lanes, n * sizeof(T)) == 0, "partial store", n);
     expect(std::memcmp(at - 1, none, sizeof(T)) == 0, "partial store's neighbour", n);
     expect(std::memcmp(back, lanes, n * sizeof(T)) == 0, "partial load", n);
-    for (int i = n; i < kWidth<T>; ++i)
+    for (int i = n; i < W; ++i)
       expect(std::memcmp(&back[i], none, sizeof(T)) == 0, "lane beyond a partial load", n);
   }
 }

@@ -105,10 +105,10 @@ MUTANTS = (
         survives="the gates wrap: behind the last stand those of the first pixels again",
     ),
     Mutant(
-        "last vector of a span takes the wrong gates",
+        "rest of a span takes the gates of the first pixels",
         CONTIGUOUS,
-        "pixel = last % period;",
-        "pixel = 0;",
+        "(length - i), load(gate + pixel)",
+        "(length - i), load(gate)",
     ),
     Mutant(
         "no prefetch",
@@ -244,8 +244,8 @@ MUTANTS = (
     Mutant(
         "shift of the segment before",
         CHANNELS_LAST,
-        "apply_run(tile, at + k * size, size, gate, tile.row(k)[i] + V{})",
-        "apply_run(tile, at + k * size, size, gate, tile.row(k ? k - 1 : 0)[i] + V{})",
+        "gate, tile.row(k)[i] + V{})",
+        "gate, tile.row(k ? k - 1 : 0)[i] + V{})",
         tests="sanitize",
     ),
     Mutant(
@@ -253,6 +253,37 @@ MUTANTS = (
         CHANNELS_LAST,
         "{at, at + size, at + 2 * size, at + 3 * size}",
         "{at, at + 2 * size, at + size, at + 3 * size}",
+        tests="sanitize",
+    ),
+    # two vectors of bfloat16 at once
+    Mutant("a pair truncated", SIMD, "> 0x8000 ? high + 1 : high", "> 0x8000 ? high : high"),
+    Mutant("NaN of a pair rounded like a number", SIMD, "nan != 0 ? 0x7fc0 + VW{} : rounded", "rounded"),
+    Mutant(
+        "even elements in place of a pair's odd ones",
+        CHANNELS_LAST,
+        "tile.value(from, Odd{}, gate, shift)",
+        "tile.value(from, Even{}, gate, shift)",
+        tests="sanitize",
+    ),
+    Mutant(
+        "odd elements of a pair not summed",
+        CHANNELS_LAST,
+        "add_vectors(tile, at, begin, Odd{}, v, d, false);",
+        "",
+        tests="sanitize",
+    ),
+    Mutant(
+        "odd elements of four pairs taken from the next",
+        CHANNELS_LAST,
+        "{c, c + 2 * W}, 0, Odd{}",
+        "{c, c + W}, 0, Odd{}",
+        tests="sanitize",
+    ),
+    Mutant(
+        "residual's gradient of a pair's odd elements twice",
+        ELEMENTS,
+        "gradient(at, Even{}), g)",
+        "g, g)",
         tests="sanitize",
     ),
     # tiles
@@ -306,18 +337,19 @@ MUTANTS = (
         "high_halves(v == v ? rounded : 0x7fc00000u + VU{})",
         "high_halves(rounded)",
     ),
-    Mutant("sigmoid of a very large z", SIMD, "v = v < -87.f ? -87.f + VF{} : v;", ""),
-    Mutant("sigmoid of a very small z", SIMD, "v = v > 89.f ? 89.f + VF{} : v;", ""),
+    Mutant("sigmoid of a very large z", SIMD, "v = v < least ? least + V{} : v;", ""),
+    Mutant("sigmoid of a very small z", SIMD, "v = v > most ? most + V{} : v;", ""),
+    Mutant("coefficients of another degree", SIMD, "k = single ? 7 : 13;", "k = single ? 5 : 13;"),
     Mutant(
         "four of a partial vector's elements lost",
         SIMD,
-        "if (n >= 4) std::memcpy(&words[0], p, 8);",
-        "if (n > 4) std::memcpy(&words[0], p, 8);",
+        "if (eight) std::memcpy(&first, p, 8);",
+        "if (eight && four) std::memcpy(&first, p, 8);",
     ),
     Mutant(
         "partial store one lane short",
         SIMD,
-        "void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, lanes_below(n, 0.f)",
-        "void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, lanes_below(n - 1, 0.f)",
+        "void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, words_below(n)",
+        "void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, words_below(n - 1)",
     ),
 )
