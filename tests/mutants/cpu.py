@@ -257,7 +257,7 @@ MUTANTS = (
     ),
     # two vectors of bfloat16 at once
     Mutant("a pair truncated", SIMD, "> 0x8000 ? high + 1 : high", "> 0x8000 ? high : high"),
-    Mutant("NaN of a pair rounded like a number", SIMD, "nan != 0 ? 0x7fc0 + VW{} : rounded", "rounded"),
+    Mutant("a pair's NaN lost", SIMD, "nan != 0 ? 0x7fc0 + VW{} : rounded", "rounded"),
     Mutant(
         "even elements in place of a pair's odd ones",
         CHANNELS_LAST,
@@ -347,9 +347,9 @@ MUTANTS = (
         "if (eight && four) std::memcpy(&first, p, 8);",
     ),
     Mutant(
-        "partial store one lane short",
+        "partial store without its smaller parts",
         SIMD,
-        "void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, words_below(n)",
-        "void store(float* p, VF v, int n) { _mm256_maskstore_ps(p, words_below(n - 1)",
+        "if (n & part) std::memcpy",
+        "if (n == part) std::memcpy",
     ),
 )
