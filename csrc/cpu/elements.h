@@ -4,11 +4,6 @@
 
 namespace ppcr::PPCR_CAPABILITY {
 
-template <class V>
-PPCR_INLINE V relu(V v) {
-  return v <= 0 ? V{} : v;  // NaN passes, as in torch
-}
-
 template <Operation operation, Pass pass, class T>
 struct Elements {
   static constexpr bool kBackward = is_backward(pass);
@@ -44,16 +39,19 @@ struct Elements {
     }
     return g;
   }
+  // The elements of y or dx.
   template <class Count, class V>
   PPCR_HD V value(int64_t at, Count count, V gate, V shift) const {
-    if constexpr (kGate)
+    if constexpr (kGate) {
       return shift;
-    else if constexpr (kBackward)
+    } else if constexpr (kBackward) {
       return multiply_add(load((kAddRelu ? d_residual : grad) + at, count), gate, shift);
-    else if constexpr (kAddRelu)
-      return relu(multiply_add(load(x + at, count), gate, load(residual + at, count)));
-    else
+    } else if constexpr (kAddRelu) {
+      const V v = multiply_add(load(x + at, count), gate, load(residual + at, count));
+      return v <= 0 ? V{} : v;  // NaN passes, as in torch
+    } else {
       return load(x + at, count) * gate;
+    }
   }
   template <class Count, class V>
   PPCR_HD void apply(int64_t at, Count count, V gate, V shift) const {

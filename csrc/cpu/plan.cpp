@@ -10,8 +10,11 @@ Method choose(const Problem& p, int64_t element_size, int64_t most) {
   const Processor& cpu = processor();
   if (cpu.forced) return cpu.method;
   if (!cpu.amd) return Method::kGrouped;
-  if (p.channels_last) return Method::kSequential;
-  const int64_t channel_bytes = p.pixels * element_size;
+  const int64_t channel_bytes = p.pixels * element_size, pixel_bytes = p.channels * element_size;
+  if (p.channels_last) {  // many short segments: less work for four pixels at once
+    const bool several = pixel_bytes <= std::min(256, 64 * p.pooling.segments);
+    return several && !p.pooling.standard ? Method::kGrouped : Method::kSequential;
+  }
   // Small images are faster grouped where channels lie whole pages apart, and so share sets of the
   // L1 cache.
   if (p.long_channels(element_size))
