@@ -15,6 +15,7 @@ import pytest
 
 import ppcr_ext
 from ppcr_ext import _native
+from ppcr_ext._build import cpu as recipe
 
 TESTS = Path(__file__).parent
 ORDER = ["default", "avx2", "avx512"]
@@ -115,3 +116,25 @@ def test_assembly_is_vectorized():
     for c in counts.values():
         assert c["packed"] > 100
         assert c["scalar"] == 0  # no product of x is left to scalar code
+
+
+@pytest.mark.skipif(not X86 or shutil.which("g++") is None, reason="needs x86-64 and g++")
+@pytest.mark.parametrize("capability", ["avx2", "avx512"])
+def test_system_headers_are_compiled_for_any_processor(capability):
+    """The linker may take an inline function of theirs from any file, for all."""
+    source = recipe.csrc() / "cpu" / f"kernels_{capability}.cpp"
+    command = ["g++", "-std=c++17", "-E", str(source)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    before, pragma, after = text.rpartition("#pragma GCC target")  # the headers have their own
+    lines_of_a_file = r'^# \d+ "(/.+?)".*\n((?:(?!# \d).*\n)*)'
+    others_before, others_after = (
+        {
+            name
+            for name, lines in re.findall(lines_of_a_file, part, re.MULTILINE)
+            if lines.strip() and not name.startswith(str(recipe.csrc()))
+        }
+        for part in (before, after)
+    )
+    assert pragma
+    assert others_before
+    assert others_after == set()

@@ -4,6 +4,7 @@
 //   2. gate: the mathematics of a pixel (gate_step.h), a SIMD vector of pixels at a time;
 //   3. apply: the output is written; what it reads again is still in cache.
 #pragma once
+#include <cmath>
 #include <cstring>
 #include <utility>
 

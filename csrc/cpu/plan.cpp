@@ -11,7 +11,7 @@ Method choose(const Problem& p, int64_t element_size, int64_t most) {
   if (cpu.forced) return cpu.method;
   if (!cpu.amd) return Method::kGrouped;
   const int64_t channel_bytes = p.pixels * element_size, pixel_bytes = p.channels * element_size;
-  if (p.channels_last) {  // many short segments: less work for four pixels at once
+  if (p.channels_last) {  // small pixels of short segments: four at once are less work
     const bool several = pixel_bytes <= std::min(256, 64 * p.pooling.segments);
     return several && !p.pooling.standard ? Method::kGrouped : Method::kSequential;
   }

@@ -52,9 +52,9 @@ PPCR_INLINE V bits_as(const W& w) {
 
 // ---- what the instruction sets have, each in its own words
 //
-// widen, high_halves: 16-bit lanes to 32-bit ones, and the upper halves of those back. Written out,
+// widen: 16-bit elements to floats; high_halves: the upper halves of 32-bit lanes. Written out,
 //   because the compiler splits and permutes in __builtin_convertvector.
-// any_nan: whether a lane of a or b is NaN, as a bit each.
+// any_nan: not zero where a lane of a or b is NaN.
 // load, store with a count: the first n lanes, 0 < n < lanes; the others load as zero.
 // multiply_add: a * b + c, rounded once where the instruction set can. The compiler may fuse such
 //   an expression in one place and not in another, and then a result would depend on the alignment
@@ -182,7 +182,7 @@ PPCR_INLINE void store(T* p, VF v, All = {}) {
 }
 
 // Two vectors of bfloat16 at once: as 32-bit lanes, memory holds the elements of even index in
-// their lower halves and those of odd index in the upper ones. Half the instructions of one by one.
+// their lower halves and those of odd index in the upper ones. Takes half the instructions.
 struct Even {};  // in place of a count: every other element, of twice as many
 struct Odd {};
 PPCR_INLINE VF load(const BFloat16* p, Even) { return bits_as<VF>(load_unaligned<VU>(p) << 16); }
