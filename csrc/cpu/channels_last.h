@@ -33,10 +33,6 @@ PPCR_INLINE void add_channels(const Tile& tile, const int64_t (&at)[N], int64_t 
   for (; begin + W <= end; begin += W) add_vectors(tile, at, begin, All{}, v, d, prefetch);
   if (begin < end) add_vectors(tile, at, begin, static_cast<int>(end - begin), v, d, prefetch);
 }
-template <class V>
-PPCR_INLINE V sum_of(const V (&v)[4]) {
-  return (v[0] + v[1]) + (v[2] + v[3]);
-}
 
 template <Operation operation, Pass pass, class T>
 struct ChannelsLast {
@@ -44,6 +40,8 @@ struct ChannelsLast {
   using V = typename VectorOf<S>::type;
   using Tile = PPCR_CAPABILITY::Tile<operation, pass, T>;
   static constexpr int W = kLanes<S>, F = kFolded<S>;
+  static constexpr int kStep = Tile::kPairs ? 2 : 1;  // channels from lane to lane
+  static constexpr int kByLane = 16;  // vectors of a pixel at most, where segments end within them
 
   static PPCR_HD Tile tile(const Problem& p, int64_t image, int64_t pixel, int64_t count, S* rows) {
     constexpr int unit = W < kGroup ? kGroup : W;
@@ -52,27 +50,46 @@ struct ChannelsLast {
             (run.count + unit - 1) / unit * unit};
   }
 
-  static PPCR_HD void apply_run(const Tile& tile, int64_t from, int64_t count, V gate, V shift) {
+  // shift(): of the next vector, or of the next two.
+  template <class Shift>
+  static PPCR_HD void apply_run(const Tile& tile, int64_t from, int64_t n, V gate, Shift shift) {
     if constexpr (Tile::kPairs)
-      for (; count >= 2 * W; from += 2 * W, count -= 2 * W)
-        store(tile.out + from, tile.value(from, Even{}, gate, shift),
-              tile.value(from, Odd{}, gate, shift));
-    for (; count >= W; from += W, count -= W) tile.apply(from, All{}, gate, shift);
-    if (count > 0) tile.apply(from, static_cast<int>(count), gate, shift);
+      for (; n >= 2 * W; from += 2 * W, n -= 2 * W) {
+        const V both = shift();
+        store(tile.out + from, tile.value(from, Even{}, gate, both),
+              tile.value(from, Odd{}, gate, both));
+      }
+    for (; n >= W; from += W, n -= W) tile.apply(from, All{}, gate, shift());
+    if (n > 0) tile.apply(from, static_cast<int>(n), gate, shift());
+  }
+  // A pixel as one run, each of whose lanes takes the shift of its own of four segments.
+  static PPCR_HD void apply_by_lane(const Problem& p, const Tile& tile) {
+    const S inverse = 4 / S(p.channels);
+    typedef S Four __attribute__((vector_size(16)));
+    VU segment[kByLane];
+    for (int64_t c = 0, n = 0, step; c < p.channels; c += step * W, ++n) {
+      step = c + kStep * W <= p.channels ? kStep : 1;
+      for (int l = 0; l < W; ++l) segment[n][l] = uint32_t((S(c + l * step) + S(.5)) * inverse);
+    }
+    for (int i = 0; i < tile.run.count; ++i) {
+      const Four shifts = {tile.row(0)[i], tile.row(1)[i], tile.row(2)[i], tile.row(3)[i]};
+      const VU* next = segment;
+      apply_run(tile, i * p.channels, p.channels, tile.gates()[i] + V{},
+                [&] { return permute(shifts, *next++); });
+    }
   }
   static PPCR_HD void apply(const Problem& p, const Tile& tile) {
-    for (int i = 0; i < tile.run.count; ++i) {
-      const V gate = tile.gates()[i] + V{};
-      const int64_t at = i * p.channels;
-      if constexpr (!Tile::kBackward) {
-        apply_run(tile, at, p.channels, gate, V{});
-      } else {
-        for (int k = 0; k < tile.segments; ++k) {
-          const int64_t c = p.pooling.edge[k];
-          apply_run(tile, at + c, p.pooling.edge[k + 1] - c, gate, tile.row(k)[i] + V{});
-        }
+    if constexpr (Tile::kBackward && sizeof(S) == 4 && W > 4)
+      if (const int64_t part = p.channels / 4 % (kStep * W);
+          p.pooling.standard && part && part % kStep == 0 && p.channels <= kByLane * W)
+        return apply_by_lane(p, tile);
+    for (int i = 0; i < tile.run.count; ++i)
+      for (int k = 0; k < (Tile::kBackward ? tile.segments : 1); ++k) {
+        const int64_t c = Tile::kBackward ? p.pooling.edge[k] : 0,
+                      end = Tile::kBackward ? p.pooling.edge[k + 1] : p.channels;
+        const V shift = Tile::kBackward ? tile.row(k)[i] + V{} : V{};
+        apply_run(tile, i * p.channels + c, end - c, tile.gates()[i] + V{}, [&] { return shift; });
       }
-    }
   }
   // Where pixel i begins. A group of fewer pixels than kGroup repeats its last.
   static PPCR_HD int64_t begin_of(const Problem& p, const Tile& tile, int i) {
@@ -124,10 +141,10 @@ struct ChannelsLast {
               add_vectors(tile, {c, c + W, c + 2 * W, c + 3 * W}, 0, All{}, v, d, false);
             }
           add_channels(tile, {0}, c, end, v, d, false);
-          sums[k][j] = sum_of(v);
+          sums[k][j] = (v[0] + v[1]) + (v[2] + v[3]);
         }
       }
-      sums[segments][j] = sum_of(d);
+      sums[segments][j] = (d[0] + d[1]) + (d[2] + d[3]);
     }
     PPCR_UNROLL
     for (int k = 0; k < segments + Tile::kDot; ++k)

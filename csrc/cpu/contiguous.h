@@ -4,8 +4,7 @@
 
 namespace ppcr::PPCR_CAPABILITY {
 
-// From one value per vector slot to one per pixel, followed by one vector more: the first pixels
-// again, for spans of several rows.
+// From one value per vector slot to one per pixel, and the first again, for spans of several rows.
 template <class S>
 PPCR_INLINE void lay_out(S* row, const Run<S>& run, bool wrap) {
   constexpr int W = kLanes<S>;
@@ -54,12 +53,7 @@ struct Contiguous {
     const Run<S> run(count, false);
     return {p, image * p.channels * p.pixels + pixel, run, rows, (run.vectors + 1) * kLanes<S>};
   }
-  // Whether a row of the tile is a whole channel: then the rows of a segment are one span.
-  static PPCR_HD bool is_plane(const Problem& p, const Tile& tile) {
-    return tile.run.count == p.pixels;
-  }
-  // Applies gate and shift to the channels of segment k from c on, `rows` at once. Returns the
-  // first of those that are left.
+  // Applies gate and shift to channels of segment k from c on, `rows` at once. Returns the next.
   template <int rows>
   static PPCR_HD int64_t apply_rows(const Problem& p, const Tile& tile, int k, int64_t c) {
     constexpr int ahead = 384 / sizeof(T);  // six cache lines of the outputs
@@ -77,7 +71,8 @@ struct Contiguous {
     return c;
   }
   static PPCR_HD void apply(const Problem& p, const Tile& tile) {
-    const bool plane = is_plane(p, tile);
+    // A row that is a whole channel: then the rows of a segment are one span.
+    const bool plane = tile.run.count == p.pixels;
     const bool several = p.method == Method::kSequential && !plane && !tile.run.partial();
     // Rows that lie whole pages apart share sets of the L1 cache: eight of them are too many.
     const bool pages_apart = p.pixels * int64_t{sizeof(T)} % kPageBytes == 0;
@@ -134,6 +129,7 @@ struct Contiguous {
       int64_t c = p.pooling.edge[k];
       const int64_t end = p.pooling.edge[k + 1];
       for (; c + rows <= end; c += rows) add_rows<rows>(p, tile, k, c, count, prefetch);
+      for (; rows > 4 && c + 4 <= end; c += 4) add_rows<4>(p, tile, k, c, count, prefetch);
       for (; c < end; ++c) add_rows<1>(p, tile, k, c, count, prefetch);
     }
   }
@@ -166,7 +162,7 @@ struct Contiguous {
       sum_rows<kRows>(p, tile, tile.run.count);
     else if (p.method == Method::kGrouped)
       sum_rows<kRows>(p, tile, All{}, true);
-    else if (!is_plane(p, tile) || p.long_channels(sizeof(T)))
+    else if (tile.run.count != p.pixels || p.long_channels(sizeof(T)))
       sum_rows<kRows>(p, tile, All{});
     else if (kLanes<S> >= 8 && p.pixels > 48 && p.pixels <= 64)
       for (int k = 0; k < tile.segments; ++k) sum_plane<64 / kLanes<S>>(p, tile, k);

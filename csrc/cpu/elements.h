@@ -80,22 +80,19 @@ struct Tile : Elements<operation, pass, T> {
   PPCR_HD S* gates() const { return row(segments); }
 
   // The gate, or its gradient, between memory and the last row. pixel: of the whole tensor.
-  PPCR_HD void load_gate_gradient(const Problem& p, int64_t pixel) const {
-    if constexpr (Tile::kGate && Tile::kBackward)
-      for (int i = 0; i < run.vectors; ++i) {
-        const T* grad = static_cast<const T*>(p.tensors.grad) + pixel + run.offset(i);
-        const int n = run.lanes(i);
-        store(gates() + i * kLanes<S>, n < kLanes<S> ? load(grad, n) : load(grad));
+  PPCR_HD void move_gates(const Problem& p, int64_t pixel) const {
+    for (int i = 0; i < run.vectors; ++i) {
+      const int64_t at = pixel + run.offset(i);
+      const int n = run.lanes(i);
+      S* const row = gates() + i * kLanes<S>;
+      if constexpr (Tile::kBackward) {
+        const T* const grad = static_cast<const T*>(p.tensors.grad) + at;
+        store(row, n < kLanes<S> ? load(grad, n) : load(grad));
+      } else {
+        T* const y = static_cast<T*>(p.tensors.y) + at;
+        n < kLanes<S> ? store(y, load(row), n) : store(y, load(row));
       }
-  }
-  PPCR_HD void store_gate(const Problem& p, int64_t pixel) const {
-    if constexpr (Tile::kGate && !Tile::kBackward)
-      for (int i = 0; i < run.vectors; ++i) {
-        T* y = static_cast<T*>(p.tensors.y) + pixel + run.offset(i);
-        const auto gate = load(gates() + i * kLanes<S>);
-        const int n = run.lanes(i);
-        n < kLanes<S> ? store(y, gate, n) : store(y, gate);
-      }
+    }
   }
 };
 

@@ -61,13 +61,8 @@ struct GateStep {
                                                  int stride, const Run<S>& run) {
     const int contexts = bins.contexts(), segments = bins.segments();
     S* gate = rows + segments * stride;
-    V sums_w[Bins::kContexts + 1];
-    V index;
+    V sums_w[Backward ? Bins::kContexts + 1 : 1] = {}, index;
     for (int lane = 0; lane < kLanes<S>; ++lane) index[lane] = S(lane);
-    if constexpr (Backward) {
-      PPCR_UNROLL
-      for (int l = 0; l <= contexts; ++l) sums_w[l] = V{};
-    }
     for (int i = 0; i < run.vectors; ++i) {
       const int at = i * kLanes<S>;
       V sums[Bins::kSegments];

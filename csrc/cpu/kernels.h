@@ -1,5 +1,4 @@
-// What the CPU kernels take and how to reach the set compiled for an instruction set. No torch
-// here.
+// What the CPU kernels take, and how they are found. No torch here.
 #pragma once
 #include "../ppcr_types.h"
 
@@ -9,17 +8,15 @@ enum class Dtype { kHalf = 5, kFloat, kDouble, kBFloat16 = 15 };  // as torch nu
 
 // The order in which a kernel reads and writes memory. Which is fastest depends on the processor.
 enum class Method {
-  kGrouped,     // several pixels (channels_last) or channels (contiguous) are read at once, and the
-                // outputs prefetched meanwhile
-  kSequential,  // in memory order; contiguous channels that are long or cut into several tiles are
-                // read, and then written, several at once
+  kGrouped,     // several pixels (channels_last) or channels at once, and the outputs prefetched
+  kSequential,  // in memory order, but several channels at once that are long or in several tiles
 };
 
 constexpr int64_t kPageBytes = 4096;
 
-// Memory is seen as images of `pixels` pixels and `channels` channels: either each channel's pixels
-// are consecutive (torch's contiguous) or each pixel's channels are (torch's channels_last; one
-// image then holds all samples).
+// Memory is seen as images of `pixels` pixels and `channels` channels: the pixels of a channel are
+// consecutive (contiguous), or the channels of a pixel (channels_last; one image holds all
+// samples).
 struct Problem {
   int64_t images, channels, pixels;
   bool channels_last;
@@ -53,8 +50,7 @@ void plan(Problem& problem, int64_t element_size, const Method* method = nullptr
 
 using Kernel = void (*)(const Problem&, int64_t first_chunk, int64_t last_chunk);
 
-// The kernel of the best instruction set that this CPU has, or of the one that PPCR_CPU_CAPABILITY
-// names (default, avx2, avx512).
+// The kernel of the CPU's best instruction set, or of the one that PPCR_CPU_CAPABILITY names.
 Kernel find_kernel(const Problem& problem, Operation operation, Pass pass, Dtype dtype);
 const char* cpu_capability();
 // What is wrong with PPCR_CPU_CAPABILITY or PPCR_CPU_METHOD, or null.

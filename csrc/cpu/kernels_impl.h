@@ -1,6 +1,5 @@
 // The CPU kernels, compiled once per instruction set. A tile of pixels is handled in three steps:
-//   1. sum: each channel segment of x is summed per pixel (backward: also the dot product of x and
-//      the gradient);
+//   1. sum: the channel segments of x, per pixel (backward: also its product with the gradient);
 //   2. gate: the mathematics of a pixel (gate_step.h), a SIMD vector of pixels at a time;
 //   3. apply: the output is written; what it reads again is still in cache.
 #pragma once
@@ -37,11 +36,11 @@ PPCR_INLINE void run_tiles(const Problem& p, int64_t begin, int64_t end, GateSte
                   pixel = in_image * p.tile_pixels;
     const int64_t count = in_image + 1 == p.tiles_per_image ? p.pixels - pixel : p.tile_pixels;
     const auto tile = Layout::tile(p, image, pixel, count, rows);
-    tile.load_gate_gradient(p, image * p.pixels + pixel);
+    if constexpr (tile.kGate && tile.kBackward) tile.move_gates(p, image * p.pixels + pixel);
     Layout::sum(p, tile);
     const Run<S> pixels = tile.run;  // a copy, so that the tile itself stays in registers
     gate_step.template run<tile.kBackward>(rows, tile.stride, pixels);
-    tile.store_gate(p, image * p.pixels + pixel);
+    if constexpr (tile.kGate && !tile.kBackward) tile.move_gates(p, image * p.pixels + pixel);
     if constexpr (tile.kApply) Layout::apply(p, tile);
   }
 }

@@ -15,8 +15,7 @@ Method choose(const Problem& p, int64_t element_size, int64_t most) {
     const bool several = pixel_bytes <= std::min(256, 64 * p.pooling.segments);
     return several && !p.pooling.standard ? Method::kGrouped : Method::kSequential;
   }
-  // Small images are faster grouped where channels lie whole pages apart, and so share sets of the
-  // L1 cache.
+  // Small images are faster grouped where channels, whole pages apart, share sets of the L1 cache.
   if (p.long_channels(element_size))
     return channel_bytes % kPageBytes != 0 || channel_bytes * p.channels > 1 << 18
                ? Method::kSequential
@@ -36,7 +35,9 @@ bool is_narrow(const Problem& p, int64_t element_size, bool small) {
   const bool grouped = p.method == Method::kGrouped;
   const int64_t pixel_bytes = p.channels * element_size;
   if (p.channels_last)
-    return !grouped && pixel_bytes >= (element_size == 8 ? 1024 : small ? 320 : 256);
+    return !grouped && pixel_bytes >= (element_size == 8       ? 1024
+                                       : small || p.tensors.dx ? 320
+                                                               : 256);
   if (grouped) return p.pixels * pixel_bytes > 2 << 20 && pixel_bytes >= 256;
   return !small && p.pixels > 64 && !p.long_channels(element_size);
 }
@@ -65,18 +66,14 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
   p.narrow = is_narrow(p, element_size, small);
 
   int64_t cache, least, longest = most;
-  if (p.channels_last) {  // tiles are runs of memory, and may be small: longer up to 3.5 MB
-    cache = grouped ? 64 << 10 : cpu.l1_bytes / (image_bytes <= 7 << 19 ? 4 : 8);
-    least = grouped ? unit : element_size == 2 ? 4 : 2;
-    // Short tiles mix reading and writing, which pays in memory. In cache and with 16-bit types
-    // the gate step counts more, whose SIMD vectors should be full.
-    if (!grouped && cache / pixel_bytes < unit) {
-      const int64_t lanes = p.narrow ? unit / 2 : unit;
-      const int64_t full = (cache / pixel_bytes + lanes - 1) / lanes * lanes;
-      const bool light = image_bytes <= 8 << 20 && full * pixel_bytes <= cpu.l1_bytes * 3 / 8;
-      if (small || light || element_size == 2)
-        least = std::max(least, std::min(full, cpu.l1_bytes / 2 / pixel_bytes));
-    }
+  if (p.channels_last) {
+    // Tiles are runs of memory. x, the gradient and the outputs of a short one stay in the L1
+    // cache; between reading and writing, a longer one changes less often.
+    const bool near = image_bytes <= 7 << 19;
+    const bool longer = (near && (image_bytes > 5 << 19 || element_size == 2)) ||
+                        (pixel_bytes >= 512 && !p.tensors.dx);
+    cache = grouped ? 64 << 10 : cpu.l1_bytes / ((near ? 2 : 4) * (longer ? 1 : 2));
+    least = grouped ? unit : near && element_size == 2 ? 8 : 2;
   } else {
     // Contiguous tiles need long rows, since every row reads a page of its own, unless a tile is a
     // whole plane and so one run of memory.
@@ -88,11 +85,9 @@ void plan(Problem& p, int64_t element_size, const Method* method) {
       longest = std::min(longest, std::max(16 * unit, p.images * p.pixels / (2 * cpu.cores)));
     }
   }
-  if (grouped && longest > 1024) longest = 1024;
-  int64_t tile = cache / pixel_bytes;
-  if (tile < least) tile = least;
+  int64_t tile = std::max(cache / pixel_bytes, least);
   if (tile > unit) tile = tile / unit * unit;
-  if (tile > longest) tile = longest;
+  tile = std::min(tile, grouped ? std::min<int64_t>(longest, 1024) : longest);
 
   // Even tiles; one that would be shorter than a vector joins the one before it.
   int64_t count = (p.pixels + tile - 1) / tile;

@@ -1,7 +1,6 @@
 // SIMD vectors of float or double on the compiler's vector extension, for one instruction set per
-// translation unit. The including file sets PPCR_SIMD_BYTES and the target, and includes x86's
-// intrinsics before it (see kernels_impl.h); everything here is inlined, so that no symbol compiled
-// for a wider instruction set can be picked by the linker for a narrower one.
+// translation unit: PPCR_SIMD_BYTES and the target that kernels_impl.h sets. All is inlined, so
+// that the linker cannot pick a symbol for a wide instruction set where a narrow one is needed.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -56,6 +55,7 @@ PPCR_INLINE V bits_as(const W& w) {
 //   because the compiler splits and permutes in __builtin_convertvector.
 // any_nan: not zero where a lane of a or b is NaN.
 // load, store with a count: the first n lanes, 0 < n < lanes; the others load as zero.
+// permute: each lane takes one of four values, by its number.
 // multiply_add: a * b + c, rounded once where the instruction set can. The compiler may fuse such
 //   an expression in one place and not in another, and then a result would depend on the alignment
 //   that decides which place computes it.
@@ -87,6 +87,9 @@ template <class T>
 PPCR_INLINE void store(T* p, VF v, int n) {
   _mm256_mask_storeu_epi16(p, (1u << n) - 1, bits_as<__m256i>(narrow(v, T{})));
 }
+PPCR_INLINE VF permute(__m128 v, VU from) {
+  return _mm512_maskz_permutevar_ps(0xffff, _mm512_broadcast_f32x4(v), bits_as<__m512i>(from));
+}
 PPCR_INLINE VF multiply_add(VF a, VF b, VF c) { return _mm512_fmadd_ps(a, b, c); }
 PPCR_INLINE VD multiply_add(VD a, VD b, VD c) { return _mm512_fmadd_pd(a, b, c); }
 PPCR_INLINE int any_nan(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
@@ -110,6 +113,9 @@ PPCR_INLINE __m256i words_below(int n) {
 }
 PPCR_INLINE VF load(const float* p, int n) { return _mm256_maskload_ps(p, words_below(n)); }
 PPCR_INLINE VD load(const double* p, int n) { return _mm256_maskload_pd(p, words_below(2 * n)); }
+PPCR_INLINE VF permute(__m128 v, VU from) {
+  return _mm256_permutevar_ps(_mm256_set_m128(v, v), bits_as<__m256i>(from));
+}
 PPCR_INLINE VF multiply_add(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }
 PPCR_INLINE VD multiply_add(VD a, VD b, VD c) { return _mm256_fmadd_pd(a, b, c); }
 PPCR_INLINE int any_nan(VF a, VF b) {
@@ -245,8 +251,7 @@ constexpr int kFolded = kLanes<S> < 4 ? kLanes<S> : 4;  // partial sums left of 
 #else  // which GCC has from version 12 on
 #define PPCR_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a < b){__VA_ARGS__})
 #endif
-// Low halves of a and b plus their high halves, in blocks of `block` lanes: the first step of
-// folding both at once.
+// Folds a and b at once: their blocks of `block` lanes of even index plus those of odd index.
 template <int block, class V, int... I>
 PPCR_INLINE V add_blocks(V a, V b, std::integer_sequence<int, I...>) {
   return PPCR_SHUFFLE(a, b, (I / block * 2 * block + I % block)...) +

@@ -59,6 +59,13 @@ MUTANTS = (
         sample=True,
     ),
     Mutant(
+        "four rows reach into the next segment",
+        CONTIGUOUS,
+        "rows > 4 && c + 4 <= end",
+        "rows > 4 && c < end",
+        tests="sanitize",
+    ),
+    Mutant(
         "first block of a row lost",
         CONTIGUOUS,
         "for (int i = 0; i < last;",
@@ -210,8 +217,8 @@ MUTANTS = (
     Mutant(
         "one of four vectors not summed",
         CHANNELS_LAST,
-        "return (v[0] + v[1]) + (v[2] + v[3]);",
-        "return (v[0] + v[1]) + v[2];",
+        "sums[k][j] = (v[0] + v[1]) + (v[2] + v[3]);",
+        "sums[k][j] = (v[0] + v[1]) + v[2];",
         tests="sanitize",
     ),
     Mutant(
@@ -238,14 +245,43 @@ MUTANTS = (
     Mutant(
         "stale gate: that of the pixel before",
         CHANNELS_LAST,
-        "tile.gates()[i] + V{}",
-        "tile.gates()[i ? i - 1 : 0] + V{}",
+        "end - c, tile.gates()[i] + V{}",
+        "end - c, tile.gates()[i ? i - 1 : 0] + V{}",
     ),
     Mutant(
         "shift of the segment before",
         CHANNELS_LAST,
-        "gate, tile.row(k)[i] + V{})",
-        "gate, tile.row(k ? k - 1 : 0)[i] + V{})",
+        "? tile.row(k)[i] + V{}",
+        "? tile.row(k ? k - 1 : 0)[i] + V{}",
+        tests="sanitize",
+    ),
+    # segments that end within a vector
+    Mutant(
+        "stale gate by lane: that of the pixel before",
+        CHANNELS_LAST,
+        "p.channels, tile.gates()[i] + V{}",
+        "p.channels, tile.gates()[i ? i - 1 : 0] + V{}",
+        tests="sanitize",
+    ),
+    Mutant(
+        "lanes of the last segment take the shift of the one before",
+        CHANNELS_LAST,
+        "tile.row(2)[i], tile.row(3)[i]}",
+        "tile.row(2)[i], tile.row(2)[i]}",
+        tests="sanitize",
+    ),
+    Mutant(
+        "lanes of a pair numbered like those of a vector",
+        CHANNELS_LAST,
+        "S(c + l * step)",
+        "S(c + l)",
+        tests="sanitize",
+    ),
+    Mutant(
+        "all vectors of a pixel take the lanes of the first",
+        CHANNELS_LAST,
+        "*next++",
+        "*next",
         tests="sanitize",
     ),
     Mutant(
@@ -261,8 +297,8 @@ MUTANTS = (
     Mutant(
         "even elements in place of a pair's odd ones",
         CHANNELS_LAST,
-        "tile.value(from, Odd{}, gate, shift)",
-        "tile.value(from, Even{}, gate, shift)",
+        "tile.value(from, Odd{}, gate, both)",
+        "tile.value(from, Even{}, gate, both)",
         tests="sanitize",
     ),
     Mutant(
@@ -309,7 +345,7 @@ MUTANTS = (
     Mutant(
         "tile as long as its cache",
         PLAN,
-        "if (tile > longest) tile = longest;",
+        "tile = std::min(tile, grouped ? std::min<int64_t>(longest, 1024) : longest);",
         "",
         tests="sanitize",
     ),

@@ -132,13 +132,14 @@ void check(Find find, Dtype dtype, const Case& c, int64_t offset, Fault fault) {
   for (int l = 0; l < problem.pooling.contexts; ++l) problem.weight[l] = 0.25 * (l % 5) - 0.5;
   problem.bias = 0.1;
   problem.eps = 1e-5;
-  plan(problem, sizeof(T), &c.method);
 
   const int64_t outputs = (gate && !backward ? per_pixel : count) - fault.overrun,
                 others = added && backward ? count : 0;
-  const int64_t partials = backward ? problem.chunks * (problem.pooling.contexts + 1) : 0;
   Tensor<T> out[2] = {Tensor<T>(outputs, offset), Tensor<T>(outputs, offset)};
   Tensor<T> d_residual[2] = {Tensor<T>(others, offset), Tensor<T>(others, offset)};
+  problem.tensors.dx = backward ? out[0].data() : nullptr;
+  plan(problem, sizeof(T), &c.method);
+  const int64_t partials = backward ? problem.chunks * (problem.pooling.contexts + 1) : 0;
   std::vector<double> partial;
   for (int run = 0; run < 2; ++run) {
     partial.assign(partials, 0);
@@ -174,9 +175,9 @@ void check(Find find, Dtype dtype, const Case& c, int64_t offset, Fault fault) {
 // One pixel; less than a vector; around one; planes whose rows straddle vectors; planes of 49 to 64
 // pixels; tiles of several images, with a tail; a last tile that takes in what would be shorter
 // than a vector; bins that overlap; the most contexts and segments; channels of one element a bin;
-// four equal segments, short and longer; more channels than a tile of the shortest length may hold;
-// a plane that is just too long for the scratch; channels of a page and more, in several tiles, a
-// page apart, and as whole planes.
+// four equal segments, short and longer, odd and even; more channels than a tile of the shortest
+// length may hold; a plane that is just too long for the scratch; channels of a page and more, in
+// several tiles, a page apart, and as whole planes.
 const Sizes kSizes[] = {
     {1, 4, 1, {1, 2, 4}},      {3, 4, 1, {1, 2, 4}},     {2, 8, 3, {1, 2, 4}},
     {1, 5, 7, {1, 2, 4}},      {2, 7, 8, {2, 3}},        {1, 6, 9, {1, 2}},
@@ -186,7 +187,7 @@ const Sizes kSizes[] = {
     {1, 1030, 150, {1, 2, 4}}, {3, 36, 64, {1, 2, 4}},   {2, 516, 53, {1, 2, 4}},
     {1, 127, 53, {31, 32}},    {300, 4, 3, {1, 2, 4}},   {1, 516, 560, {1, 2, 4}},
     {1, 100, 37, {1, 2, 4}},   {1, 4, 2450, {1, 2, 4}},  {1, 36, 2048, {1, 2, 4}},
-    {16, 5, 1030, {1, 2, 4}},
+    {16, 5, 1030, {1, 2, 4}},  {1, 88, 45, {1, 2, 4}},
 };
 
 template <class T>
