@@ -40,8 +40,8 @@ BUILT := build/.built-$(if $(TORCH),$(TORCH),pinned)
 PACKAGED := build/.packaged
 
 .PHONY: help setup bench bench-full docs results test test-slow test-property test-minimal \
-    test-abi test-versions test-sdist package sanitize arm mutate cuda cuda-report cuda-host gpu \
-    gpu-rehearsal lock lint format clean
+    test-abi test-versions test-sdist package sanitize compilers arm mutate cuda cuda-report \
+    cuda-host gpu gpu-rehearsal lock lint format clean
 
 # A target's "##" puts it into the list of users, "#@" into that of maintainers.
 help:  ## this list
@@ -98,6 +98,9 @@ test-property: $(BUILT)  #@ thousands of random inputs, drawn anew, against floa
 
 sanitize: $(BUILT)  #@ the kernels, on the CPU, under AddressSanitizer, UBSan and ThreadSanitizer
 	$(BIN)/python tools/sanitize.py
+
+compilers: $(INSTALLED)  #@ the CPU kernels as g++ 11 and clang 14 make them, the oldest
+	$(BIN)/python tools/sanitize.py old
 
 arm: $(INSTALLED)  #@ the kernels compiled for 64-bit Arm, and run under emulation
 	$(BIN)/python tools/sanitize.py arm

@@ -1,10 +1,11 @@
-"""Runs the kernels as programs without the torch library: under sanitizers, or for 64-bit Arm.
+"""Runs the kernels as programs without the torch library: under sanitizers, as the oldest compilers
+make them, or for 64-bit Arm.
 
 ``python tools/sanitize.py [beginning of a name ...]`` builds the programs below, without a name
 those of the sanitizers. Each runs over edge shapes, and then with faults planted, which it must
-report: a sanitizer that is blind would be clean, too. Those for Arm have the flags of the package;
-they are cross-compiled and emulated. Exit status 1 where a tool is missing or anything is not as it
-should be.
+report: a sanitizer that is blind would be clean, too. The others, ``old`` and ``arm``, have the flags
+of the package; those for Arm are cross-compiled and emulated. Exit status 1 where a tool is missing
+or anything is not as it should be.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ WORK = ROOT / "build" / "sanitize"
 COMPILER = os.environ.get("CXX", "g++")
 JOBS = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
 ARM_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-INSTALL = "apt-get install g++-aarch64-linux-gnu qemu-user"
+OLDEST = ("g++-11", "clang++-14")  # that the README promises
+PACKAGES = {  # of Debian and Ubuntu
+    ARM_COMPILER: "g++-aarch64-linux-gnu",
+    EMULATOR: "qemu-user",
+    "g++-11": "g++-11",
+    "clang++-14": "clang-14",
+}
 
 WITH_TORCH = ("register.cpp", "cpu/ppcr_cpu.cpp")
 WITHOUT_TORCH = tuple(source for source in CPU_SOURCES if source not in WITH_TORCH)
@@ -43,8 +50,8 @@ CUDA = (
 HERE = (COMPILER, "-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-pthread")
 ADDRESS = (*HERE, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 THREAD = (*HERE, "-fsanitize=thread")
-# static, so that they need no Arm libraries
-ARM = (ARM_COMPILER, *compiler_flags(), f"-I{ROOT / 'csrc' / 'cpu'}", "-static", "-pthread")
+PACKAGED = (*compiler_flags(), f"-I{ROOT / 'csrc' / 'cpu'}", "-pthread")
+ARM = (ARM_COMPILER, *PACKAGED, "-static")  # so that they need no Arm libraries
 OVERRUN, RACE = "heap-buffer-overflow", "data race"
 ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1",
@@ -83,12 +90,17 @@ PROGRAMS = {
     "arm-simd": Program(("tests/cpu/simd.cpp",), ARM, {"": "vector operations are right"}),
     "arm-torch": Program(tuple(f"csrc/{name}" for name in WITH_TORCH), ARM, {}),
 }
+for oldest in OLDEST:
+    command = (oldest, *PACKAGED)
+    PROGRAMS[f"old-{oldest}"] = Program(CPU, command, {"": "cases of the CPU kernels"})
+    PROGRAMS[f"old-{oldest}-torch"] = PROGRAMS["arm-torch"]._replace(compiler=command)
 
 
 def why_not(*tools: str) -> str | None:
-    """What is missing here for Arm, with the remedy, or None."""
+    """Which of these are missing here, with the remedy, or None."""
     missing = [tool for tool in tools if shutil.which(tool) is None]
-    return f"no {' and no '.join(missing)} on PATH: {INSTALL}" if missing else None
+    install = f"apt-get install {' '.join(PACKAGES[tool] for tool in missing)}"
+    return f"no {' and no '.join(missing)} on PATH: {install}" if missing else None
 
 
 def torch_headers() -> Path:
@@ -169,9 +181,11 @@ def main() -> None:
     wanted = [name for name in PROGRAMS if name.startswith(chosen)]
     if not wanted:
         raise SystemExit(f"there are {', '.join(PROGRAMS)}")
-    arm = any(name.startswith("arm") for name in wanted)
-    if arm and (reason := why_not(ARM_COMPILER, EMULATOR)):
-        raise SystemExit(f"the kernels cannot be run for Arm here: {reason}")
+    tools = {PROGRAMS[name].compiler[0] for name in wanted} & PACKAGES.keys()
+    if ARM_COMPILER in tools:
+        tools.add(EMULATOR)
+    if reason := why_not(*sorted(tools)):
+        raise SystemExit(f"the kernels cannot be run here: {reason}")
     started, wrong = time.monotonic(), 0
     with concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
         build(pool, wanted)
