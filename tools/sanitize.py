@@ -3,9 +3,9 @@ make them, or for 64-bit Arm.
 
 ``python tools/sanitize.py [beginning of a name ...]`` builds the programs below, without a name
 those of the sanitizers. Each runs over edge shapes, and then with faults planted, which it must
-report: a sanitizer that is blind would be clean, too. The others, ``old`` and ``arm``, have the flags
-of the package; those for Arm are cross-compiled and emulated. Exit status 1 where a tool is missing
-or anything is not as it should be.
+report: a sanitizer that is blind would be clean, too. The others, ``old`` and ``arm``, have the
+flags of the package; those for Arm are cross-compiled and emulated. Exit status 1 where a tool is
+missing or anything is not as it should be.
 """
 
 from __future__ import annotations
