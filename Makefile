@@ -99,7 +99,7 @@ test-property: $(BUILT)  #@ thousands of random inputs, drawn anew, against floa
 sanitize: $(BUILT)  #@ the kernels, on the CPU, under AddressSanitizer, UBSan and ThreadSanitizer
 	$(BIN)/python tools/sanitize.py
 
-compilers: $(INSTALLED)  #@ the CPU kernels as g++ 11 and clang 14 make them, the oldest
+compilers: $(INSTALLED)  #@ the CPU kernels by the oldest promised compilers, g++ 11 and clang 14
 	$(BIN)/python tools/sanitize.py old
 
 arm: $(INSTALLED)  #@ the kernels compiled for 64-bit Arm, and run under emulation

@@ -62,7 +62,7 @@ struct ChannelsLast {
     for (; n >= W; from += W, n -= W) tile.apply(from, All{}, gate, shift());
     if (n > 0) tile.apply(from, static_cast<int>(n), gate, shift());
   }
-  // A pixel as one run, each of whose lanes takes the shift of its own of four segments.
+  // A pixel as one run: every lane takes the shift of its own segment, one of four.
   static PPCR_HD void apply_by_lane(const Problem& p, const Tile& tile) {
     const S inverse = 4 / S(p.channels);
     typedef S Four __attribute__((vector_size(16)));
@@ -79,7 +79,7 @@ struct ChannelsLast {
     }
   }
   static PPCR_HD void apply(const Problem& p, const Tile& tile) {
-    if constexpr (Tile::kBackward && sizeof(S) == 4 && W > 4)
+    if constexpr (Tile::kBackward && sizeof(S) == 4 && W > 4)  // where there is permute
       if (const int64_t part = p.channels / 4 % (kStep * W);
           p.pooling.standard && part && part % kStep == 0 && p.channels <= kByLane * W)
         return apply_by_lane(p, tile);
@@ -111,6 +111,7 @@ struct ChannelsLast {
   template <int Segments>
   static PPCR_HD void sum_sequential(const Problem& p, const Tile& tile, int i, S* folded) {
     const int segments = Segments ? Segments : tile.segments;
+    const auto total = [](const V* v) { return (v[0] + v[1]) + (v[2] + v[3]); };
     V sums[(Segments ? Segments : kMaxSegments) + 1][kGroup];
     PPCR_UNROLL
     for (int j = 0; j < kGroup; ++j) {
@@ -141,10 +142,10 @@ struct ChannelsLast {
               add_vectors(tile, {c, c + W, c + 2 * W, c + 3 * W}, 0, All{}, v, d, false);
             }
           add_channels(tile, {0}, c, end, v, d, false);
-          sums[k][j] = (v[0] + v[1]) + (v[2] + v[3]);
+          sums[k][j] = total(v);
         }
       }
-      sums[segments][j] = (d[0] + d[1]) + (d[2] + d[3]);
+      sums[segments][j] = total(d);
     }
     PPCR_UNROLL
     for (int k = 0; k < segments + Tile::kDot; ++k)

@@ -9,14 +9,13 @@ enum class Dtype { kHalf = 5, kFloat, kDouble, kBFloat16 = 15 };  // as torch nu
 // The order in which a kernel reads and writes memory. Which is fastest depends on the processor.
 enum class Method {
   kGrouped,     // several pixels (channels_last) or channels at once, and the outputs prefetched
-  kSequential,  // in memory order, but several channels at once that are long or in several tiles
+  kSequential,  // in memory order; contiguous channels that are long or cut up, several at once
 };
 
 constexpr int64_t kPageBytes = 4096;
 
-// Memory is seen as images of `pixels` pixels and `channels` channels: the pixels of a channel are
-// consecutive (contiguous), or the channels of a pixel (channels_last; one image holds all
-// samples).
+// Memory is seen as images of `pixels` pixels and `channels` channels. The pixels of a channel are
+// consecutive (contiguous), or the channels of a pixel (channels_last: one image for all samples).
 struct Problem {
   int64_t images, channels, pixels;
   bool channels_last;

@@ -217,8 +217,8 @@ MUTANTS = (
     Mutant(
         "one of four vectors not summed",
         CHANNELS_LAST,
-        "sums[k][j] = (v[0] + v[1]) + (v[2] + v[3]);",
-        "sums[k][j] = (v[0] + v[1]) + v[2];",
+        "return (v[0] + v[1]) + (v[2] + v[3]);",
+        "return (v[0] + v[1]) + v[2];",
         tests="sanitize",
     ),
     Mutant(
