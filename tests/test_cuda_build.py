@@ -169,6 +169,16 @@ def test_planned_kernels(planned):
             assert wide[0] < narrow[-1 if "shared" in k.name else 0], k
 
 
+@needs_nvcc
+def test_memory_is_read_after_the_wait(kernels):
+    """A kernel that is let in early touches no memory before those before it are done (ACQBULK)."""
+    memory = re.compile(r"(LD|LDG|LDGSTS|ST|STG|ATOM|ATOMG|RED|REDG|UBLKCP)\b")
+    for k in kernels:
+        waits = [i for i, op in enumerate(k.code) if op.startswith("ACQBULK")]
+        assert len(waits) == 1, k
+        assert not [op for op in k.code[: waits[0]] if memory.match(op)], k
+
+
 def loads_before_use(code: list[str]) -> int:
     """How many 16-byte loads are issued before an instruction reads what one of them loaded."""
     loaded: set[str] = set()

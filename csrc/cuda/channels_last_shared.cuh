@@ -129,16 +129,16 @@ PPCR_DEVICE void channels_last_shared(const SharedTileArguments<T, Bins>& argume
   __syncthreads();
 
   const auto value_of_x = [&](Index at) {
-    return A(STAGED ? x[at] : __ldg(tensors.x + base + at));
+    return A(STAGED ? x[at] : __ldca(tensors.x + base + at));
   };
   // The residual, or gy as it arrives or behind the ReLU.
   const auto value_of_second = [&](Index at) {
     if constexpr (STAGED) return A(second[at]);
-    if constexpr (!STAGED && !kBackward) return A(__ldg(tensors.residual + base + at));
+    if constexpr (!STAGED && !kBackward) return A(__ldca(tensors.residual + base + at));
     if constexpr (!STAGED && kBackward) {
-      const A grad = A(__ldg(tensors.grad + base + at));
+      const A grad = A(__ldca(tensors.grad + base + at));
       if constexpr (OP == Operation::kAddRelu)
-        return A(__ldg(tensors.y + base + at)) <= A(0) ? A(0) : grad;
+        return A(__ldca(tensors.y + base + at)) <= A(0) ? A(0) : grad;
       return grad;
     }
   };

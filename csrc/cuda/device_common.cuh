@@ -24,7 +24,7 @@ template <class T, int V>
 PPCR_DEVICE Word<T, V> load_if(bool wanted, const T* from) {
   Word<T, V> word;
   memset(&word, 0, sizeof word);
-  if (wanted) word = __ldg(reinterpret_cast<const Word<T, V>*>(from));
+  if (wanted) word = __ldca(reinterpret_cast<const Word<T, V>*>(from));
   return word;
 }
 template <class T, int V>

@@ -126,7 +126,8 @@ PPCR_DEVICE void cluster_send(double* own, double value, unsigned rank, Mbarrier
       : "memory");
 }
 // What the kernels before this one in the stream have written can be read from here on, also where
-// this one was let in early.
+// this one was let in early. Not with __ldg: it promises memory that nobody writes while this kernel
+// runs, and ptxas moves such loads before the wait.
 PPCR_DEVICE void wait_for_kernels_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 #else  // before sm_90 the planner asks for clusters of one block, and these are never reached
@@ -205,13 +206,13 @@ PPCR_DEVICE void store_word_if(bool wanted, unsigned short* to, unsigned short w
 PPCR_DEVICE void reload_word_if(bool wanted, const uint4* from, uint4& word) {
   asm volatile(
       "{ .reg .pred p; setp.ne.s32 p, %5, 0; @!p mov.b32 %0, 0; @!p mov.b32 %1, 0; @!p mov.b32 %2, "
-      "0; @!p mov.b32 %3, 0; @p ld.global.nc.v4.b32 {%0,%1,%2,%3}, [%4]; }"
+      "0; @!p mov.b32 %3, 0; @p ld.global.v4.b32 {%0,%1,%2,%3}, [%4]; }"
       : "+r"(word.x), "+r"(word.y), "+r"(word.z), "+r"(word.w)
       : "l"(__cvta_generic_to_global(from)), "r"(int(wanted)));
 }
 template <class Word>
 PPCR_DEVICE void reload_word_if(bool wanted, const Word* from, Word& word) {
-  word = wanted ? __ldg(from) : Word{};
+  word = wanted ? __ldca(from) : Word{};
 }
 
 // One instruction: nvcc splits a plain store of four floats.
@@ -251,7 +252,7 @@ void store_word_if(bool wanted, Word* to, Word word) {
 }
 template <class Word>
 void reload_word_if(bool wanted, const Word* from, Word& word) {
-  word = wanted ? __ldg(from) : Word{};
+  word = wanted ? __ldca(from) : Word{};
 }
 inline void store_shared(uint4* to, uint4 word) { *to = word; }
 

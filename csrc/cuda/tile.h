@@ -167,7 +167,7 @@ constexpr bool has_lane_variant(const LaneVariant& variant, int element_size) {
 constexpr int lane_blocks(int element_size, int cached_bytes, Operation operation, Pass pass) {
   const bool backward = is_backward(pass), added = operation == Operation::kAddRelu;
   if (cached_bytes > 128) return backward || added || element_size < 4 ? 1 : 2;
-  return cached_bytes > 64 ? 2 : backward || added ? 3 : 4;
+  return cached_bytes > 64 ? 2 : backward ? 3 : 4;
 }
 
 // The gate alone, standard bins: a lane reads one vector of each of so many pixels at a time.

@@ -30,7 +30,7 @@
 // are counted by bank_conflicts.cpp.
 //
 // Supplied: threadIdx .. gridDim, dynamic shared memory, __syncthreads, __syncwarp,
-// __shfl_xor_sync, clusters, asynchronous copies, barriers that count bytes, __ldg, the vector
+// __shfl_xor_sync, clusters, asynchronous copies, barriers that count bytes, __ldca, the vector
 // words, a few intrinsics. Kernels must not spin on memory.
 #pragma once
 #include "fibers.h"
@@ -346,7 +346,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, const char* file = __builti
   return value;
 }
 template <class T>
-T __ldg(const T* from) {
+T __ldca(const T* from) {
   return *from;
 }
 inline float rsqrtf(float value) { return 1.f / std::sqrt(value); }
