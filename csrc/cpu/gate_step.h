@@ -47,6 +47,8 @@ struct GateStep {
       weight_mean += weight[l];
     }
     weight_mean /= S(bins.contexts());
+    for (int l = 0; l < terms(); ++l)
+      for (double& share : d_params[l]) share = 0;
   }
   // rows: the scratch of the tile, `stride` values a row.
   template <bool Backward>
@@ -91,14 +93,11 @@ struct GateStep {
     }
   }
   PPCR_HD int terms() const { return (standard ? haar_bins.contexts() : bins.contexts()) + 1; }
-  PPCR_HD void begin_chunk() {
-    for (int l = 0; l < terms(); ++l)
-      for (double& share : d_params[l]) share = 0;
-  }
-  PPCR_HD void end_chunk(double* partial) const {
+  // Moves the chunk's share to `partial`.
+  PPCR_HD void end_chunk(double* partial) {
     for (int l = 0; l < terms(); ++l) {
       partial[l] = 0;
-      for (const double share : d_params[l]) partial[l] += share;
+      for (double& share : d_params[l]) partial[l] += std::exchange(share, 0);
     }
     if (standard) haar_bins.expand(partial);
   }

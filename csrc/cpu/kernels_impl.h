@@ -56,7 +56,6 @@ void run(const Problem& p, int64_t first_chunk, int64_t last_chunk) {
                   longer = tiles % p.chunks;  // the first `longer` chunks hold one tile more
     const int64_t begin = chunk * per_chunk + (chunk < longer ? chunk : longer);
     const int64_t end = begin + per_chunk + (chunk < longer ? 1 : 0);
-    if constexpr (is_backward(pass)) gate_step.begin_chunk();
     if (p.channels_last)
       run_tiles<ChannelsLast<operation, pass, T>>(p, begin, end, gate_step, rows);
     else

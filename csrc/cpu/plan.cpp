@@ -47,16 +47,15 @@ bool is_narrow(const Problem& p, int64_t element_size, bool small) {
 void plan(Problem& p, int64_t element_size, const Method* method) {
   const int64_t scalar = element_size == 8 ? 8 : 4;  // accumulation type
   const int64_t unit = 64 / scalar;                  // pixels in the widest vector
-  const int64_t rows = p.pooling.segments + 1, capacity = kScratchBytes / scalar;
   const int64_t pixel_bytes = p.channels * element_size;
 
   if (p.channels_last) {  // one image holds all pixels
     p.pixels *= p.images;
     p.images = 1;
   }
-  // Scratch holds a value per pixel and row, in channels_last order four partial ones more.
-  const int64_t most =
-      (p.channels_last ? capacity / (rows * 5) : capacity / rows - 2 * unit) / unit * unit;
+  // Scratch holds a value per pixel and row; a row of a contiguous tile two vectors more.
+  const int64_t row = kScratchBytes / (scalar * (p.pooling.segments + 1)),
+                most = (row - 2 * unit) / unit * unit;
   p.method = method != nullptr ? *method : choose(p, element_size, most);
   const bool grouped = p.method == Method::kGrouped;
   const Processor& cpu = processor();

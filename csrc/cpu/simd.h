@@ -25,9 +25,9 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-template <class S>
+template <class S, int bytes = PPCR_SIMD_BYTES>
 struct VectorOf {
-  typedef S type __attribute__((vector_size(PPCR_SIMD_BYTES)));
+  typedef S type __attribute__((vector_size(bytes)));
 };
 using VF = VectorOf<float>::type;
 using VD = VectorOf<double>::type;
@@ -93,8 +93,6 @@ PPCR_INLINE VF permute(__m128 v, VU from) {
 PPCR_INLINE VF multiply_add(VF a, VF b, VF c) { return _mm512_fmadd_ps(a, b, c); }
 PPCR_INLINE VD multiply_add(VD a, VD b, VD c) { return _mm512_fmadd_pd(a, b, c); }
 PPCR_INLINE int any_nan(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
-PPCR_INLINE VF square_root(VF v) { return _mm512_maskz_sqrt_ps(0xffff, v); }
-PPCR_INLINE VD square_root(VD v) { return _mm512_maskz_sqrt_pd(0xff, v); }
 #elif PPCR_SIMD_BYTES == 32
 PPCR_INLINE VF widen(VH h, BFloat16) {
   return bits_as<VF>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits_as<__m128i>(h)), 16));
@@ -121,8 +119,6 @@ PPCR_INLINE VD multiply_add(VD a, VD b, VD c) { return _mm256_fmadd_pd(a, b, c);
 PPCR_INLINE int any_nan(VF a, VF b) {
   return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q));
 }
-PPCR_INLINE VF square_root(VF v) { return _mm256_sqrt_ps(v); }
-PPCR_INLINE VD square_root(VD v) { return _mm256_sqrt_pd(v); }
 #elif defined(__aarch64__)
 PPCR_INLINE VF widen(VH h, BFloat16) { return bits_as<VF>(vmovl_u16(h) << 16); }
 PPCR_INLINE VH high_halves(VU u) { return __builtin_convertvector(u >> 16, VH); }
@@ -130,8 +126,6 @@ PPCR_INLINE VF widen(VH h, Half) { return vcvt_f32_f16(bits_as<float16x4_t>(h));
 PPCR_INLINE VH narrow(VF v, Half) { return bits_as<VH>(vcvt_f16_f32(v)); }
 PPCR_INLINE VF multiply_add(VF a, VF b, VF c) { return vfmaq_f32(c, a, b); }
 PPCR_INLINE VD multiply_add(VD a, VD b, VD c) { return vfmaq_f64(c, a, b); }
-PPCR_INLINE VF square_root(VF v) { return vsqrtq_f32(v); }
-PPCR_INLINE VD square_root(VD v) { return vsqrtq_f64(v); }
 #else
 PPCR_INLINE VF widen(VH h, BFloat16) { return bits_as<VF>(__builtin_convertvector(h, VU) << 16); }
 PPCR_INLINE VH high_halves(VU u) { return __builtin_convertvector(u >> 16, VH); }
@@ -156,11 +150,6 @@ PPCR_INLINE VH narrow(VF v, Half) {  // round to nearest even, subnormals and ov
 template <class V>
 PPCR_INLINE V multiply_add(V a, V b, V c) {
   return a * b + c;
-}
-template <class V>
-PPCR_INLINE V square_root(V v) {
-  for (unsigned i = 0; i < sizeof v / sizeof v[0]; ++i) v[i] = std::sqrt(v[i]);
-  return v;
 }
 #endif
 
@@ -244,49 +233,36 @@ PPCR_INLINE void store(T* p, V v, int n) {
 
 // ---- sums across lanes
 
-template <class S>
-constexpr int kFolded = kLanes<S> < 4 ? kLanes<S> : 4;  // partial sums left of a vector
 #ifdef __clang__
 #define PPCR_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else  // which GCC has from version 12 on
 #define PPCR_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a < b){__VA_ARGS__})
 #endif
-// Folds a and b at once: their blocks of `block` lanes of even index plus those of odd index.
-template <int block, class V, int... I>
-PPCR_INLINE V add_blocks(V a, V b, std::integer_sequence<int, I...>) {
-  return PPCR_SHUFFLE(a, b, (I / block * 2 * block + I % block)...) +
-         PPCR_SHUFFLE(a, b, (I / block * 2 * block + I % block + block)...);
-}
-// Folds four vectors to kFolded partial sums each and stores them side by side.
-template <class S, class V>
-PPCR_INLINE void store_folded(S* to, const V (&v)[4]) {
-  constexpr int lanes = kLanes<S>;
-  constexpr auto index = std::make_integer_sequence<int, lanes>{};
-  if constexpr (lanes == 4 * kFolded<S>) {
-    store(to, add_blocks<lanes / 4>(add_blocks<lanes / 2>(v[0], v[1], index),
-                                    add_blocks<lanes / 2>(v[2], v[3], index), index));
-  } else if constexpr (lanes == 2 * kFolded<S>) {
-    store(to, add_blocks<lanes / 2>(v[0], v[1], index));
-    store(to + lanes, add_blocks<lanes / 2>(v[2], v[3], index));
-  } else {
-    for (int i = 0; i < 4; ++i) store(to + i * lanes, v[i]);
-  }
-}
+// Within blocks of four lanes: the sums of neighbours, those of a and then those of b.
 template <class V, int... I>
 PPCR_INLINE V add_neighbours(V a, V b, std::integer_sequence<int, I...>) {
-  return PPCR_SHUFFLE(a, b, (2 * I)...) + PPCR_SHUFFLE(a, b, (2 * I + 1)...);
+  constexpr int lanes = sizeof...(I);
+  return PPCR_SHUFFLE(a, b, (I / 4 * 4 + I % 2 * 2 + I % 4 / 2 * lanes)...) +
+         PPCR_SHUFFLE(a, b, (I / 4 * 4 + I % 2 * 2 + I % 4 / 2 * lanes + 1)...);
 }
-// The sums of kLanes consecutive groups of kFolded values at p, one group a lane.
 template <class S>
-PPCR_INLINE auto sum_groups(const S* p) {
-  constexpr int lanes = kLanes<S>;
-  constexpr auto index = std::make_integer_sequence<int, lanes>{};
-  const auto a = add_neighbours(load(p), load(p + lanes), index);
-  if constexpr (kFolded<S> == 2)
-    return a;
-  else
-    return add_neighbours(a, add_neighbours(load(p + 2 * lanes), load(p + 3 * lanes), index),
-                          index);
+using Four = typename VectorOf<S, 4 * sizeof(S)>::type;
+// The sums of the blocks of four lanes of four vectors: block by block one of each vector.
+template <class S, class V>
+PPCR_INLINE void sum_blocks(const V (&v)[4], Four<S>* sums) {
+  constexpr auto index = std::make_integer_sequence<int, kLanes<S>>{};
+  const V pairs[2] = {add_neighbours(v[0], v[1], index), add_neighbours(v[2], v[3], index)};
+  const V all = add_neighbours(pairs[0], pairs[1], index);
+  kLanes<S> == 2 ? std::memcpy(sums, pairs, sizeof pairs) : std::memcpy(sums, &all, sizeof all);
+}
+// Stores the sums of four vectors.
+template <class S, class V>
+PPCR_INLINE void store_sums(S* to, const V (&v)[4]) {
+  Four<S> sums[(kLanes<S> + 2) / 4];
+  sum_blocks<S>(v, sums);
+  PPCR_UNROLL
+  for (int i = 1; i < kLanes<S> / 4; ++i) sums[0] = sums[0] + sums[i];
+  std::memcpy(to, sums, sizeof sums[0]);
 }
 
 // ---- the functions that the pixel mathematics needs
@@ -321,7 +297,8 @@ PPCR_INLINE V exponential(V v) {
 struct SimdMath {
   template <class V>
   PPCR_INLINE V inv_sqrt(V v) {
-    return 1 / square_root(v);
+    for (int i = 0; i < static_cast<int>(sizeof v / sizeof v[0]); ++i) v[i] = std::sqrt(v[i]);
+    return 1 / v;
   }
   template <class V>
   PPCR_INLINE V sigmoid(V z) {

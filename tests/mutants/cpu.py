@@ -23,8 +23,12 @@ MUTANTS = (
     ),
     Mutant("a chunk begins with the shares of the one before", GATE, "share = 0;", ";"),
     Mutant(
-        "only the last lane's share of dweight", GATE, "partial[l] += share;", "partial[l] = share;"
+        "only the last lane's share of dweight",
+        GATE,
+        "partial[l] += std::exchange",
+        "partial[l] = std::exchange",
     ),
+    Mutant("shares of a chunk counted in the next", GATE, "std::exchange(share, 0)", "share"),
     # the standard levels in three Haar coefficients
     Mutant("weight of a Haar coefficient", HAAR, "w[1] - w[2] + w[3]", "w[1] - w[2] - w[3]"),
     Mutant("variance without the smaller coefficients", HAAR, "(b * b + c * c)", "b * b"),
@@ -190,8 +194,8 @@ MUTANTS = (
     Mutant(
         "group of pixels beyond the run",
         CHANNELS_LAST,
-        "(i < tile.run.count ? i : tile.run.count - 1)",
-        "i",
+        "(i + j < count ? i + j : count - 1)",
+        "(i + j)",
         tests="sanitize",
     ),
     Mutant(
@@ -204,15 +208,15 @@ MUTANTS = (
     Mutant(
         "first vectors of equal segments counted twice",
         CHANNELS_LAST,
-        "add_channels(tile, from, W, size,",
-        "add_channels(tile, from, 0, size,",
+        "All{}, v, d, prefetch); begin += W;",
+        "All{}, v, d, prefetch);",
         tests="sanitize",
     ),
     Mutant(
         "sums of lanes without a pixel not cleared",
         CHANNELS_LAST,
-        "for (int i = count * F; i < stride * F; ++i)",
-        "for (int i = stride * F; i < stride * F; ++i)",
+        "for (int i = count; i < tile.stride; ++i)",
+        "for (int i = tile.stride; i < tile.stride; ++i)",
     ),
     Mutant(
         "one of four vectors not summed",
@@ -231,15 +235,15 @@ MUTANTS = (
     Mutant(
         "first block of a segment dropped",
         CHANNELS_LAST,
-        "int64_t c = at + p.pooling.edge[k];",
-        "int64_t c = at + p.pooling.edge[k] + 4 * W;",
+        "int64_t c = at[j] + p.pooling.edge[k];",
+        "int64_t c = at[j] + p.pooling.edge[k] + 4 * W;",
         tests="sanitize",
     ),
     Mutant(
         "block taken from the segment's begin",
         CHANNELS_LAST,
-        "{c, c + W, c + 2 * W, c + 3 * W}",
-        "{c, c + W, c + W, c + 3 * W}",
+        "{c, c + unit, c + 2 * unit, c + 3 * unit}",
+        "{c, c + unit, c + unit, c + 3 * unit}",
         tests="sanitize",
     ),
     Mutant(
@@ -280,16 +284,44 @@ MUTANTS = (
     Mutant(
         "all vectors of a pixel take the lanes of the first",
         CHANNELS_LAST,
-        "*next++",
-        "*next",
+        "permute(shifts, *next++)",
+        "permute(shifts, *next)",
         tests="sanitize",
     ),
     Mutant(
         "equal segments in the wrong order",
         CHANNELS_LAST,
-        "{at, at + size, at + 2 * size, at + 3 * size}",
-        "{at, at + 2 * size, at + size, at + 3 * size}",
+        "{c, c + size, c + 2 * size, c + 3 * size}",
+        "{c, c + 2 * size, c + size, c + 3 * size}",
         tests="sanitize",
+    ),
+    # segments of whole blocks of four lanes
+    Mutant(
+        "blocks of a vector replace those of the one before",
+        CHANNELS_LAST,
+        "sums + n * W / 4",
+        "sums",
+        tests="sanitize",
+    ),
+    Mutant(
+        "last block of a segment left to the next",
+        CHANNELS_LAST,
+        "b < blocks",
+        "b < blocks - 1",
+        tests="sanitize",
+    ),
+    Mutant(
+        "blocks of the second half of the channels left out",
+        CHANNELS_LAST,
+        "n < blocks * 16 / W",
+        "n < blocks * 8 / W",
+        tests="sanitize",
+    ),
+    Mutant(
+        "one of four blocks not summed",
+        SIMD,
+        "int i = 1; i < kLanes<S> / 4",
+        "int i = 2; i < kLanes<S> / 4",
     ),
     # two vectors of bfloat16 at once
     Mutant("a pair truncated", SIMD, "> 0x8000 ? high + 1 : high", "> 0x8000 ? high : high"),
@@ -304,15 +336,15 @@ MUTANTS = (
     Mutant(
         "odd elements of a pair not summed",
         CHANNELS_LAST,
-        "add_vectors(tile, at, begin, Odd{}, v, d, false);",
-        "",
+        "if constexpr (std::is_same_v<Count, Even>) add_vectors(",
+        "if constexpr (false) add_vectors(",
         tests="sanitize",
     ),
     Mutant(
-        "odd elements of four pairs taken from the next",
+        "four vectors summed where there are four pairs",
         CHANNELS_LAST,
-        "{c, c + 2 * W}, 0, Odd{}",
-        "{c, c + W}, 0, Odd{}",
+        "0, Unit{}, v",
+        "0, All{}, v",
         tests="sanitize",
     ),
     Mutant(
@@ -352,8 +384,8 @@ MUTANTS = (
     Mutant(
         "tile rounded up beyond the scratch",
         PLAN,
-        "capacity / rows - 2 * unit",
-        "capacity / rows + unit",
+        "(row - 2 * unit)",
+        "(row + unit)",
         tests="sanitize",
     ),
     Mutant("last tile lost", PLAN, "++count;", "--count;"),
