@@ -55,7 +55,7 @@ def version_of(package: str) -> str:
 
 
 def cpu() -> str:
-    """The processor's name, which Python does not know on Linux."""
+    """The processor's name, which Python does not know on Linux, and the numbers of threads."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -87,9 +87,9 @@ def report() -> dict[str, object]:
         "Python": f"{platform.python_version()}, {platform.platform()}",
         "package": str(Path(ppcr_ext.__file__).parent),
         "CPU": cpu(),
-        "CPU library": str(_native.library() or "none"),
+        "CPU library": str(_native.library or "none"),
         "CPU capability": f"{_native.cpu_capability() or 'none'} (PyTorch's: {capability})",
-        "CUDA library": str(_native.cuda_library() or "none"),
+        "CUDA library": str(_native.cuda_library or "none"),
         "CUDA archs": _native.cuda_architectures() or "none compiled",
         "CUDA devices": ", ".join(cuda_devices()) or "none",
         "CUDA driver": devices.driver() or "none",
