@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ._checks import DTYPES, is_integer
+from ._checks import DTYPES, check_bool, is_integer
 from .module import PPCR
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def insert_ppcr(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_bool("fuse", fuse)
     if modules is not None and stages is not None:
         remedy = "with modules, name those that are wanted"
         raise ValueError(f"stages chooses among residual blocks; {remedy}")
@@ -259,8 +260,6 @@ _HOSTS |= {(f"{__package__}.{h.blocks}", h.block): h for h in _HOSTS.values() if
 
 
 def _residual_places(model: nn.Module, stages: Sequence[int] | None, fuse: bool) -> list[_Place]:
-    if not isinstance(fuse, bool):
-        raise TypeError(f"fuse must be a bool, got {fuse!r}")
     wanted = None if stages is None else _check_stages(stages)
     places, seen = [], set()
     for block, names in _all_names(model).items():
