@@ -12,17 +12,11 @@ from pathlib import Path
 import torch
 
 from ._build import cuda, devices, jit
-from ._operators import OPERATORS, calling, constant_while_tracing
+from ._operators import OPERATORS, constant_while_tracing
 
 # pip keeps what it once built in its cache, and installs that again where more could be built.
 _CUDA_REMEDY = "build it with PPCR_BUILD_CUDA=1 (pip: and --no-cache-dir)"
 _REMEDY = "call ppcr_ext.build(), or set PPCR_JIT=1, or install again (pip: with --no-cache-dir)"
-
-# By function: its forward and backward.
-KERNELS = {
-    name: (calling(OPERATORS[name].native), calling(OPERATORS[f"{name}_backward"].native))
-    for name in ("ppcr", "ppcr_gate", "ppcr_add_relu")
-}
 
 library: Path | None = None  # the loaded one
 _reason: str | None = "not loaded yet"

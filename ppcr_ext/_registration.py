@@ -78,9 +78,5 @@ def _register_for_tracing(backend: str, prefix: str) -> None:
         return
     for name, operator in OPERATORS.items():
         torch.library.register_fake(f"ppcr_ext::{prefix}{name}", operator.fake)
-    for operations in (
-        _autograd.PPCR_BY_BACKEND,
-        _autograd.GATE_BY_BACKEND,
-        _autograd.ADD_RELU_BY_BACKEND,
-    ):
+    for operations in _autograd.OPERATIONS.values():
         _autograd.register(operations[backend])
