@@ -47,13 +47,6 @@ SETTINGS = (
 OF_OTHERS = ("CUDA_VISIBLE_DEVICES", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "TRITON_INTERPRET")
 
 
-def version_of(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
-
-
 def cpu() -> str:
     """The processor's name, which Python does not know on Linux, and the numbers of threads."""
     try:
@@ -83,7 +76,7 @@ def report() -> dict[str, object]:
     return {
         "ppcr_ext": ppcr_ext.__version__,
         "PyTorch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'})",
-        "Triton": version_of("triton"),
+        "Triton": next((d.version for d in metadata.distributions(name="triton")), "none"),
         "Python": f"{platform.python_version()}, {platform.platform()}",
         "package": str(Path(ppcr_ext.__file__).parent),
         "CPU": cpu(),
