@@ -29,7 +29,6 @@ from .._operators import (
     is_channels_last,
     parameter_gradients,
 )
-from ..reference import accumulation_dtype
 from .launch_rule import (
     ADD_RELU,
     GATE,
@@ -149,7 +148,7 @@ def backward(mode: int, grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ..
         has_bias, problem = bias is not None, problem_of(mode, True, x, tuple(levels))
         kernel, grid, arguments, options = plan(problem, has_bias, eps)
         rows = weight.numel() + 1
-        partials = x.new_empty((rows, *grid), dtype=accumulation_dtype(x.dtype))
+        partials = x.new_empty((rows, *grid), dtype=torch.promote_types(x.dtype, torch.float32))
         weight = weight.contiguous()
         inputs = (x, grad, y, weight, bias if has_bias else weight)
         constants = {"L": weight.numel(), "HAS_BIAS": has_bias, "ACC": options["ACC"]}
