@@ -4,8 +4,6 @@ With --check it runs every usable backend against float64. Exits with 1 if a res
 tolerance.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -2,8 +2,6 @@
 kernel runs.
 """
 
-from __future__ import annotations
-
 import math
 import numbers
 from collections.abc import Sequence

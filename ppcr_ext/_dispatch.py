@@ -1,7 +1,5 @@
 """What can run here, and why not."""
 
-from __future__ import annotations
-
 import warnings
 
 import torch

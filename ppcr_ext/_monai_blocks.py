@@ -3,8 +3,6 @@
 Imported only where MONAI is, by ``networks``.
 """
 
-from __future__ import annotations
-
 from monai.networks.nets.resnet import ResNetBlock, ResNetBottleneck
 
 from .module import ResidualConvolutions

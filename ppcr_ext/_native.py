@@ -1,7 +1,5 @@
 """The compiled kernels: finds and loads their libraries, and keeps the reason if it cannot."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

@@ -2,8 +2,6 @@
 build what it brought.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ PyTorch's interface for this is experimental. Where it is missing, DTensor says 
 strategy.
 """
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """torchvision's residual blocks with PPCR. Imported only where torchvision is, by ``networks``."""
 
-from __future__ import annotations
-
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from .module import ResidualConvolutions

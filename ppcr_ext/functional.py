@@ -1,8 +1,6 @@
 """The functional API: checks its arguments, chooses a backend, and routes the call through
 PyTorch's autograd, compiler or transforms."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

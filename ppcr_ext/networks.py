@@ -5,8 +5,6 @@ The libraries are optional. Their blocks are recognized by name, and the blocks 
 take their place are imported when they are needed.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Collects the gate maps of the PPCR layers of a network while it runs."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -15,8 +15,6 @@ Any dtype, layout, rank and L; differentiable as often as wanted, in reverse and
 under ``torch.func``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -6,8 +6,6 @@ neighbours and the standard library.
 Environment: CUDA_HOME or CUDA_PATH, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG=1, CXX.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import hashlib
 import os

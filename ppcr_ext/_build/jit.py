@@ -5,8 +5,6 @@ meets an old one. Beside it the folders of CUDA libraries have the names of thei
 since machines with different devices may share a cache.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
