@@ -108,6 +108,7 @@ def test_an_import_takes_the_cuda_library_of_most_devices(machine, imported, mon
     machine.capabilities = [None]  # only starting CUDA would tell
     assert imported() == "sm_90"
     machine.capabilities = []
+    (machine.library.parent / "work" / cuda.LIBRARY).write_text("of a build that was killed")
     assert imported() == "sm_90"
 
 

@@ -41,7 +41,7 @@ def built() -> Path | None:
 def built_for_cuda(library: Path) -> Path | None:
     """Of earlier builds beside a CPU library the CUDA library that most visible devices can run,
     and the newest of these; None where no device could run it."""
-    found = list(library.parent.glob(f"*/{cuda.LIBRARY}"))
+    found = list(library.parent.glob(f"sm_*/{cuda.LIBRARY}"))
     indexes = range(devices.count() if found else 0)
     seen = [capability for capability in map(devices.capability, indexes) if capability]
 
