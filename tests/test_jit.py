@@ -11,6 +11,7 @@ import torch
 from ppcr_ext import _native
 from ppcr_ext._build import cpu, cuda, devices, jit
 
+pytestmark = pytest.mark.full
 AMPERE, HOPPER, TURING = (8, 0), (9, 0), (7, 5)
 
 
@@ -21,7 +22,7 @@ def machine(tmp_path, monkeypatch):
     found = types.SimpleNamespace(capabilities=[AMPERE], compiled=[], damaged=set())
 
     def build(output, *_, **__):
-        found.compiled.append(str(cuda.architectures(Path("nvcc"))))
+        found.compiled.append(cuda.architectures(Path("nvcc")))
         output.write_text(found.compiled[-1])
 
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
@@ -41,7 +42,7 @@ def machine(tmp_path, monkeypatch):
 
 
 def build(machine):
-    """The text of the CUDA library that is taken, and what was compiled for it."""
+    """The CUDA library that is taken, and what was compiled for it."""
     machine.compiled.clear()
     taken = jit.build(lambda path: "damaged" if path in machine.damaged else None, verbose=False)
     return taken[1], machine.compiled
