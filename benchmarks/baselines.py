@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ppcr_ext
-from ppcr_ext.reference import accumulation_dtype, bins
+from ppcr_ext.reference import bins
 
 EPS = 1e-5
 DIRECTIONS = ("forward", "backward", "step")
@@ -89,7 +89,7 @@ def _centre(contexts: list[Tensor]) -> Tensor:
 
 def level_by_level(x: Tensor, levels: Sequence[int]) -> Tensor:
     """The formulas as they stand: one mean over x for every level, so that each reads x."""
-    wide, contexts = accumulation_dtype(x.dtype), []
+    wide, contexts = torch.promote_types(x.dtype, torch.float32), []
     for level in levels:
         if x.shape[1] % level == 0:
             contexts.append(x.unflatten(1, (level, -1)).mean(2, dtype=wide))
@@ -105,7 +105,7 @@ def pooled_once(x: Tensor, levels: Sequence[int]) -> Tensor:
     finest = max(levels)
     if x.shape[1] % finest or any(finest % level for level in levels):
         return level_by_level(x, levels)
-    means = x.unflatten(1, (finest, -1)).mean(2, dtype=accumulation_dtype(x.dtype))
+    means = x.unflatten(1, (finest, -1)).mean(2, dtype=torch.promote_types(x.dtype, torch.float32))
     return _centre([means if k == finest else means.unflatten(1, (k, -1)).mean(2) for k in levels])
 
 

@@ -14,7 +14,6 @@ from torch.profiler import ProfilerActivity
 
 import ppcr_ext
 from ppcr_ext import testing
-from ppcr_ext.reference import accumulation_dtype
 
 from . import baselines, timing
 from .baselines import BOUNDS, LOWER_BOUND, OPERATORS, WITH_AUTOGRAD, Implementation
@@ -85,7 +84,8 @@ def inputs_of(case: Case, device: torch.device) -> testing.Inputs:
     images, channels, *spatial = case.shape
     x, grad = 1.5 + 2 * draw(case.shape), draw((images, 1 if gate else channels, *spatial))
     residual = draw(case.shape) if case.operator == "add_relu" else x
-    weight, bias = (draw(n).to(accumulation_dtype(dtype)) for n in (sum(case.levels), 1))
+    wide = torch.promote_types(dtype, torch.float32)
+    weight, bias = (draw(n).to(wide) for n in (sum(case.levels), 1))
     tensors = x, residual, weight, bias, grad
     return testing.Inputs(OPERATORS[case.operator], *tensors, case.levels).to(dtype, case.layout)
 

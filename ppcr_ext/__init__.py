@@ -28,10 +28,8 @@ __all__ = [
 ]
 
 
-try:
-    __version__ = metadata.version("ppcr_ext")
-except metadata.PackageNotFoundError:  # a checkout that was never installed
-    __version__ = "0+unknown"
+# A checkout that was never installed has none.
+__version__ = next((d.version for d in metadata.distributions(name="ppcr_ext")), "0+unknown")
 # torch.jit.trace need not follow the checks of shapes; PyTorch silences its own modules as well.
 warnings.filterwarnings("ignore", category=TracerWarning, module=r"ppcr_ext\.")
 _registration.load()

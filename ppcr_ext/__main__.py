@@ -4,8 +4,6 @@ With --check it runs every usable backend against float64. Exits with 1 if a res
 tolerance.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
@@ -47,15 +45,8 @@ SETTINGS = (
 OF_OTHERS = ("CUDA_VISIBLE_DEVICES", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "TRITON_INTERPRET")
 
 
-def version_of(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
-
-
 def cpu() -> str:
-    """The processor's name, which Python does not know on Linux."""
+    """The processor's name, which Python does not know on Linux, and the numbers of threads."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -83,13 +74,13 @@ def report() -> dict[str, object]:
     return {
         "ppcr_ext": ppcr_ext.__version__,
         "PyTorch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'})",
-        "Triton": version_of("triton"),
+        "Triton": next((d.version for d in metadata.distributions(name="triton")), "none"),
         "Python": f"{platform.python_version()}, {platform.platform()}",
         "package": str(Path(ppcr_ext.__file__).parent),
         "CPU": cpu(),
-        "CPU library": str(_native.library() or "none"),
+        "CPU library": str(_native.library or "none"),
         "CPU capability": f"{_native.cpu_capability() or 'none'} (PyTorch's: {capability})",
-        "CUDA library": str(_native.cuda_library() or "none"),
+        "CUDA library": str(_native.cuda_library or "none"),
         "CUDA archs": _native.cuda_architectures() or "none compiled",
         "CUDA devices": ", ".join(cuda_devices()) or "none",
         "CUDA driver": devices.driver() or "none",

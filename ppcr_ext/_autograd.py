@@ -14,36 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _dispatch, reference
+from . import reference
+from ._operators import OPERATORS, calling
+from ._triton import operators as _triton
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One of the three functions on one backend.
+    """One of the three functions on one backend."""
 
-    Attributes:
-        name: of the registered operator, and of the node in autograd's graph.
-        composite: the function in plain PyTorch.
-        forward: (*tensors, levels, eps) -> y.
-        backward: (grad, x[, y], weight, bias, levels, eps) -> dx[, dresidual], dweight, dbias,
-            which is empty without a bias.
-        function: the autograd Function.
-    """
-
-    name: str
-    composite: Callable[..., Tensor]
-    forward: Callable[..., Tensor]
+    name: str  # of the registered operator, and of the node in autograd's graph
+    composite: Callable[..., Tensor]  # the function in plain PyTorch
+    forward: Callable[..., Tensor]  # (*tensors, levels, eps) -> y
+    # (grad, x[, y], weight, bias, levels, eps) -> dx[, dresidual], dweight, dbias (empty for None)
     backward: Callable[..., tuple[Tensor, ...]]
     function: type[Fused]
-
-
-def _by_backend(name: str, composite: Callable[..., Tensor]) -> dict[str, Operation]:
-    found = {}
-    for backend, prefix in (("native", ""), ("triton", "triton_")):
-        forward, backward = _dispatch.KERNELS[backend][name]
-        function = type(prefix + name, (Fused,), {})
-        found[backend] = Operation(prefix + name, composite, forward, backward, function)
-    return found
 
 
 class Fused(torch.autograd.Function):
@@ -107,9 +92,20 @@ def differentiable_backward(
     return dx, *d_residual, d_weight, d_bias
 
 
-PPCR_BY_BACKEND = _by_backend("ppcr", reference.ppcr)
-GATE_BY_BACKEND = _by_backend("ppcr_gate", reference.ppcr_gate)
-ADD_RELU_BY_BACKEND = _by_backend("ppcr_add_relu", reference.ppcr_add_relu)
+def _by_backend(composite: Callable[..., Tensor]) -> dict[str, Operation]:
+    name, triton = composite.__name__, f"triton_{composite.__name__}"
+    native = calling(OPERATORS[name].native), calling(OPERATORS[f"{name}_backward"].native)
+    return {
+        "native": Operation(name, composite, *native, type(name, (Fused,), {})),
+        "triton": Operation(triton, composite, *_triton.KERNELS[name], type(triton, (Fused,), {})),
+    }
+
+
+# By function and backend.
+OPERATIONS = {
+    function.__name__: _by_backend(function)
+    for function in (reference.ppcr, reference.ppcr_gate, reference.ppcr_add_relu)
+}
 
 
 def register(operation: Operation) -> None:

@@ -2,8 +2,6 @@
 kernel runs.
 """
 
-from __future__ import annotations
-
 import math
 import numbers
 from collections.abc import Sequence
@@ -61,6 +59,11 @@ def check_eps(eps: float) -> float:
     if not 0 < eps < math.inf:  # false for NaN
         raise ValueError(f"eps must be positive and finite, got {eps}")
     return eps
+
+
+def check_bool(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {value!r}")
 
 
 def check_backend(backend: str | None) -> None:

@@ -1,7 +1,5 @@
 """What can run here, and why not."""
 
-from __future__ import annotations
-
 import warnings
 
 import torch
@@ -13,7 +11,6 @@ from ._checks import BACKENDS
 from ._operators import MAX_CONTEXTS, constant_while_tracing, why_too_many
 from ._triton import operators as _triton
 
-KERNELS = {"native": _native.KERNELS, "triton": _triton.KERNELS}
 _WHY_NOT = {"native": _native.why_not, "triton": _triton.why_not}
 
 _warned: set[torch.device] = set()

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import accumulation_dtype
-
 # The names of the three functions.
 OPERATORS = ("ppcr", "ppcr_gate", "ppcr_add_relu")
 # The layouts that kernels read, at any rank.
@@ -154,7 +152,7 @@ def make_inputs(
     def draw(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, dtype=torch.float64)
 
-    kind = accumulation_dtype(dtype) if parameter_dtype is None else parameter_dtype
+    kind = parameter_dtype or torch.promote_types(dtype, torch.float32)
     like_y = (shape[0], 1, *shape[2:]) if operator == "ppcr_gate" else shape
     return Inputs(
         operator,

@@ -3,8 +3,6 @@
 Imported only where MONAI is, by ``networks``.
 """
 
-from __future__ import annotations
-
 from monai.networks.nets.resnet import ResNetBlock, ResNetBottleneck
 
 from .module import ResidualConvolutions
@@ -12,14 +10,7 @@ from .module import ResidualConvolutions
 
 class PPCRResNetBlock(ResidualConvolutions, ResNetBlock):
     """MONAI's ``ResNetBlock``, ending in ``relu(ppcr(bn2(..)) + residual)``. It takes the same
-    arguments.
-
-    Attributes:
-        ppcr: the :class:`ppcr_ext.PPCR` layer, or any other in its place; all other parameters keep
-            their state-dict keys.
-        fuse: whether recalibration, addition and ReLU run in one pass, which is the default.
-            Otherwise, and while hooks look at the layer's own output or gradients, they run in
-            three steps with the same result.
+    arguments, and has the attributes of :class:`ppcr_ext.networks.PPCRBasicBlock`.
     """
 
     _activation = "act"
@@ -27,7 +18,7 @@ class PPCRResNetBlock(ResidualConvolutions, ResNetBlock):
 
 class PPCRResNetBottleneck(ResidualConvolutions, ResNetBottleneck):
     """MONAI's ``ResNetBottleneck``, ending in ``relu(ppcr(bn3(..)) + residual)``. It takes the same
-    arguments, and has the attributes of :class:`PPCRResNetBlock`.
+    arguments, and has the attributes of :class:`ppcr_ext.networks.PPCRBasicBlock`.
     """
 
     _activation = "act"

@@ -1,7 +1,5 @@
 """The compiled kernels: finds and loads their libraries, and keeps the reason if it cannot."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os
@@ -12,21 +10,15 @@ from pathlib import Path
 import torch
 
 from ._build import cuda, devices, jit
-from ._operators import OPERATORS, calling, constant_while_tracing
+from ._operators import OPERATORS, constant_while_tracing
 
 # pip keeps what it once built in its cache, and installs that again where more could be built.
 _CUDA_REMEDY = "build it with PPCR_BUILD_CUDA=1 (pip: and --no-cache-dir)"
 _REMEDY = "call ppcr_ext.build(), or set PPCR_JIT=1, or install again (pip: with --no-cache-dir)"
 
-# By function: its forward and backward.
-KERNELS = {
-    name: (calling(OPERATORS[name].native), calling(OPERATORS[f"{name}_backward"].native))
-    for name in ("ppcr", "ppcr_gate", "ppcr_add_relu")
-}
-
-_library: Path | None = None
+library: Path | None = None  # the loaded one
 _reason: str | None = "not loaded yet"
-_cuda_library: Path | None = None
+cuda_library: Path | None = None
 _cuda_reason: str | None = "the CUDA library is not built"
 
 
@@ -35,7 +27,7 @@ _cuda_reason: str | None = "the CUDA library is not built"
 
 def why_not(device: torch.device) -> str | None:
     """Why the compiled kernels cannot run on tensors of a device, or None where they can."""
-    if _library is None:
+    if library is None:
         return _reason
     kind = device.type
     if kind == "cpu":
@@ -47,7 +39,7 @@ def why_not(device: torch.device) -> str | None:
 
 def can_run(x: torch.Tensor) -> bool:
     """Whether the compiled kernels can run on a tensor: ``why_not`` without a string on the CPU."""
-    return _library is not None if x.is_cpu else x.is_cuda and why_not(x.device) is None
+    return library is not None if x.is_cpu else x.is_cuda and why_not(x.device) is None
 
 
 @constant_while_tracing
@@ -68,12 +60,12 @@ def _why_not_on(index: int) -> str | None:
 
 def cuda_architectures() -> str | None:
     """What the CUDA library was compiled for, such as ``sm_80 sm_90 compute_90``, or None."""
-    return None if _cuda_library is None else _text(_cuda_library, "ppcr_cuda_architectures")
+    return None if cuda_library is None else _text(cuda_library, "ppcr_cuda_architectures")
 
 
 def cpu_capability() -> str | None:
     """The instruction set of the CPU kernels here: ``default``, ``avx2`` or ``avx512``."""
-    return None if _library is None else _text(_library, "ppcr_cpu_capability")
+    return None if library is None else _text(library, "ppcr_cpu_capability")
 
 
 def _text(library: Path, function: str) -> str:
@@ -83,19 +75,9 @@ def _text(library: Path, function: str) -> str:
     return str(query().decode())
 
 
-def library() -> Path | None:
-    """The loaded CPU library."""
-    return _library
-
-
-def cuda_library() -> Path | None:
-    """The loaded CUDA library."""
-    return _cuda_library
-
-
 def is_pure_build() -> bool:
     """Whether this was installed without compiled kernels, and none were compiled since."""
-    return _library is None and bool(_build_record().get("cpu"))
+    return library is None and bool(_build_record().get("cpu"))
 
 
 def _build_record() -> dict[str, str | None]:
@@ -113,18 +95,18 @@ def _build_record() -> dict[str, str | None]:
 
 def build(verbose: bool) -> Path:
     """Compiles the libraries, or takes an earlier build, and loads them: see ppcr_ext.build."""
-    if _library is not None:
+    if library is not None:
         # Beside a library in the cache the CUDA library can still be built.
-        is_complete = _cuda_library is not None or _library != jit.built()
+        is_complete = cuda_library is not None or library != jit.built()
         if is_complete or jit.why_no_cuda() is not None:
-            return _library
+            return library
     return _adopt(*jit.build(_why_not_loaded, verbose))
 
 
 def load() -> None:
     """Loads the built library, or keeps the reason why it cannot."""
     global _reason
-    if _library is not None:  # the package is reloaded, its modules are not
+    if library is not None:  # the package is reloaded, its modules are not
         return
     if os.environ.get("PPCR_JIT", "0") not in ("", "0"):
         build(verbose=True)
@@ -139,7 +121,8 @@ def load() -> None:
     if path is None or reason:
         _reason = f"{reason}; {_REMEDY}"
     else:
-        _adopt(path, _build_record().get("cuda"))
+        cuda_path = path.parent / cuda.LIBRARY if beside else jit.built_for_cuda(path)
+        _adopt(path, cuda_path, _build_record().get("cuda"))
 
 
 def _why_not_compiled() -> str | None:
@@ -155,6 +138,9 @@ def _why_not_compiled() -> str | None:
 
 def _why_not_loaded(path: Path) -> str | None:
     """Loads a library. Returns None, or the reason why that failed."""
+    key = "CUDA" if path.name == cuda.LIBRARY else "CPU"
+    if key == "CUDA" and (reason := cuda.why_not_beside(path, torch.version.cuda or "")):
+        return reason
     if _is_cut_off(path):
         why = "it is cut off, as by a full disk or a copy that was interrupted"
         return f"{path} does not load: {why}"
@@ -164,7 +150,6 @@ def _why_not_loaded(path: Path) -> str | None:
         said = str(error.__cause__ or error)  # torch says only that it could not
         other = f": it was built for another PyTorch than {torch.__version__}"
         return f"{path} does not load{other if 'undefined symbol' in said else ''} ({said})"
-    key = "CUDA" if path.name == cuda.LIBRARY else "CPU"
     registered = set(torch._C._dispatch_get_registrations_for_dispatch_key(key))
     missing = ", ".join(name for name in OPERATORS if f"ppcr_ext::{name}" not in registered)
     return f"{path} is of another version of ppcr_ext: it lacks {missing}" if missing else None
@@ -187,22 +172,21 @@ def _is_cut_off(path: Path) -> bool:
     return bool(path.stat().st_size < offset + size * count)
 
 
-def _adopt(path: Path, why_no_cuda: str | None) -> Path:
-    """Takes the loaded CPU library, which holds the schemas, and the CUDA library beside it."""
-    global _library, _reason, _cuda_library, _cuda_reason
-    _library, _reason = path, None
-    beside = path.parent / cuda.LIBRARY
+def _adopt(path: Path, cuda_path: Path | None, why_no_cuda: str | None) -> Path:
+    """Takes the loaded CPU library, which holds the schemas, and loads the CUDA library."""
+    global library, _reason, cuda_library, _cuda_reason
+    library, _reason = path, None
     if torch.version.cuda is None:  # nothing that could be built would help
         _cuda_reason = cuda.why_not(None)
         return path
-    if not beside.exists():
-        reason: str | None = (
-            f"the CUDA library is not built ({why_no_cuda or 'none beside the CPU library'})"
-        )
+    reason: str | None
+    if cuda_path is None or not cuda_path.exists():
+        why = why_no_cuda or "none beside the CPU library"
+        reason = f"the CUDA library is not built ({why})"
     else:
-        reason = cuda.why_not_beside(beside, torch.version.cuda) or _why_not_loaded(beside)
+        reason = _why_not_loaded(cuda_path)
     if reason:
         _cuda_reason = f"{reason}; {_CUDA_REMEDY}"
     else:
-        _cuda_library, _cuda_reason = beside, None
+        cuda_library, _cuda_reason = cuda_path, None
     return path

@@ -4,8 +4,6 @@ Every operator exists twice with one schema: under its own name for the compiled
 csrc/register.cpp defines, and with the prefix ``triton_`` for Triton's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 

@@ -5,8 +5,6 @@ PyTorch's interface for this is experimental. Where it is missing, DTensor says 
 strategy.
 """
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 from typing import Any
@@ -24,6 +22,10 @@ def register() -> None:
     """
     if "torch.distributed.tensor" not in sys.modules:
         return
+    try:
+        from torch.distributed.tensor.experimental import register_sharding
+    except ImportError:
+        return
     for name, entry in OPERATORS.items():
         strategy = partial(_choices, name.endswith("_backward"))
         for registered in (entry.native, entry.triton):
@@ -32,16 +34,8 @@ def register() -> None:
             except AttributeError:  # the compiled operators may not be there
                 continue
             if operator not in _registered:
-                _register(operator, strategy)
+                register_sharding(operator)(strategy)
                 _registered.add(operator)
-
-
-def _register(operator: Any, strategy: Any) -> None:
-    try:
-        from torch.distributed.tensor.experimental import register_sharding
-    except ImportError:
-        return
-    register_sharding(operator)(strategy)
 
 
 def _choices(backward: bool, x: Any, *others: Any) -> list[tuple[list[Any], list[Any]]]:

@@ -1,7 +1,5 @@
 """timm's residual blocks with PPCR in their ``se`` slot, which ``networks`` imports."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from timm.models.resnet import BasicBlock, Bottleneck

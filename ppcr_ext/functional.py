@@ -1,8 +1,6 @@
 """The functional API: checks its arguments, chooses a backend, and routes the call through
 PyTorch's autograd, compiler or transforms."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from . import _native, _sharding
-from ._autograd import ADD_RELU_BY_BACKEND, GATE_BY_BACKEND, PPCR_BY_BACKEND, Operation
+from ._autograd import OPERATIONS, Operation
 from ._checks import Levels, check_arguments, check_residual
 from ._dispatch import choose
 from ._operators import is_tracing
@@ -68,7 +66,7 @@ def ppcr(
         >>> torch.equal(ppcr_ext.ppcr(x, weight), 0.5 * x)
         True
     """
-    return _run(PPCR_BY_BACKEND, (x, weight, bias), levels, eps, backend)
+    return _run(OPERATIONS["ppcr"], (x, weight, bias), levels, eps, backend)
 
 
 def ppcr_gate(
@@ -98,7 +96,7 @@ def ppcr_gate(
         >>> ppcr_ext.ppcr_gate(x, weight, bias).mean(), ppcr_ext.ppcr_gate(x, weight).shape
         (tensor(1.), torch.Size([2, 1, 5]))
     """
-    return _run(GATE_BY_BACKEND, (x, weight, bias), levels, eps, backend)
+    return _run(OPERATIONS["ppcr_gate"], (x, weight, bias), levels, eps, backend)
 
 
 def ppcr_add_relu(
@@ -133,7 +131,7 @@ def ppcr_add_relu(
         >>> ppcr_ext.ppcr_add_relu(x, -x, weight).sum(), ppcr_ext.ppcr_add_relu(x, x, weight).sum()
         (tensor(0.), tensor(24.))
     """
-    return _run(ADD_RELU_BY_BACKEND, (x, residual, weight, bias), levels, eps, backend)
+    return _run(OPERATIONS["ppcr_add_relu"], (x, residual, weight, bias), levels, eps, backend)
 
 
 def ppcr_or_add_relu(

@@ -74,7 +74,10 @@ class PPCR(nn.Module):
         contexts, self.levels = _checks.check_levels(levels, channels)
         self.eps = _checks.check_eps(eps)
         _checks.check_backend(backend)
-        if not (_checks.is_number(init_gate) and 0 < init_gate < 1):
+        _checks.check_bool("bias", bias)
+        if not _checks.is_number(init_gate):
+            raise TypeError(f"init_gate must be a float, got {init_gate!r}")
+        if not 0 < init_gate < 1:
             raise ValueError(f"init_gate must lie between 0 and 1, got {init_gate!r}")
         if init_gate != 0.5 and not bias:
             why = "without a bias every gate starts at 0.5"

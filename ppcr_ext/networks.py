@@ -5,19 +5,18 @@ The libraries are optional. Their blocks are recognized by name, and the blocks 
 take their place are imported when they are needed.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ._checks import DTYPES, is_integer
+from ._checks import DTYPES, check_bool, is_integer
 from .module import PPCR
 
 if TYPE_CHECKING:
@@ -117,6 +116,7 @@ def insert_ppcr(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_bool("fuse", fuse)
     if modules is not None and stages is not None:
         remedy = "with modules, name those that are wanted"
         raise ValueError(f"stages chooses among residual blocks; {remedy}")
@@ -225,47 +225,26 @@ def _all_names(model: nn.Module) -> dict[nn.Module, list[str]]:
 # ---- residual blocks --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Host:
-    """A kind of residual block: the library whose block of ours takes its place (or None), that
-    block's name, the layer's slot, and the last convolution and activation.
-    """
-
-    library: str | None
-    block: str
-    slot: str
-    convolution: str
-    activation: str
-
-    @property
-    def blocks(self) -> str:
-        return f"_{self.library}_blocks"
-
-
-# By module and name: a subclass has a forward of its own, so that only these classes themselves
-# can be exchanged.
-_TORCHVISION, _TIMM = "torchvision.models.resnet", "timm.models.resnet"
-_RES2NET, _MONAI = "timm.models.res2net", "monai.networks.nets.resnet"
-_HOSTS = {
-    (_TORCHVISION, "BasicBlock"): _Host("torchvision", "PPCRBasicBlock", "ppcr", "conv2", "relu"),
-    (_TORCHVISION, "Bottleneck"): _Host("torchvision", "PPCRBottleneck", "ppcr", "conv3", "relu"),
-    (_TIMM, "BasicBlock"): _Host("timm", "PPCRBasicBlock", "se", "conv2", "act2"),
-    (_TIMM, "Bottleneck"): _Host("timm", "PPCRBottleneck", "se", "conv3", "act3"),
-    (_RES2NET, "Bottle2neck"): _Host(None, "Bottle2neck", "se", "conv3", "relu"),
-    (_MONAI, "ResNetBlock"): _Host("monai", "PPCRResNetBlock", "ppcr", "conv2", "act"),
-    (_MONAI, "ResNetBottleneck"): _Host("monai", "PPCRResNetBottleneck", "ppcr", "conv3", "act"),
+# The block of ours that takes a block's place, by module and name: a subclass has a forward of its
+# own, so that only these classes themselves can be exchanged. Res2Net's keep theirs.
+_OURS: dict[tuple[str, str], tuple[str, str] | None] = {
+    ("torchvision.models.resnet", "BasicBlock"): ("_torchvision_blocks", "PPCRBasicBlock"),
+    ("torchvision.models.resnet", "Bottleneck"): ("_torchvision_blocks", "PPCRBottleneck"),
+    ("timm.models.resnet", "BasicBlock"): ("_timm_blocks", "PPCRBasicBlock"),
+    ("timm.models.resnet", "Bottleneck"): ("_timm_blocks", "PPCRBottleneck"),
+    ("timm.models.res2net", "Bottle2neck"): None,
+    ("monai.networks.nets.resnet", "ResNetBlock"): ("_monai_blocks", "PPCRResNetBlock"),
+    ("monai.networks.nets.resnet", "ResNetBottleneck"): ("_monai_blocks", "PPCRResNetBottleneck"),
 }
-_HOSTS |= {(f"{__package__}.{h.blocks}", h.block): h for h in _HOSTS.values() if h.library}
+_OURS |= {(f"{__package__}.{ours[0]}", ours[1]): ours for ours in _OURS.values() if ours}
 
 
 def _residual_places(model: nn.Module, stages: Sequence[int] | None, fuse: bool) -> list[_Place]:
-    if not isinstance(fuse, bool):
-        raise TypeError(f"fuse must be a bool, got {fuse!r}")
     wanted = None if stages is None else _check_stages(stages)
     places, seen = [], set()
     for block, names in _all_names(model).items():
-        host = _HOSTS.get((type(block).__module__, type(block).__name__))
-        if host is None:
+        key = type(block).__module__, type(block).__name__
+        if key not in _OURS:
             continue
         found = re.search(r"(?:^|[.\n])layer(\d+)(?:[.\n]|$)", "\n".join(names))
         stage = int(found[1]) if found else None
@@ -277,11 +256,14 @@ def _residual_places(model: nn.Module, stages: Sequence[int] | None, fuse: bool)
             if occupant is not None:
                 kind = type(occupant).__name__
                 raise ValueError(f"{name} has an attention layer already ({kind})")
-        reason = _why_not_fused(block, host) if fuse else None
+        where = _OURS[key]
+        ours = where and getattr(import_module(f".{where[0]}", __package__), where[1])
+        reason = _why_not_fused(block, ours) if fuse else None
         if reason:
             raise ValueError(f"{name} cannot be fused: {reason}; pass fuse=False")
-        channels = _channels(f"{name}.{host.convolution}", getattr(block, host.convolution))
-        places.append(_Place(name, block, [block], channels, _exchange(block, host, fuse)))
+        last = "conv3" if hasattr(block, "conv3") else "conv2"
+        channels = _channels(f"{name}.{last}", getattr(block, last))
+        places.append(_Place(name, block, [block], channels, partial(_exchange, block, ours, fuse)))
     if not seen:
         remedy = "say with modules=[...] after which of its modules PPCR stands"
         libraries = "of the ResNets of torchvision, timm or MONAI"
@@ -303,23 +285,20 @@ def _check_stages(stages: Sequence[int]) -> set[int]:
     return set(stages)
 
 
-def _why_not_fused(block: nn.Module, host: _Host) -> str | None:
-    if host.library is None:
-        return f"there is no fused {host.block}"
+def _why_not_fused(block: nn.Module, ours: Any) -> str | None:
+    if ours is None:
+        return f"there is no fused {type(block).__name__}"
     if getattr(block, "drop_path", None) is not None:
         return "stochastic depth stands between the recalibration and the addition"
-    activation = type(getattr(block, host.activation))
+    activation = type(getattr(block, ours._activation))
     return None if activation is nn.ReLU else f"its activation is {activation.__name__}, not ReLU"
 
 
-def _exchange(block: nn.Module, host: _Host, fuse: bool) -> Callable[[PPCR], None]:
-    def insert(layer: PPCR) -> None:
-        if host.library is not None:
-            block.__class__ = getattr(import_module(f".{host.blocks}", __package__), host.block)
-            block.fuse = fuse  # type: ignore[assignment]
-        setattr(block, host.slot, layer)
-
-    return insert
+def _exchange(block: nn.Module, ours: Any, fuse: bool, layer: PPCR) -> None:
+    if ours is not None:
+        block.__class__ = ours
+        block.fuse = fuse  # type: ignore[assignment]
+    setattr(block, "se" if ours is None else ours._layer, layer)
 
 
 # ---- named modules ----------------------------------------------------------------------------
@@ -348,18 +327,16 @@ def _named_places(model: nn.Module, modules: Sequence[str] | Mapping[str, int]) 
         split = [name.rpartition(".") for name in names[host]]
         parents = [(known[parent], attribute) for parent, _, attribute in split]
         changed = [parent for parent, _ in parents]
-        places.setdefault(host, _Place(name, host, changed, channels, _wrapping(parents, host)))
+        insert = partial(_wrap, host, parents)
+        places.setdefault(host, _Place(name, host, changed, channels, insert))
     return list(places.values())
 
 
-def _wrapping(parents: list[tuple[nn.Module, str]], host: nn.Module) -> Callable[[PPCR], None]:
-    def insert(layer: PPCR) -> None:
-        both = nn.Sequential(host, layer)
-        both.training = host.training  # train() would also set what is frozen within the host
-        for parent, attribute in parents:
-            setattr(parent, attribute, both)
-
-    return insert
+def _wrap(host: nn.Module, parents: list[tuple[nn.Module, str]], layer: PPCR) -> None:
+    both = nn.Sequential(host, layer)
+    both.training = host.training  # train() would also set what is frozen within the host
+    for parent, attribute in parents:
+        setattr(parent, attribute, both)
 
 
 def _renamed_keys(model: nn.Module, hosts: set[nn.Module]) -> dict[str, str]:

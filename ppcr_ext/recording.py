@@ -1,7 +1,5 @@
 """Collects the gate maps of the PPCR layers of a network while it runs."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +54,7 @@ def record_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
         >>> gates["1"][0].shape
         torch.Size([2, 1, 8, 8])
     """
+    global _count, _eager
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     found = {layer: name for name, layer in model.named_modules() if isinstance(layer, module.PPCR)}
@@ -63,7 +62,11 @@ def record_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
         raise ValueError(f"{type(model).__name__} has no PPCR layer to record")
     gates: dict[str, list[Tensor]] = {}
     own = found, gates
-    _begin()
+    with _lock:
+        if _count == 0:
+            _eager = torch.compiler.set_stance("force_eager")
+        _count += 1
+        module.recorder = _record
     _collectors.set((*_collectors.get(), own))
     try:
         yield gates
@@ -72,7 +75,11 @@ def record_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
         # two tasks begin and end. Contexts that still hold the collector find no layer in it.
         found.clear()
         _collectors.set(tuple(other for other in _collectors.get() if other is not own))
-        _end()
+        with _lock:
+            _count -= 1
+            if _count == 0:
+                module.recorder = None
+                _eager.__exit__(None, None, None)
 
 
 # Of each ``with`` block: the names of its layers, and the gates by name.
@@ -83,24 +90,6 @@ _count = 0  # of the blocks that any thread is in
 _eager: Any = None  # what makes compiled functions run eagerly: graphs do not call the recorder
 
 
-def _begin() -> None:
-    global _count, _eager
-    with _lock:
-        if _count == 0:
-            _eager = torch.compiler.set_stance("force_eager")
-        _count += 1
-        module.recorder = _record
-
-
-def _end() -> None:
-    global _count
-    with _lock:
-        _count -= 1
-        if _count == 0:
-            module.recorder = None
-            _eager.__exit__(None, None, None)
-
-
 def _record(layer: module.PPCR, x: Tensor) -> None:
     """A layer calls it for each of its inputs while anyone records."""
     found = [
@@ -108,7 +97,9 @@ def _record(layer: module.PPCR, x: Tensor) -> None:
         for names, gates in _collectors.get()
         if (name := names.get(layer)) is not None
     ]
-    if not found:
+    if not found or not isinstance(
+        x, (Tensor, torch.fx.Proxy)
+    ):  # the layer refuses what is neither
         return
     # By torch.fx, export or jit, or make_fx.
     is_traced = isinstance(x, torch.fx.Proxy) or is_tracing() or get_proxy_mode() is not None

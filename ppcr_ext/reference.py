@@ -15,17 +15,10 @@ Any dtype, layout, rank and L; differentiable as often as wanted, in reverse and
 under ``torch.func``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which the layer computes: float64 for float64, float32 for the smaller types."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def bins(channels: int, level: int) -> list[tuple[int, int]]:
@@ -36,8 +29,8 @@ def bins(channels: int, level: int) -> list[tuple[int, int]]:
 def _per_pixel(
     x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], eps: float
 ) -> tuple[Tensor, Tensor]:
-    """x and the gate ``[N, 1, *spatial]``, both in the accumulation dtype."""
-    dtype = accumulation_dtype(x.dtype)
+    """x and the gate ``[N, 1, *spatial]``, both in the dtype in which the layer computes."""
+    dtype = torch.promote_types(x.dtype, torch.float32)  # float64 stays
     x = x.to(dtype)
     edges = [pair for level in levels for pair in bins(x.shape[1], level)]
     contexts = torch.stack([x[:, begin:end].mean(1) for begin, end in edges], 1)  # [N, L, *spatial]

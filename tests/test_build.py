@@ -118,11 +118,11 @@ def test_pure_package_is_compiled_later(checkout, tmp_path):
 def test_the_cuda_library_is_built_beside_a_loaded_one(monkeypatch):
     """Where that is in the cache, and where the CUDA library is wanted and can be built."""
     library, calls = Path("cache", "cpu.so"), []
-    monkeypatch.setattr(_native, "_library", library)
-    monkeypatch.setattr(_native, "_cuda_library", None)
-    monkeypatch.setattr(_native, "_adopt", lambda path, why: path)
+    monkeypatch.setattr(_native, "library", library)
+    monkeypatch.setattr(_native, "cuda_library", None)
+    monkeypatch.setattr(_native, "_adopt", lambda path, *_: path)
     monkeypatch.setattr(jit, "built", lambda: library)
-    monkeypatch.setattr(jit, "build", lambda *_: calls.append("build") or (library, None))
+    monkeypatch.setattr(jit, "build", lambda *_: calls.append("build") or (library, None, None))
     monkeypatch.setattr(jit.cuda, "why_not", lambda version: None)
 
     def built(wanted):
@@ -133,9 +133,9 @@ def test_the_cuda_library_is_built_beside_a_loaded_one(monkeypatch):
 
     assert built("1")
     assert not built("0")
-    monkeypatch.setattr(_native, "_cuda_library", Path("cache", "cuda.so"))
+    monkeypatch.setattr(_native, "cuda_library", Path("cache", "cuda.so"))
     assert not built("1")
-    monkeypatch.setattr(_native, "_cuda_library", None)
+    monkeypatch.setattr(_native, "cuda_library", None)
     monkeypatch.setattr(jit.cuda, "why_not", lambda version: "no nvcc")
     with pytest.raises(RuntimeError, match=r"PPCR_BUILD_CUDA=1, but .* cannot be built: no nvcc"):
         built("1")

@@ -88,7 +88,7 @@ def test_same_capability_as_asked_for():
 def test_assembly_is_vectorized():
     """One portable binary: each capability's kernels use its registers, and only its own."""
     listing = subprocess.run(
-        ["objdump", "-d", "-C", "--no-show-raw-insn", str(_native.library())],
+        ["objdump", "-d", "-C", "--no-show-raw-insn", str(_native.library)],
         capture_output=True,
         text=True,
         check=True,

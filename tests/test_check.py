@@ -47,9 +47,10 @@ def failing(operation, *arguments):
     ],
 )
 def test_exit_status_1_where_a_backend_is_off(monkeypatch, capsys, part, fault, words):
-    sound = _autograd.GATE_BY_BACKEND["native"]
+    operations = _autograd.OPERATIONS["ppcr_gate"]
+    sound = operations["native"]
     wrong = {part: lambda *arguments: fault(sound, *arguments)}
-    monkeypatch.setitem(_autograd.GATE_BY_BACKEND, "native", dataclasses.replace(sound, **wrong))
+    monkeypatch.setitem(operations, "native", dataclasses.replace(sound, **wrong))
     assert main(["--check"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "all results are within their tolerances" not in lines

@@ -314,10 +314,12 @@ def test_pytorch_without_cuda():
     assert "this PyTorch was built without CUDA" in recipe.why_not(None)
 
 
-def test_missing_nvcc(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH"])
+def test_missing_nvcc(variable, tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
     assert recipe.why_not("13.0") == (
-        "nvcc was not found in CUDA_HOME; "
+        f"nvcc was not found in {variable}; "
         "install the CUDA 13 toolkit, or set CUDA_HOME to its folder"
     )
 
@@ -331,10 +333,11 @@ def test_majors_disagree(nvcc_12):
 
 def test_architectures(nvcc_12, monkeypatch):
     monkeypatch.setattr(recipe, "visible_architectures", lambda: None)
-    assert str(recipe.architectures(nvcc_12)) == "sm_80 sm_90 compute_90"  # each takes long
-    assert str(recipe.architectures(nvcc_12, "9.0")) == "sm_90"
-    assert str(recipe.architectures(nvcc_12, "8.0 9.0+PTX")) == "sm_80 sm_90 compute_90"
-    assert str(recipe.architectures(nvcc_12, "Ampere;Hopper")) == "sm_80 sm_86 sm_90 compute_90"
+    assert recipe.architectures(nvcc_12) == "sm_80 sm_90 compute_90"  # each takes long
+    assert recipe.architectures(nvcc_12, "9.0") == "sm_90"
+    assert recipe.architectures(nvcc_12, "8.0 9.0+PTX") == "sm_80 sm_90 compute_90"
+    both = "sm_80 sm_86 sm_90 compute_86 compute_90"  # of each list its own PTX
+    assert recipe.architectures(nvcc_12, "Ampere;Hopper") == both
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "10.0")
     assert (
         "TORCH_CUDA_ARCH_LIST holds 10.0, which nvcc 12.6 does not know; it knows 7.5, 8.0"
@@ -355,8 +358,8 @@ def test_architectures_of_what_is_there(nvcc_12, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(devices))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: devices[index])
-    assert str(recipe.architectures(nvcc_12)) == "sm_86 sm_90"
-    assert str(recipe.architectures(nvcc_12, "8.0")) == "sm_80"
+    assert recipe.architectures(nvcc_12) == "sm_86 sm_90"
+    assert recipe.architectures(nvcc_12, "8.0") == "sm_80"
     devices.append((12, 0))
     reason = recipe.why_not("12.6")
     assert reason.startswith("PyTorch sees a device of compute capability 12.0, which nvcc 12.6 ")
@@ -386,6 +389,9 @@ def test_what_is_compiled_is_said_first(nvcc_12, tmp_path, monkeypatch):
         ((10, 0), "sm_90", False),
         ((10, 0), "sm_90a compute_90a", False),  # a: for this one architecture
         ((7, 5), "sm_80 compute_80", False),
+        ((10, 3), "sm_100f compute_100f", True),  # f: for later ones of this family alone
+        ((12, 0), "sm_100f compute_100f", False),
+        ((10, 0), "sm_103f compute_103f", False),
     ],
 )
 def test_usable_architectures(capability, compiled, usable):

@@ -125,6 +125,14 @@ def test_no_device(machine):
     assert "triton" not in ppcr_ext.available_backends()
 
 
+def test_the_interpreter_brings_no_device(machine, monkeypatch):
+    monkeypatch.setattr(operators, "_interpreted", lambda: True)
+    assert operators.why_not(torch.device("cpu")) is operators.why_not(FIRST) is None
+    machine.capabilities = []
+    assert operators.why_not(torch.device("cpu")) is None
+    assert ppcr_ext.backends()["triton"] == "cuda: PyTorch sees no CUDA device"
+
+
 @pytest.mark.parametrize("fails", ["init", "handle", "capability", "library", "torch"])
 def test_what_only_starting_cuda_would_tell(machine, nvml, monkeypatch, fails):
     if fails == "library":

@@ -304,7 +304,7 @@ def test_out_of_memory_on_cuda(monkeypatch):
     for name in ("ppcr", "ppcr_backward"):
         monkeypatch.setattr(torch.ops.ppcr_ext, name, types.SimpleNamespace(default=operator))
     x, w = torch.ones(1, 4), torch.zeros(7)
-    operation = functional.PPCR_BY_BACKEND["native"]
+    operation = functional.OPERATIONS["ppcr"]["native"]
     on_cuda = x.as_subclass(OnCuda)
     for tensor, words, kind in (
         (on_cuda, "CUDA out of memory. Tried to allocate 20.00 GiB.", torch.OutOfMemoryError),

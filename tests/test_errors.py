@@ -354,5 +354,16 @@ def test_what_is_no_number(number):
         ppcr(X, W, B, levels=(number, 2, 4))
     with pytest.raises(TypeError, match="eps must be a float"):
         ppcr(X, W, B, eps=number)
-    with pytest.raises(ValueError, match="init_gate must lie between 0 and 1"):
+    with pytest.raises(TypeError, match="init_gate must be a float"):
         PPCR(8, init_gate=number)
+
+
+@pytest.mark.parametrize("value", ["no", 0, None])
+def test_what_is_no_bool(value):
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1))
+    with pytest.raises(TypeError, match=f"bias must be a bool, got {value!r}"):
+        PPCR(8, bias=value)
+    with pytest.raises(TypeError, match=f"^fuse must be a bool, got {value!r}"):
+        ppcr_ext.insert_ppcr(network, modules=["0"], fuse=value)
+    with pytest.raises(TypeError, match=f"^verbose must be a bool, got {value!r}"):
+        ppcr_ext.build(verbose=value)

@@ -57,7 +57,7 @@ def test_broken_library(checkout):
 def test_library_that_is_cut_off(checkout):
     """The loader maps what is missing and dies of SIGBUS."""
     path = checkout / "ppcr_ext" / "_cpu.abi3.so"
-    path.write_bytes(Path(_native.library()).read_bytes()[:100_000])
+    path.write_bytes(Path(_native.library).read_bytes()[:100_000])
     assert (
         f"cpu: {path} does not load: it is cut off, as by a full disk or a copy that was "
         "interrupted; " in report(checkout)
@@ -113,7 +113,7 @@ def test_stale_library(checkout):
 
 
 def test_stale_cuda_library(checkout):
-    shutil.copy(_native.library(), checkout / "ppcr_ext")
+    shutil.copy(_native.library, checkout / "ppcr_ext")
     path = checkout / "ppcr_ext" / "_cuda.abi3.so"
     compile_library(path, "int value;\n")
     text = call("-m", "ppcr_ext", cwd=checkout)
@@ -132,7 +132,7 @@ print(ppcr_ext.backends()["native"])
 
 def test_cuda_library_of_another_major_version(checkout):
     """The loader finds the runtime that it wants, and there would be two in one process."""
-    shutil.copy(_native.library(), checkout / "ppcr_ext")
+    shutil.copy(_native.library, checkout / "ppcr_ext")
     path, runtime = checkout / "ppcr_ext" / "_cuda.abi3.so", checkout / "libcudart.so.12"
     for target, flags in (
         (runtime, [f"-Wl,-soname,{runtime.name}"]),
@@ -148,7 +148,7 @@ def test_cuda_library_of_another_major_version(checkout):
 
 def test_cuda_library_beside_a_pytorch_without_cuda(checkout):
     """No library that could be built would help."""
-    shutil.copy(_native.library(), checkout / "ppcr_ext")
+    shutil.copy(_native.library, checkout / "ppcr_ext")
     words = "usable; cuda: this PyTorch was built without CUDA; install a CUDA build of PyTorch, "
     words += "see https://pytorch.org/get-started\n"
     assert call("-c", CUDA_TEXT, "", cwd=checkout).endswith(words)

@@ -258,6 +258,12 @@ def test_bad_arguments():
 def test_bad_input_is_reported_as_without(model):
     with record_gates(model) as gates, pytest.raises(TypeError, match="x must be float32"):
         model.first(torch.zeros(2, 8, 3, dtype=torch.int64))
+    for layer in (model.first, model.fused):
+        with record_gates(model) as gates:
+            with pytest.raises(TypeError, match="x must be a Tensor, got list"):
+                layer([1.0])
+            with pytest.raises(TypeError, match="x must be a Tensor, got list"):
+                layer([1.0], X)
     assert gates == {}
 
 

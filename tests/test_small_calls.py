@@ -7,7 +7,7 @@ import torch
 import ppcr_ext
 from ppcr_ext import _dispatch, _native, functional
 
-pytestmark = pytest.mark.skipif(_native.library() is None, reason="needs the compiled kernels")
+pytestmark = pytest.mark.skipif(_native.library is None, reason="needs the compiled kernels")
 LEVELS = (1, 2, 4)
 X, W, B = torch.randn(2, 8, 3, 3), torch.linspace(-1, 1, 7), torch.zeros(1)
 
@@ -113,7 +113,7 @@ def test_what_is_known_is_bounded():
 
 
 def test_a_warning_names_the_line_of_the_caller(monkeypatch):
-    monkeypatch.setattr(_native, "_library", None)
+    monkeypatch.setattr(_native, "library", None)
     monkeypatch.setattr(_native, "_reason", "a test")
     monkeypatch.setattr(_dispatch, "_warned", set())
     with pytest.warns(RuntimeWarning, match="slow PyTorch reference") as found:

@@ -24,7 +24,6 @@ import cuda_report
 from benchmarks.cases import PICTURES
 from ppcr_ext import testing
 from ppcr_ext._triton import launch_rule, operators
-from ppcr_ext.reference import accumulation_dtype
 
 IMAGES = 256
 MODES = {number: name for name, number in operators.MODES.items()}
@@ -96,7 +95,7 @@ def compile_variant(variant: Variant) -> Compiled:
     problem = operators.problem_of(variant.mode, variant.backward, x, variant.levels)
     kernel, grid, arguments, options = operators.plan(problem, True, testing.EPS)
     pointers = kernel.arg_names[: kernel.arg_names.index("pixel_units")]
-    wide = accumulation_dtype(variant.dtype)
+    wide = torch.promote_types(variant.dtype, torch.float32)
     # Triton takes a dtype for an aligned tensor of it.
     tensors = [variant.dtype if name in MAPS else wide for name in pointers]
     compiled = kernel.warmup(*tensors, *arguments, grid=grid, **options)

@@ -3,8 +3,6 @@
 Shared by setup.py and the JIT build, so it imports nothing but the standard library.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

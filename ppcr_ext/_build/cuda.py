@@ -6,10 +6,7 @@ neighbours and the standard library.
 Environment: CUDA_HOME or CUDA_PATH, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG=1, CXX.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
-import dataclasses
 import hashlib
 import os
 import re
@@ -46,26 +43,6 @@ class CannotBuild(RuntimeError):
     """The CUDA library cannot be built here; the message says why and what would help."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Architectures:
-    """What to compile for, such as ``binaries=("80", "90a"), ptx="90"``.
-
-    ``binaries`` are compiled to machine code; PTX is for later devices.
-    """
-
-    binaries: tuple[str, ...]
-    ptx: str | None
-
-    def flags(self) -> list[str]:
-        codes = [(number, f"sm_{number}") for number in self.binaries]
-        codes += [(self.ptx, f"compute_{self.ptx}")] if self.ptx else []
-        return [f"-gencode=arch=compute_{number},code={code}" for number, code in codes]
-
-    def __str__(self) -> str:
-        names = [f"sm_{number}" for number in self.binaries]
-        return " ".join(names + ([f"compute_{self.ptx}"] if self.ptx else []))
-
-
 def why_not_usable(capability: tuple[int, int], architectures: str) -> str | None:
     """Why code compiled for ``architectures`` ("sm_80 sm_90a compute_120") does not run on a
     device, or None where it does."""
@@ -73,9 +50,10 @@ def why_not_usable(capability: tuple[int, int], architectures: str) -> str | Non
         major, minor = int(number[:-1]), int(number[-1])
         if suffix == "a" and capability != (major, minor):
             continue
-        if kind == "compute" and capability >= (major, minor):
-            return None
-        if kind == "sm" and capability[0] == major and capability[1] >= minor:
+        # Machine code, and PTX for a family, is for one major version.
+        if (kind == "sm" or suffix == "f") and capability[0] != major:
+            continue
+        if capability >= (major, minor):
             return None
     device = f"{capability[0]}.{capability[1]}"
     built = f"the CUDA library was compiled for {architectures or 'nothing'}"
@@ -103,21 +81,33 @@ def why_not_beside(library: Path, torch_cuda: str) -> str | None:
 
 
 def find_nvcc() -> Path | None:
-    """nvcc of CUDA_HOME, CUDA_PATH, PATH or /usr/local/cuda, in this order."""
+    """nvcc of CUDA_HOME, or of CUDA_PATH, where one is set; else of PATH, or of /usr/local/cuda."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     on_path = None if home else shutil.which("nvcc")
     nvcc = Path(on_path) if on_path else Path(home or "/usr/local/cuda") / "bin" / "nvcc"
     return nvcc if nvcc.exists() else None
 
 
-def _output(*command: object) -> str:
-    words = list(map(str, command))
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+def _run(command: list[str]) -> tuple[int, str, str]:
+    """The exit status, stdout and stderr."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise CannotBuild(f"{command[0]} cannot be run ({error})") from None
+    return done.returncode, done.stdout, done.stderr
+
+
+def _call(command: list[str]) -> str:
+    """What a program says. Raises CannotBuild where it fails."""
+    status, output, errors = _run(command)
+    if status != 0:
+        raise CannotBuild(f"{' '.join(command)}\nfailed:\n{errors[-8000:]}")
+    return output + errors
 
 
 def nvcc_version(nvcc: Path) -> str:
     """``"13.0"``"""
-    output = _output(nvcc, "--version")
+    output = _call([str(nvcc), "--version"])
     found = re.search(r"release (\d+\.\d+)", output)
     if found is None:
         raise CannotBuild(f"{nvcc} --version names no release: {output.strip()[:200]}")
@@ -126,9 +116,8 @@ def nvcc_version(nvcc: Path) -> str:
 
 def toolkit(nvcc: Path) -> Path:
     """The toolkit's folder, also where nvcc is a script that calls the one of another folder."""
-    command = [str(nvcc), "--dryrun", "-E", "-x", "cu", os.devnull]
-    dry_run = subprocess.run(command, capture_output=True, text=True)
-    found = re.search(r"TOP=(\S+)", dry_run.stderr + dry_run.stdout)
+    _, output, errors = _run([str(nvcc), "--dryrun", "-E", "-x", "cu", os.devnull])
+    found = re.search(r"TOP=(\S+)", errors + output)
     return Path(found[1]).resolve() if found else nvcc.resolve().parents[1]
 
 
@@ -140,8 +129,9 @@ def why_not(torch_cuda: str | None) -> str | None:
     nvcc = find_nvcc()
     major = torch_cuda.split(".")[0]
     if nvcc is None:
-        named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-        where = "in CUDA_HOME" if named else "on PATH nor in /usr/local/cuda"
+        home, path = os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")
+        unset = "on PATH nor in /usr/local/cuda"
+        where = "in CUDA_HOME" if home else "in CUDA_PATH" if path else unset
         remedy = f"install the CUDA {major} toolkit, or set CUDA_HOME to its folder"
         return f"nvcc was not found {where}; {remedy}"
     try:
@@ -154,7 +144,7 @@ def why_not(torch_cuda: str | None) -> str | None:
             )
             return f"{both}; their major versions must agree: {remedy}"
         architectures(nvcc)
-    except (CannotBuild, OSError, subprocess.CalledProcessError) as error:
+    except CannotBuild as error:
         return str(error)
     return None
 
@@ -166,15 +156,17 @@ def visible_architectures() -> str | None:
     return ";".join(f"{major}.{minor}" for major, minor in listed) or None
 
 
-def architectures(nvcc: Path, wanted: str | None = None) -> Architectures:
-    """For ``wanted`` or TORCH_CUDA_ARCH_LIST, else the visible devices, else the default list."""
+def architectures(nvcc: Path, wanted: str | None = None) -> str:
+    """What to compile for, such as ``sm_80 sm_90a compute_90a``: ``wanted`` or
+    TORCH_CUDA_ARCH_LIST, else the visible devices, else the default list. ``compute_`` is PTX.
+    """
     explicit = wanted or os.environ.get("TORCH_CUDA_ARCH_LIST")
     visible = None if explicit else visible_architectures()
     seen = "PyTorch sees a device of compute capability"
     source = "TORCH_CUDA_ARCH_LIST holds" if explicit else seen
-    known = re.findall(r"compute_(\d+)", _output(nvcc, "--list-gpu-arch"))
+    known = re.findall(r"compute_(\d+)", _call([str(nvcc), "--list-gpu-arch"]))
     binaries: list[str] = []
-    ptx: str | None = None
+    ptx: list[str] = []
     listing = explicit or visible or DEFAULT_ARCHITECTURES
     names = [item for item in re.split(r"[;\s,]+", listing) if item]
     for item in (item for name in names for item in _NAMED.get(name, name).split(";")):
@@ -191,41 +183,42 @@ def architectures(nvcc: Path, wanted: str | None = None) -> Architectures:
                 f"{source} {item}, which nvcc {nvcc_version(nvcc)} does not know; "
                 f"it knows {named}: name one in TORCH_CUDA_ARCH_LIST, as in 9.0+PTX"
             )
-        if number + suffix not in binaries:
-            binaries.append(number + suffix)
+        binaries.append(f"sm_{number}{suffix}")
         if match[4]:
-            ptx = number + suffix
-    return Architectures(tuple(binaries), ptx)
+            ptx.append(f"compute_{number}{suffix}")
+    return " ".join(dict.fromkeys(binaries + ptx))  # each once
 
 
 # ---- building ---------------------------------------------------------------------------------
 
 
-def _kernel_command(nvcc: Path, compiled_for: Architectures) -> list[str]:
-    host = ["-ccbin", os.environ["CXX"].split()[0]] if os.environ.get("CXX") else []
+def _host_options() -> list[str]:
+    """nvcc takes the name of a compiler, and neither a launcher such as ccache before it nor
+    options after it."""
+    if not os.environ.get("CXX"):
+        return []
+    words = host_compiler()
+    end = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    return ["-ccbin", words[end - 1], *(f"-Xcompiler={option}" for option in words[end:])]
+
+
+def _kernel_command(nvcc: Path, compiled_for: str) -> list[str]:
     # A third of the size; the drivers that CUDA 13 needs can all read it.
     small = ["--compress-mode=size"] if int(nvcc_version(nvcc).split(".")[0]) >= 13 else []
     optimize = ["-O0", "-g", "-lineinfo"] if is_debug() else ["-O3"]
     # Registers and spills stand in the log beside each object.
     options = ["-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
-    return [str(nvcc), "-std=c++17", *optimize, *host, *small, *options, *compiled_for.flags()]
+    codes = [f"-gencode=arch=compute_{c.partition('_')[2]},code={c}" for c in compiled_for.split()]
+    return [str(nvcc), "-std=c++17", *optimize, *_host_options(), *small, *options, *codes]
 
 
-def _entry_command(nvcc: Path, compiled_for: Architectures, torch_folder: Path) -> list[str]:
+def _entry_command(nvcc: Path, compiled_for: str, torch_folder: Path) -> list[str]:
     torch = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DTORCH_STABLE_ONLY", "-DUSE_CUDA"]
     named = f'-DPPCR_CUDA_ARCHITECTURES="{compiled_for}"'
     folders = (torch_folder / "include", toolkit(nvcc) / "include")
     include = [word for folder in folders for word in ("-isystem", str(folder))]
     code = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden"]
     return [*host_compiler(), *code, *torch, named, *include]
-
-
-def _call(command: list[str]) -> str:
-    """What a compiler said. Raises CannotBuild where it failed."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise CannotBuild(f"{' '.join(command)}\nfailed:\n{done.stderr[-8000:]}")
-    return done.stdout + done.stderr
 
 
 def build(
@@ -236,22 +229,13 @@ def build(
     torch_cuda: str | None,
     arch_list: str | None = None,
     say: Callable[[str], None] = announce,
-) -> Architectures:
-    """Compiles and links the CUDA library.
+) -> None:
+    """Compiles and links the CUDA library ``output``.
 
-    Args:
-        output: the shared library to write.
-        csrc: the folder of the C++ sources.
-        work: folder for objects, and for their logs with registers and spills; what has not
-            changed is not compiled again.
-        torch_folder: folder of the torch package, with ``include`` and ``lib``.
-        torch_cuda: ``torch.version.cuda``.
-        arch_list: instead of TORCH_CUDA_ARCH_LIST.
-        say: receives a line for every step.
-
-    Raises:
-        CannotBuild: with a sentence that says why and what would help, or with the compiler's
-            errors.
+    ``work`` keeps the objects, of which only those that something changed are compiled again, and
+    their logs with registers and spills. ``arch_list`` stands for TORCH_CUDA_ARCH_LIST, and ``say``
+    receives a line for every step. Raises CannotBuild, which says why and what would help, or what
+    the compiler said.
     """
     reason = why_not(torch_cuda)
     if reason:
@@ -291,4 +275,3 @@ def build(
     libraries = ["-lcudart", "-ltorch_cpu", "-ltorch_cuda", "-lc10"]
     output.parent.mkdir(parents=True, exist_ok=True)
     _call([*host_compiler(), "-shared", *objects, *folders, *libraries, "-o", str(output)])
-    return compiled_for

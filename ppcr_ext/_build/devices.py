@@ -5,8 +5,6 @@ import of the package nor a question about its backends may do that. NVIDIA's ma
 answers instead; its devices are those of the machine, of which CUDA_VISIBLE_DEVICES shows some.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import functools

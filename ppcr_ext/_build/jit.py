@@ -1,10 +1,9 @@
 """The JIT build: compiles the libraries with ninja into PyTorch's extension cache.
 
 The cache is keyed by everything that goes into the CPU library: a changed source or flag never
-meets an old one.
+meets an old one. Beside it the folders of CUDA libraries have the names of their architectures,
+since machines with different devices may share a cache.
 """
-
-from __future__ import annotations
 
 import contextlib
 import os
@@ -39,8 +38,25 @@ def built() -> Path | None:
     return path if os.path.exists(path) else None  # Path.exists raises where it may not look
 
 
-def build(why_not_loaded: Callable[[Path], str | None], verbose: bool) -> tuple[Path, str | None]:
-    """The CPU library, compiled unless an earlier one loads, and why there is no CUDA library.
+def built_for_cuda(library: Path) -> Path | None:
+    """Of earlier builds beside a CPU library the CUDA library that most visible devices can run,
+    and the newest of these; None where no device could run it."""
+    found = list(library.parent.glob(f"sm_*/{cuda.LIBRARY}"))
+    indexes = range(devices.count() if found else 0)
+    seen = [capability for capability in map(devices.capability, indexes) if capability]
+
+    def fits(path: Path) -> int:
+        return sum(cuda.why_not_usable(device, path.parent.name) is None for device in seen)
+
+    best = max(found, key=lambda path: (fits(path), path.stat().st_mtime_ns), default=None)
+    return best if best and (fits(best) or not seen) else None
+
+
+def build(
+    why_not_loaded: Callable[[Path], str | None], verbose: bool
+) -> tuple[Path, Path | None, str | None]:
+    """The CPU library and the CUDA library, compiled unless earlier ones load, and why no CUDA
+    library was wanted or could be compiled.
 
     See :func:`ppcr_ext.build`. ``why_not_loaded`` loads a library, or says why that failed.
     """
@@ -52,20 +68,47 @@ def build(why_not_loaded: Callable[[Path], str | None], verbose: bool) -> tuple[
     if not cpp_extension.is_ninja_available():
         remedy = "ninja is missing; `pip install ninja`"
         raise RuntimeError(f"ppcr_ext cannot be JIT-compiled here: {remedy}")
+
+    def say(line: str) -> None:
+        if verbose:
+            print(line, file=sys.stderr)
+
     name = _name()
     folder = _folder(name)
-    try:
-        with _lock(folder, verbose):
-            return _build_in(folder, name, why_not_loaded, verbose)
-    except OSError as error:
-        raise RuntimeError(
-            f"ppcr_ext cannot be compiled here: {folder} cannot be written ({error}); "
-            "set TORCH_EXTENSIONS_DIR to a folder where you may write"
-        ) from error
+    path, work = folder / f"{name}.so", folder / "work"
+    # Built beside the finished libraries and renamed: an import at the same time, or after a build
+    # that was killed, sees all of one or nothing.
+    with _lock(folder, say):
+        if not path.exists() or why_not_loaded(path):
+            say(f"ppcr_ext: compiling {len(cpu.CPU_SOURCES)} files into {work}")
+            # torch's lock of a build that was killed: no other build runs, since ours is held here.
+            (work / "lock").unlink(missing_ok=True)
+            cpp_extension.load(
+                name,
+                [str(cpu.csrc() / source) for source in cpu.CPU_SOURCES],
+                extra_cflags=cpu.compiler_flags(),
+                build_directory=str(work),
+                is_python_module=False,
+                verbose=verbose,
+            )
+            (work / f"{name}.so").replace(path)
+        reason = why_no_cuda()
+        if reason:
+            say(f"ppcr_ext: CUDA kernels: not built: {reason}")
+            return path, built_for_cuda(path), reason
+        nvcc = cuda.find_nvcc()
+        assert nvcc is not None
+        cuda_path = folder / cuda.architectures(nvcc) / cuda.LIBRARY
+        if not cuda_path.exists() or why_not_loaded(cuda_path):
+            library, of_torch = work / cuda.LIBRARY, Path(torch.__file__).parent
+            cuda.build(library, cpu.csrc(), work / "cuda", of_torch, torch.version.cuda, say=say)
+            cuda_path.parent.mkdir(exist_ok=True)
+            library.replace(cuda_path)
+        return path, cuda_path, None
 
 
 @contextlib.contextmanager
-def _lock(folder: Path, verbose: bool) -> Iterator[None]:
+def _lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """One process builds, the others wait.
 
     The system releases this lock with its process. The file that torch takes for a lock would
@@ -73,54 +116,21 @@ def _lock(folder: Path, verbose: bool) -> Iterator[None]:
     """
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "build.lock").open("w") as file:
+    try:
+        (folder / "work").mkdir(parents=True, exist_ok=True)
+        file = (folder / "build.lock").open("w")
+    except OSError as error:
+        raise RuntimeError(
+            f"ppcr_ext cannot be compiled here: {folder} cannot be written ({error}); "
+            "set TORCH_EXTENSIONS_DIR to a folder where you may write"
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if verbose:
-                what = f"waiting for another process that builds in {folder}"
-                print(f"ppcr_ext: {what}", file=sys.stderr)
+            say(f"ppcr_ext: waiting for another process that builds in {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _build_in(
-    folder: Path, name: str, why_not_loaded: Callable[[Path], str | None], verbose: bool
-) -> tuple[Path, str | None]:
-    """Builds beside the finished libraries and renames them: an import at the same time, or after
-    a build that was killed, sees all of one or nothing."""
-    from torch.utils import cpp_extension
-
-    def say(line: str) -> None:
-        if verbose:
-            print(line, file=sys.stderr)
-
-    path, cuda_path, work = folder / f"{name}.so", folder / cuda.LIBRARY, folder / "work"
-    sources = [str(cpu.csrc() / source) for source in cpu.CPU_SOURCES]
-    if not path.exists() or why_not_loaded(path):
-        say(f"ppcr_ext: compiling {len(sources)} files into {work}")
-        work.mkdir(exist_ok=True)
-        # torch's lock of a build that was killed: no other build runs, since ours is held here.
-        (work / "lock").unlink(missing_ok=True)
-        cpp_extension.load(
-            name,
-            sources,
-            extra_cflags=cpu.compiler_flags(),
-            build_directory=str(work),
-            is_python_module=False,
-            verbose=verbose,
-        )
-        (work / f"{name}.so").replace(path)
-    reason = why_no_cuda()
-    if reason:
-        say(f"ppcr_ext: CUDA kernels: not built: {reason}")
-    elif not cuda_path.exists():
-        torch_folder = Path(torch.__file__).parent
-        library, version = work / cuda.LIBRARY, torch.version.cuda
-        cuda.build(library, cpu.csrc(), work / "cuda", torch_folder, version, say=say)
-        library.replace(cuda_path)
-    return path, reason
 
 
 def why_no_cuda() -> str | None:

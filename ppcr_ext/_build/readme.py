@@ -3,8 +3,6 @@
 There a relative address leads nowhere: an index has the page, and not the files beside it.
 """
 
-from __future__ import annotations
-
 import re
 
 # Code comes first, so that nothing within it is taken for a link.

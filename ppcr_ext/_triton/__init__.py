@@ -1,1 +1,1 @@
-"""The Triton backend. Triton and the kernels are imported when one is first launched."""
+"""The Triton backend. It imports Triton when it is asked what can run, and the kernels later."""

@@ -2,9 +2,10 @@
 one_pass.py and two_passes.py.
 
 They run for CUDA tensors; with TRITON_INTERPRET=1, in Triton's interpreter, for CPU tensors too,
-slowly, as the tests do. Triton is imported when a kernel is first asked for. To torch.compile they
-are opaque, as the compiled ones are: their launch parameters depend on sizes in ways that would
-otherwise become guards, and recompile where sizes change.
+slowly, as the tests do. Triton is imported when it is first asked what can run, and the kernels at
+the first launch. To torch.compile they are opaque, as the compiled ones are: their launch
+parameters depend on sizes in ways that would otherwise become guards, and recompile where sizes
+change.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from .._operators import (
     is_channels_last,
     parameter_gradients,
 )
-from ..reference import accumulation_dtype
 from .launch_rule import (
     ADD_RELU,
     GATE,
@@ -59,8 +59,11 @@ def why_not(device: torch.device) -> str | None:
     if device.type not in ("cpu", "cuda"):
         return f"there are no Triton kernels for {device.type} tensors"
     reason = _why_no_triton()
-    if reason is not None or _interpreted():
+    if reason is not None:
         return reason
+    if _interpreted():
+        is_missing = device.type == "cuda" and devices.count() == 0
+        return devices.NO_DEVICE if is_missing else None
     if device.type == "cpu":
         return "Triton kernels run only on CUDA tensors"
     return _why_not_on(device.index or 0)
@@ -145,7 +148,7 @@ def backward(mode: int, grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ..
         has_bias, problem = bias is not None, problem_of(mode, True, x, tuple(levels))
         kernel, grid, arguments, options = plan(problem, has_bias, eps)
         rows = weight.numel() + 1
-        partials = x.new_empty((rows, *grid), dtype=accumulation_dtype(x.dtype))
+        partials = x.new_empty((rows, *grid), dtype=torch.promote_types(x.dtype, torch.float32))
         weight = weight.contiguous()
         inputs = (x, grad, y, weight, bias if has_bias else weight)
         constants = {"L": weight.numel(), "HAS_BIAS": has_bias, "ACC": options["ACC"]}

@@ -198,11 +198,11 @@ def compile_changed(folder: Path, mutant: Mutant | None) -> None:
     objects = {name: sound / f"{name}.o" for name in (*recipe.KERNEL_SOURCES, recipe.ENTRY_SOURCE)}
     if mutant is not None:
         if mutant.file == LAUNCH:
-            source, ptx = "launch_float.cu", recipe.Architectures((), "90")
-            flags = [*recipe._kernel_command(recipe.find_nvcc(), ptx), "-Xcicc", "-O0"]
+            source = "launch_float.cu"
+            flags = [*recipe._kernel_command(recipe.find_nvcc(), "compute_90"), "-Xcicc", "-O0"]
         else:
-            source, sm_90 = recipe.ENTRY_SOURCE, recipe.Architectures(("90",), None)
-            flags = [*recipe._entry_command(recipe.find_nvcc(), sm_90, build.TORCH), "-O0"]
+            source = recipe.ENTRY_SOURCE
+            flags = [*recipe._entry_command(recipe.find_nvcc(), "sm_90", build.TORCH), "-O0"]
         # First, since of an inline function that several files hold the linker takes the first one.
         del objects[source]
         objects = {source: folder / f"{source}.o", **objects}
