@@ -1,7 +1,5 @@
 """The benchmark: its baselines compute the layer, and its clocks are right."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import os

@@ -4,8 +4,6 @@ It loads beside a PyTorch without a GPU, registers its operators, and its machin
 kernels were written for.
 """
 
-from __future__ import annotations
-
 import csv
 import re
 import subprocess

@@ -7,8 +7,6 @@ other one named (each has a PyTorch of its own). Exit status 1 with a sentence w
 wrong. An installation without a compiler is a matter of tests/test_build.py.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -7,8 +7,6 @@ is the planner's score times a correction for what the score leaves out. Both we
 lists the cells that stayed below their goal. H100, A100 and float64 are estimates by the same rule.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import sys

@@ -5,8 +5,6 @@ writes results/cuda_kernels.csv. It needs nvcc and cuobjdump (of the CUDA toolki
 package), but no GPU. tests/test_cuda_build.py checks what the table must show.
 """
 
-from __future__ import annotations
-
 import collections
 import csv
 import dataclasses

@@ -16,8 +16,6 @@ how; a failure keeps no later part from running, and the exit status tells. Then
 benchmarks.render --take results/gpu`` makes a results page of plans, benchmark and networks.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

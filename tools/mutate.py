@@ -8,8 +8,6 @@ Of the CPU library only what a mutant changes is compiled, for one instruction s
 kernels one dtype. A mutant that a first choice of quick tests does not see gets more of them.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import functools
 import importlib

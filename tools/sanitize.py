@@ -8,8 +8,6 @@ flags of the package, ``old`` with -O1 to save time; those for Arm are cross-com
 Exit status 1 where a tool is missing or anything is not as it should be.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import functools
 import hashlib

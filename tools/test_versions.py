@@ -6,8 +6,6 @@ core tests, then the one wheel in dist/ those of its binary interface. The first
 ends its cell; exit status 1 where one did.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

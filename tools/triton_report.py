@@ -5,8 +5,6 @@ has ptxas and cuobjdump, but no GPU: kernels are compiled for a device that is n
 run. tests/test_triton.py checks a sample of them.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import re

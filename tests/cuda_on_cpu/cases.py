@@ -1,7 +1,5 @@
 """Runs the CUDA kernels on the CPU for one case and compares them with ppcr_ext.testing."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from types import ModuleType
