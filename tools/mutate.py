@@ -163,7 +163,6 @@ WIDER = {"shared": WIDE_CPU, "cpu": WIDE_CPU, "cuda": QUICK_CUDA}
 
 
 def caught_by(group: str, mutant: Mutant | None, folder: Path, wide: bool) -> str | None:
-    """What sees a mutant, or None."""
     copy_tree(folder)
     if mutant:
         mutant.plant(folder / ("ppcr_ext" if mutant.file.endswith(".py") else "csrc"))
