@@ -108,7 +108,7 @@ arm: $(INSTALLED)  #@ the kernels compiled for 64-bit Arm, and run under emulati
 mutate: $(BUILT)  #@ plants faults and checks that the tests find them; MUTANTS=sample for a few
 	$(BIN)/python tools/mutate.py $(MUTANTS)
 
-package: $(PACKAGED)  #@ sdist and wheel in dist/: contents, metadata, types, installations
+package: $(PACKAGED)  #@ sdist and wheel in dist/: contents, types, installations
 
 $(PACKAGED): $(BUILT) $(MINIMAL)/.installed $(PACKAGE) $(TRACKED)
 	$(BIN)/python tools/check_package.py $(MINIMAL)/bin/python

@@ -49,7 +49,6 @@ class Place:
 
     @property
     def label(self) -> str:
-        """What the input is."""
         if self.suite == "scaling":
             return f"{self.case} {self.size}, {self.on_threads}"
         return ", ".join([self.case, self.layout, *([self.dtype] * (self.dtype != "float32"))])

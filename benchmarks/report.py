@@ -191,7 +191,7 @@ def _layers(record: Record) -> list[str]:
         name, at = f"{row.operator}, {row.what}", row.passes
         if row.case.startswith("tiny") and row.kind != "copy":
             costs[COSTS].append((name, at, bold(f"{row.median_us:.1f}", row)))
-        elif row.rounds and row.kind in ("fused", "reference", "plain"):
+        elif row.kind in ("fused", "reference", "plain"):
             if row.peak_bytes is not None and row.dtype == rows[0].dtype:
                 size = math.prod(row.shape) * getattr(torch, row.dtype).itemsize
                 costs[MEMORY].append((name, at, row.peak_bytes / size))

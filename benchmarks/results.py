@@ -39,9 +39,9 @@ class Row(Place):
     median_us: float = math.nan
     low_us: float = math.nan  # quartiles
     high_us: float = math.nan
-    rounds: int = 0  # 0: only its errors are known
+    rounds: int = 0  # 0, in some older files: only its errors are known
     # To the lower bound, or to the network without attention, within each round: the median over
-    # the rounds, and its 95 % confidence interval.
+    # the rounds, and its 95 % confidence interval. Without one, in older files: of the medians.
     ratio: float | None = None
     ratio_low: float | None = None
     ratio_high: float | None = None
@@ -201,7 +201,7 @@ def timings(record: Record) -> dict[Key, Any]:
     found: dict[Key, Any] = {}
     for row in record.rows:
         over = 1 / row.copy_fraction if row.copy_fraction else row.ratio
-        if row.rounds and over and row.kind not in ("copy", LOWER_BOUND):
+        if over and row.kind not in ("copy", LOWER_BOUND):
             times = np.array((row.low_us, row.median_us, row.high_us))
             found[(*row.place, row.what, row.direction)] = times, times / row.median_us * over
     return found

@@ -139,7 +139,6 @@ def run(
 
 
 def _judge(record: Record, older: Record | None) -> int:
-    """Prints what is wrong and what got slower."""
     wrong = [row for row in record.rows if not row.within]
     for row in wrong:
         where = f"{row.what}, {row.operator} {row.direction}, {row.label}"

@@ -25,8 +25,6 @@ Key = TypeVar("Key")
 
 @dataclass
 class Call:
-    """Something to time."""
-
     run: Callable[..., object]
     grad: bool = False  # whether autograd records
     # runs before every repetition, outside the time; run() is given what it returns
@@ -137,7 +135,6 @@ def other_load() -> tuple[float, float]:
 
 
 def sample(call: Call, by: Clock) -> Sample:
-    """One timing of a call."""
     seconds = host = 0.0
     left = call.repeats
     with torch.set_grad_enabled(call.grad):

@@ -11,8 +11,6 @@ layer. They take turns, seed by seed. The same command goes on with what was sto
 middle of a run, to the same tables. docs/comparing.md says how to read them.
 """
 
-from __future__ import annotations
-
 import argparse
 import fcntl
 import itertools

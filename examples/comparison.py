@@ -1,7 +1,5 @@
 """What runs of several attention layers say about each other: means, differences, a verdict."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

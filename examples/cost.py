@@ -1,7 +1,5 @@
 """What an attention layer costs: parameters, the time of a training step, and its peak memory."""
 
-from __future__ import annotations
-
 import gc
 import json
 import os

@@ -3,8 +3,6 @@
 Bundled digits, or a local file or folder of a known kind.
 """
 
-from __future__ import annotations
-
 import pickle
 import zipfile
 from collections.abc import Sequence

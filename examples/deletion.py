@@ -6,8 +6,6 @@ nothing of this image; and gates with random integration weights, which see this
 learned nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

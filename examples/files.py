@@ -1,7 +1,5 @@
 """Files that are either whole or not there, and how the examples refuse bad input."""
 
-from __future__ import annotations
-
 import argparse
 import csv
 import os

@@ -7,8 +7,6 @@ drawn over the picture and summed up in gates.csv:
     python examples/gate_maps.py --out results/gates      # two minutes
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

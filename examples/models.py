@@ -4,8 +4,6 @@ Two networks for small images, and the ResNets of torchvision and timm. The laye
 behind the last normalization of a block, before the addition.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """What a classifier is judged by, and the tables and pictures of one run and of many."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -9,8 +9,6 @@ It writes metrics, a picture and checkpoints:
 A run that was stopped goes on with ``--resume``, to the same numbers as if it had never been.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import os

@@ -1,7 +1,5 @@
 """Cases and rows for the tests of the benchmarks."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from benchmarks.cases import Case

@@ -1,7 +1,5 @@
 """Cases of the operators: inputs of ppcr_ext.testing that run and are checked on a backend."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 

@@ -1,7 +1,5 @@
 """Fixtures, and what the runs say at their end."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from pathlib import Path

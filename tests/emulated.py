@@ -1,7 +1,5 @@
 """What the tests of emulated_*.py share. tests/test_cuda_host.py runs them, on emulated devices."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from cases import Case, check_results, make_case

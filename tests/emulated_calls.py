@@ -1,7 +1,5 @@
 """Calls of the CUDA library as it is: streams, laziness, memory, refusals, capture, compilers."""
 
-from __future__ import annotations
-
 import gc
 import threading
 

@@ -2,8 +2,6 @@
 fewer multiprocessors and no clusters, one that the library holds no code for, and one with a single
 multiprocessor."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from cuda_host import hooks

@@ -3,8 +3,6 @@
 The values start as NaN: nobody reads what was not written.
 """
 
-from __future__ import annotations
-
 import ctypes
 
 import pytest

@@ -1,8 +1,6 @@
 """Memory for tests of where kernels read and write: between pages whose use is an error, and more
 of it than the machine has."""
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 

@@ -1,7 +1,5 @@
 """The networks that insert_ppcr knows by itself, one row a kind, and what tests of them share."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """docs/baseline_traffic.md: what torch.compile would launch on a GPU for the plain formulations."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

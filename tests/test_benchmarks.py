@@ -1,7 +1,5 @@
 """The benchmark: its baselines compute the layer, and its clocks are right."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import os
@@ -9,7 +7,6 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -164,8 +161,7 @@ def test_other_load_is_noticed():
         time.sleep(0.5)
         passed, taken = (b - a for a, b in zip(before, timing.other_load(), strict=True))
         busy.kill()
-    if Path("/proc/stat").exists():
-        assert taken > 0.3 * passed / os.cpu_count()
+    assert taken > 0.3 * passed / os.cpu_count()
 
 
 def test_disturbed_rounds_are_measured_again(monkeypatch):

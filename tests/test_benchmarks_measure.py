@@ -1,7 +1,5 @@
 """Measuring a layer: what is timed is right, and slow things show as slow."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools

@@ -1,7 +1,5 @@
 """The tables and pictures of the benchmarks say what was measured, and mark what is faster."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

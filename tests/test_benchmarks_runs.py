@@ -1,7 +1,5 @@
 """Runs of the benchmark: files, interruption, resumption, comparison, pages, and the command."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

@@ -127,8 +127,18 @@ def test_the_metadata_holds_the_description(tmp_path):
     (file,) = tmp_path.glob("*.dist-info/METADATA")
     metadata = message_from_string(file.read_text())
     assert metadata.get_payload().strip() == description(text("README.md"), None, VERSION).strip()
+    page, prose = html(metadata.get_payload()), re.sub(r"(?ms)^```.*?^```", "", text("README.md"))
+    assert page.count("<pre") == len(re.findall(r"^```\w", text("README.md"), re.M))
+    assert len(re.findall("<h[12]", page)) == len(re.findall("^##? ", prose, re.M))
+    assert metadata["Name"] == "ppcr_ext"
     assert metadata["Version"] == VERSION
     assert metadata["License-Expression"] == "BSD-3-Clause"
+    assert metadata["License-File"] == "LICENSE"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata["Summary"]
+    assert metadata["Keywords"]
+    assert metadata["Author"]
     classifiers = metadata.get_all("Classifier")
     pythons = {c.rpartition(" ")[2] for c in classifiers if re.search(r":: 3\.\d+$", c)}
     assert pythons == {"3.10", "3.11", "3.12", "3.13"}

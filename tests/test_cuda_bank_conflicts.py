@@ -3,8 +3,6 @@
 tests/cuda_on_cpu/bank_conflicts.cpp says what the model counts and what it does not see.
 """
 
-from __future__ import annotations
-
 import ctypes
 import dataclasses
 import functools

@@ -4,8 +4,6 @@ It loads beside a PyTorch without a GPU, registers its operators, and its machin
 kernels were written for.
 """
 
-from __future__ import annotations
-
 import csv
 import re
 import subprocess
@@ -198,7 +196,7 @@ def loads_in_flight(k: cuda_report.Kernel) -> int:
     """16-byte loads that a thread issues before it waits for one, into registers or beyond."""
     waits = [i for i, op in enumerate(k.code) if op.startswith("DEPBAR")]
     if waits:
-        return cuda_report.loads_of(k.code[: waits[0]])[16]
+        return cuda_report.widths(k.code[: waits[0]], *cuda_report.LOADS)[16]
     return loads_before_use(k.code)
 
 

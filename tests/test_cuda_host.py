@@ -4,8 +4,6 @@ PyTorch and the CUDA library, both unchanged, run on tests/cuda_host, which exec
 the CPU. Its README says what that cannot see.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 Numbers are compared with float64, and bits between two schedules.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import mmap

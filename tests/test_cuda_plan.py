@@ -1,7 +1,5 @@
 """The planner of the CUDA kernels: predicted traffic, limits, and sizes of every kind."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import random

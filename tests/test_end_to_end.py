@@ -1,7 +1,5 @@
 """Whole networks: the variants are what they say, wrong ones are not timed, figures are right."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import time

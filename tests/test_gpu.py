@@ -1,8 +1,6 @@
 """On a CUDA device: numbers against a float64 evaluation on the CPU, and what PyTorch expects of an
 operator there (`make gpu`)."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from cases import check_numbers, make_case

@@ -1,7 +1,5 @@
 """tools/gpu.py: evidence after every step, parts that end in time, notes and failures."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import stat

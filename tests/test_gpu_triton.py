@@ -3,8 +3,6 @@
 Fewer combinations than test_gpu.py: Triton compiles each for a second.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from cases import check_numbers, make_case, run

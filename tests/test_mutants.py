@@ -1,7 +1,5 @@
 """The faults that ``make mutate`` plants still have their place in the sources."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 

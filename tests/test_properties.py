@@ -5,8 +5,6 @@ A fixed selection runs with the tests; ``make test-property`` (PPCR_HYPOTHESIS=n
 thousands anew.
 """
 
-from __future__ import annotations
-
 import math
 import os
 

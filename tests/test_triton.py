@@ -1,8 +1,6 @@
 """The Triton backend: its kernels in Triton's interpreter, what the compiler makes of them, and
 when they are chosen."""
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 import json

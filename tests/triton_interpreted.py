@@ -8,8 +8,6 @@ compared with truncated ones. It cannot show races, nor what the compiler makes 
 (test_triton.py looks at that without running it).
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -1,8 +1,6 @@
 """The Triton operators in PyTorch, in Triton's interpreter. test_triton.py runs this file as it
 runs triton_interpreted.py."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

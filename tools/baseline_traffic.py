@@ -6,8 +6,6 @@ with fake tensors and handed to Inductor, which schedules Triton kernels for the
 kernel reads and writes is taken from its scheduler. Nothing is compiled.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 import sys

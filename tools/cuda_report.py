@@ -5,8 +5,6 @@ writes results/cuda_kernels.csv. It needs nvcc and cuobjdump (of the CUDA toolki
 package), but no GPU. tests/test_cuda_build.py checks what the table must show.
 """
 
-from __future__ import annotations
-
 import collections
 import csv
 import dataclasses
@@ -25,6 +23,7 @@ from ppcr_ext._build import cuda as recipe
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURE = "9.0"
 WORK = ROOT / "build" / "cuda_report"
+LOADS = ("LDG", "LDGSTS")  # from global memory, into registers or beyond
 OPERATIONS = ("ppcr", "gate", "add_relu")  # in the order of enum Operation
 DTYPES = {"float": "float32", "__half": "float16", "__nv_bfloat16": "bfloat16", "double": "float64"}
 VARIANTS = {
@@ -63,18 +62,9 @@ def code_of(file: str | Path) -> dict[str, list[str]]:
     return {function.split("\n", 1)[0].strip(): code.findall(function) for function in functions}
 
 
-def loads_of(code: list[str]) -> collections.Counter[int]:
-    """How many instructions load so many bytes from global memory, into registers or beyond."""
-    return _widths(code, "LDG(?:STS)?")
-
-
-def stores_of(code: list[str]) -> collections.Counter[int]:
-    return _widths(code, "STG")
-
-
-def _widths(code: list[str], name: str) -> collections.Counter[int]:
-    """Such as 16 for LDG.E.128.CONSTANT."""
-    accesses = [op.split()[0] for op in code if re.match(rf"{name}\b", op)]
+def widths(code: list[str], *names: str) -> collections.Counter[int]:
+    """How many instructions of these names move so many bytes, such as 16 in LDG.E.128.CONSTANT."""
+    accesses = [op for op in (op.split()[0] for op in code) if op.split(".")[0] in names]
     bits = [re.search(r"\.[US]?(8|16|64|128)\b", op) for op in accesses]
     return collections.Counter(int(found[1]) // 8 if found else 4 for found in bits)
 
@@ -110,11 +100,11 @@ class Kernel:
 
     @property
     def loads(self) -> collections.Counter[int]:
-        return loads_of(self.code)
+        return widths(self.code, *LOADS)
 
     @property
     def stores(self) -> collections.Counter[int]:
-        return stores_of(self.code)
+        return widths(self.code, "STG")
 
     def resident(self, threads: int) -> int:
         """How many blocks the 65536 registers of a multiprocessor hold; warps get 256 at a time."""
@@ -151,14 +141,10 @@ def kernels(work: Path = WORK) -> list[Kernel]:
     for source in recipe.KERNEL_SOURCES:
         code = code_of(work / f"{source}.o")
         found = resources.findall((work / f"{source}.log").read_text())
-        mangled = "\n".join(name for name, *_ in found)
-        demangled = subprocess.run(
-            ["c++filt"], input=mangled, capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        for (name, *numbers), readable in zip(found, demangled, strict=True):
+        for name, *numbers in found:
             stack, spill_stores, spill_loads, registers = map(int, numbers)
             usage = (registers, stack, spill_stores + spill_loads, code[name])
-            result.append(Kernel(*parse_name(readable), *usage))
+            result.append(Kernel(*parse_name(torch._C._demangle(name)), *usage))
     return sorted(result, key=lambda k: (k.name, k.operation, k.standard, k.variant, k.dtype))
 
 

@@ -10,13 +10,12 @@
     memcheck   compute-sanitizer over a small run; what does not end in time is a note, no failure
     racecheck  the same
 
-A part takes eight minutes at most, is stopped then, and keeps what it had. plans, sweep, benchmark
-and networks go on where they were. --only names parts. steps.json says after every step what ended
-how; a failure keeps no later part from running, and the exit status tells. Then ``python -m
-benchmarks.render --take results/gpu`` makes a results page of plans, benchmark and networks.
+A part is stopped after 480 seconds, a sanitizer after 500, and keeps what it had. plans, sweep,
+benchmark and networks go on where they were, so that this is no failure of theirs. --only names
+parts. steps.json says after every step what ended how; a failure keeps no later part from running,
+and the exit status tells. Then ``python -m benchmarks.render --take results/gpu`` makes a results
+page of plans, benchmark and networks.
 """
-
-from __future__ import annotations
 
 import argparse
 import itertools
@@ -173,7 +172,7 @@ def main() -> int:
             count = min(12, os.cpu_count() or 1) if part in ("tests", "triton") else 1
             names = [f"{part}.{i}" for i in range(count)] if count > 1 else [part]
             ended = record.run(dict.fromkeys(names, commands[part]), LIMIT, **settings)
-            late = part in ("sweep", *MEASURED)  # they go on with the next call
+            late = part in ("plans", "sweep", *MEASURED)  # they go on with the next call
             failed += [name for name, status in ended.items() if status not in (0, 124 * late)]
             if part == "build" and failed:
                 break

@@ -6,8 +6,6 @@ the call must move over that of ``y.copy_(x)``, timed in the same rounds. The fi
 sweep.json, are those of the benchmarks: a run goes on where the last one of its commit stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import functools

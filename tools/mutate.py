@@ -8,8 +8,6 @@ Of the CPU library only what a mutant changes is compiled, for one instruction s
 kernels one dtype. A mutant that a first choice of quick tests does not see gets more of them.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import functools
 import importlib
@@ -165,7 +163,6 @@ WIDER = {"shared": WIDE_CPU, "cpu": WIDE_CPU, "cuda": QUICK_CUDA}
 
 
 def caught_by(group: str, mutant: Mutant | None, folder: Path, wide: bool) -> str | None:
-    """What sees a mutant, or None."""
     copy_tree(folder)
     if mutant:
         mutant.plant(folder / ("ppcr_ext" if mutant.file.endswith(".py") else "csrc"))

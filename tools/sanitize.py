@@ -8,11 +8,8 @@ flags of the package, ``old`` with -O1 to save time; those for Arm are cross-com
 Exit status 1 where a tool is missing or anything is not as it should be.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import functools
-import hashlib
 import importlib.util
 import os
 import platform
@@ -25,7 +22,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "ppcr_ext"))  # for _build without the package, which imports torch
-from _build.cpu import CPU_SOURCES, compiler_flags
+from _build.cpu import CPU_SOURCES, compiler_flags, digest
 
 WORK = ROOT / "build" / "sanitize"
 COMPILER = os.environ.get("CXX", "g++")
@@ -112,25 +109,25 @@ def torch_headers() -> Path:
 
 
 @functools.cache
-def sources_digest() -> bytes:
-    digest = hashlib.sha256()
-    for folder in ("csrc", "tests/cpu", "tests/sanitize", "tests/cuda_on_cpu"):
-        for path in sorted((ROOT / folder).rglob("*.[ch]*")):
-            digest.update(str(path).encode() + path.read_bytes())
-    return digest.digest()
+def state(compiler: str) -> str:
+    """Changes with the sources, and where another compiler comes under the same name."""
+    asked = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    folders = ("csrc", "tests/cpu", "tests/sanitize", "tests/cuda_on_cpu")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    return digest(sources, asked.stdout)
 
 
 def compile_source(name: str, source: str) -> Path:
-    """The object of one source; it is not compiled again while all sources are the same."""
+    """The object of one source; it is not compiled again while nothing has changed."""
     include = ["-isystem", str(torch_headers())]
     command = [*PROGRAMS[name].compiler, *include, "-c", str(ROOT / source)]
     target = WORK / name / f"{Path(source).stem}.o"
     stamp = target.with_suffix(".stamp")
-    digest = hashlib.sha256(" ".join(command).encode() + sources_digest()).hexdigest()
-    if not (target.exists() and stamp.exists() and stamp.read_text() == digest):
+    current = f"{state(command[0])} {' '.join(command)}"
+    if not (target.exists() and stamp.exists() and stamp.read_text() == current):
         target.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run([*command, "-o", str(target)], check=True)
-        stamp.write_text(digest)
+        stamp.write_text(current)
     return target
 
 

@@ -6,9 +6,8 @@ core tests, then the one wheel in dist/ those of its binary interface. The first
 ends its cell; exit status 1 where one did.
 """
 
-from __future__ import annotations
-
 import argparse
+import functools
 import os
 import re
 import shutil
@@ -16,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+import check_package
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "versions"
@@ -37,27 +38,8 @@ PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importl
 PYTEST += ["-m", "not full and not gpu and not slow"]
 PYTEST += ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
 BINARY_INTERFACE = ("test_definition.py", "test_pytorch.py", "test_edges.py")
-
-
-class Failed(Exception):
-    """A step of a cell failed; the message says which and how."""
-
-
-def call(*command: object, cwd: Path = ROOT, **environment: str) -> str:
-    """What a command printed. Versions are named here: the machine's constraints do not hold."""
-    settings = os.environ | {"PIP_CONSTRAINT": os.devnull, "PYTHONPATH": ""} | environment
-    words = list(map(str, command))
-    done = subprocess.run(
-        words,
-        cwd=cwd,
-        env=settings,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if done.returncode != 0:
-        raise Failed(f"{' '.join(words)}\n{done.stdout[-6000:]}")
-    return done.stdout
+# Versions are named here: the machine's constraints do not hold.
+call = functools.partial(check_package.call, cwd=ROOT, PIP_CONSTRAINT=os.devnull, PYTHONPATH="")
 
 
 def find_python(version: str) -> str:
@@ -68,7 +50,7 @@ def find_python(version: str) -> str:
         # pyenv's names on PATH may stand for nothing
         if subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
             return str(candidate)
-    raise Failed(f"there is no python{version} on PATH; `pyenv install {version}` would do, too")
+    raise SystemExit(f"there is no python{version} on PATH: `pyenv install {version}` has one")
 
 
 def set_up(cell: Cell, folder: Path) -> Path:
@@ -97,7 +79,7 @@ def check_library(python: Path, folder: Path, *lines: str, **environment: str) -
     print(said, flush=True)
     for line in (rf"CPU library +{re.escape(str(folder))}/.*_cpu\.abi3\.so", *lines):
         if not re.search(f"^{line}$", said, re.M):
-            raise Failed(f"python -m ppcr_ext does not say {line!r}")
+            raise SystemExit(f"python -m ppcr_ext does not say {line!r}")
 
 
 def test(python: Path, *files: str, **environment: str) -> None:
@@ -105,7 +87,7 @@ def test(python: Path, *files: str, **environment: str) -> None:
     said = call(python, *PYTEST, *files, cwd=ROOT / "tests", **environment)
     passed = re.search(r"^\d+ passed.*$", said, re.M)
     if passed is None:  # pytest itself is content where every test is skipped
-        raise Failed(f"no test passed\n{said[-2000:]}")
+        raise SystemExit(f"no test passed\n{said[-2000:]}")
     print(passed[0], flush=True)
 
 
@@ -139,7 +121,7 @@ def main() -> None:
         (WORK / name).mkdir(parents=True, exist_ok=True)
         try:
             run(cell, WORK / name, name in build_only)
-        except Failed as error:
+        except SystemExit as error:
             print(f"{name}: {error}", flush=True)
             failed.append(name)
         finally:

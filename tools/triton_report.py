@@ -5,13 +5,12 @@ has ptxas and cuobjdump, but no GPU: kernels are compiled for a device that is n
 run. tests/test_triton.py checks a sample of them.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import re
 import sys
 import tempfile
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,25 +70,16 @@ class Compiled:
         return variant | {"aligned": self.variant.aligned} | fields | texts
 
 
-class _Driver:
-    """In place of Triton's, which wants a GPU."""
-
-    def get_current_target(self) -> object:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
 def compile_variant(variant: Variant) -> Compiled:
     import triton
+    from triton.backends.compiler import GPUTarget
 
-    triton.runtime.driver.set_active(_Driver())
+    driver = types.SimpleNamespace(  # in place of Triton's, which wants a GPU
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0,
+    )
+    triton.runtime.driver.set_active(driver)
     shape = (IMAGES, variant.channels, variant.side, variant.side)
     x = testing.to_layout(torch.empty(shape, dtype=variant.dtype, device="meta"), variant.layout)
     problem = operators.problem_of(variant.mode, variant.backward, x, variant.levels)
@@ -108,7 +98,7 @@ def compile_variant(variant: Variant) -> Compiled:
     assert resources is not None, usage
     registers, stack = map(int, resources.groups())
     spills = sum(op.startswith(("LDL", "STL")) for op in code)
-    loads, stores = cuda_report.loads_of(code), cuda_report.stores_of(code)
+    loads, stores = cuda_report.widths(code, *cuda_report.LOADS), cuda_report.widths(code, "STG")
     tile = (kernel.__name__, options["P"], options.get("FLAT", 1) > 1, options["num_warps"])
     return Compiled(variant, *tile, registers, stack, spills, len(code), loads, stores)
 

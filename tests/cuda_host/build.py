@@ -5,8 +5,6 @@ PyTorch for CUDA brings along; the CUDA library needs nvcc. This file as a scrip
 ``environment()`` is what a process needs to run on them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

@@ -1,7 +1,5 @@
 """What a test asks of the emulated runtime and plants in it, by functions of devices.cpp."""
 
-from __future__ import annotations
-
 import ctypes
 from typing import NamedTuple
 

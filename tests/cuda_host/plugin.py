@@ -4,8 +4,6 @@ A pytest plugin (``-p cuda_host.plugin``), or ``install()`` before a script. All
 plain copies stay PyTorch's own for CUDA, as do the operators of other libraries, such as ppcr_ext.
 """
 
-from __future__ import annotations
-
 import ctypes
 import warnings
 from collections import Counter

@@ -3,8 +3,6 @@
 That takes g++, pybind11 and torch's headers, and no CUDA toolkit.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import hashlib
 import importlib.util

@@ -1,7 +1,5 @@
 """Runs the CUDA kernels on the CPU for one case and compares them with ppcr_ext.testing."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from types import ModuleType
@@ -21,6 +19,7 @@ SOURCES = {"float32": "float", "float16": "half", "bfloat16": "bfloat16", "float
 DTYPES = {
     name: getattr(torch, name) for name, source in SOURCES.items() if source not in build.LEFT_OUT
 }
+# NVIDIA's data sheets and the CUDA programming guide, table of compute capabilities.
 HOPPER = {"multiprocessors": 132, "max_cluster": 8, "shared_bytes": 227 << 10}
 AMPERE = {"multiprocessors": 108, "max_cluster": 1, "shared_bytes": 163 << 10}
 SMALL = {"multiprocessors": 84, "max_cluster": 1, "shared_bytes": 99 << 10}  # sm_86, sm_89

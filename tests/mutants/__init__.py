@@ -1,7 +1,5 @@
 """Small faults for tools/mutate.py, which plants one at a time in a copy of the sources."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from pathlib import Path

@@ -5,8 +5,6 @@ only what the fault changes is compiled: the entry, or for launches the file of 
 which the emulated driver takes for code.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from pathlib import Path
