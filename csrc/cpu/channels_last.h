@@ -133,7 +133,6 @@ struct ChannelsLast {
   static PPCR_HD void sum_sequential(const Problem& p, const Tile& tile, const Group& at, int i) {
     constexpr int unit = kStep * W;
     const int segments = Segments ? Segments : tile.segments;
-    const auto total = [](const V* v) { return (v[0] + v[1]) + (v[2] + v[3]); };
     V sums[(Segments ? Segments : kMaxSegments) + 1][kGroup];
     PPCR_UNROLL
     for (int j = 0; j < kGroup; ++j) {
@@ -152,10 +151,10 @@ struct ChannelsLast {
           for (; c + 4 * unit <= end; c += 4 * unit)
             add_vectors(tile, {c, c + unit, c + 2 * unit, c + 3 * unit}, 0, Unit{}, v, d, false);
           add_channels(tile, {0}, c, end, v, d, false);
-          sums[k][j] = total(v);
+          sums[k][j] = (v[0] + v[1]) + (v[2] + v[3]);
         }
       }
-      sums[segments][j] = total(d);
+      sums[segments][j] = (d[0] + d[1]) + (d[2] + d[3]);
     }
     PPCR_UNROLL
     for (int k = 0; k < segments + Tile::kDot; ++k) store_sums(tile.row(k) + i, sums[k]);
