@@ -107,6 +107,29 @@ def test_channels_beyond_shared_memory_are_read_twice():
         assert plan["read_bytes"] + plan["written_bytes"] == passes * plan["tensor_bytes"]
 
 
+@pytest.mark.parametrize(
+    ("channels", "levels", "element_size", "shared_kib"),
+    [(64, [64], 2, 99), (32, [1, 2, 4, 8, 16, 32], 2, 99), (8, [1, 2, 4, 8], 8, 64)],
+)
+def test_a_tile_shrinks_until_it_fits(channels, levels, element_size, shared_kib):
+    """Nothing is read twice, and in vectors, where the first choice of a tile is too large."""
+    plan = kernels().plan(
+        dict(
+            images=4,
+            channels=channels,
+            image_pixels=3136,
+            element_size=element_size,
+            channels_last=True,
+            levels=levels,
+            backward=True,
+            **SMALL | {"shared_bytes": shared_kib << 10},
+        )
+    )
+    assert plan["staged"]
+    assert plan["read_bytes"] + plan["written_bytes"] == 3 * plan["tensor_bytes"]
+    assert plan["vector"] * element_size == 16
+
+
 def test_gate_traffic():
     for backward, bytes_per_element in ((False, 1), (True, 2)):
         plan = kernels().plan(
