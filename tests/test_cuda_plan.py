@@ -211,8 +211,9 @@ def test_forced_plan():
     fields = dict(images=1, channels=64, image_pixels=256, **HOPPER)
     plan = kernels().plan(fields, "q=64,groups=2,cluster=2,vector=1")
     assert (plan["q"], plan["groups"], plan["cluster"], plan["vector"]) == (64, 2, 2, 1)
-    with pytest.raises(ValueError, match="PPCR_PLAN: 'tile=3' is not one of q="):
-        kernels().plan(fields, "q=64,tile=3")
+    for wrong in ("tile=3", "q=", "q", "=3", "q=-1", "q=3x", "q=2147483648"):
+        with pytest.raises(ValueError, match=f"PPCR_PLAN: '{wrong}' is not one of q="):
+            kernels().plan(fields, f"q=64,{wrong}")
     with pytest.raises(ValueError, match=r"no plan fits .* with PPCR_PLAN=q=64,cluster=3"):
         kernels().plan(fields, "q=64,cluster=3")
     with pytest.raises(ValueError, match="no plan fits"):

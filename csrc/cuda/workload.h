@@ -7,6 +7,8 @@
 
 namespace ppcr::cuda {
 
+constexpr int64_t kMaxBlocks = 0x7fffffff;  // of a launch
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 struct DeviceLimits {
