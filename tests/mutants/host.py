@@ -40,8 +40,8 @@ MUTANTS = (
     Mutant(
         "limits of the first device for all",
         ENTRY,
-        "known.find(device);",
-        "known.begin();",
+        "limits_of(device);",
+        "limits_of(0);",
         tests=DEVICES,
     ),
     Mutant(
