@@ -17,7 +17,7 @@ struct Launch {
   const char* name;
   int64_t blocks;
   int threads;
-  int shared_bytes;
+  int shared_bytes, shared_limit;
   int cluster;
   bool early;  // may start while the kernel before it in the stream ends, and waits for it itself
 };
@@ -148,10 +148,10 @@ class Dispatch {
                                        of.weight.kind,
                                        of.bias.kind};
     const int shared = kFinishThreads / kWarp * int(sizeof(A));
-    launcher_(
-        finish_parameters<T>,
-        Launch{"finish_parameters", arguments.contexts + 1, kFinishThreads, shared, 1, plan_.early},
-        arguments);
+    launcher_(finish_parameters<T>,
+              Launch{"finish_parameters", arguments.contexts + 1, kFinishThreads, shared,
+                     plan_.shared_limit, 1, plan_.early},
+              arguments);
   }
 
   template <class Arguments>
@@ -159,7 +159,8 @@ class Dispatch {
              const Arguments& arguments) {
     const int cluster = plan_.method == Method::kContiguousPipelined ? plan_.tile.cluster : 1;
     launcher_(workload_.backward() ? backward : forward,
-              Launch{name, plan_.blocks, plan_.threads, plan_.shared_bytes, cluster, plan_.early},
+              Launch{name, plan_.blocks, plan_.threads, plan_.shared_bytes, plan_.shared_limit,
+                     cluster, plan_.early},
               arguments);
     launched_ = true;
   }

@@ -62,7 +62,8 @@ struct Plan {
   int64_t blocks = 0;
   int64_t partial_count = 0;  // per parameter
   int shared_bytes = 0;
-  bool early = false;  // kernels may be set up while the one before them ends
+  int shared_limit = 0;  // of a block on the device
+  bool early = false;    // kernels may be set up while the one before them ends
   double score = 0;
   std::string error;  // why there is no plan
 

@@ -138,7 +138,7 @@ MUTANTS = (
     Mutant(
         "shared memory of one plan allowed",
         LAUNCH,
-        "cudaFuncAttributeMaxDynamicSharedMemorySize, most)",
+        "cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_limit)",
         "cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes)",
         tests=DEVICES,
     ),
