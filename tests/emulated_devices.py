@@ -50,7 +50,7 @@ def test_every_plan_asks_for_the_same_shared_memory():
 
 @pytest.mark.parametrize("cluster", [1, 2])
 def test_every_dtype_asks_what_the_device_holds(cluster, monkeypatch):
-    """float16 and bfloat16 have one size, but not one kernel: the order of calls decides nothing."""
+    """float16 and bfloat16 have one size but kernels of their own, so that no order decides."""
     monkeypatch.setenv("PPCR_PLAN", f"cluster={cluster}")
     asked = []
     for dtype in (torch.float16, torch.bfloat16, torch.float16):

@@ -38,6 +38,13 @@ MUTANTS = (
         tests=DEVICES,
     ),
     Mutant(
+        "plans of one dtype for all of its size",
+        ENTRY,
+        "&kernels, w.alignment",
+        "w.element_size == 2 ? &kHalf : &kernels, w.alignment",
+        tests=DEVICES,
+    ),
+    Mutant(
         "limits of the first device for all",
         ENTRY,
         "limits_of(device);",
