@@ -46,6 +46,17 @@ def test_every_plan_asks_for_the_same_shared_memory():
     assert limits == {kernel: {(LARGE.index, 227 << 10)} for kernel in taken}
 
 
+@pytest.mark.parametrize("cluster", [1, 2])
+def test_every_dtype_asks_what_the_device_holds(cluster, monkeypatch):
+    """float16 and bfloat16 have one size but kernels of their own, so that no order decides."""
+    monkeypatch.setenv("PPCR_PLAN", f"cluster={cluster}")
+    asked = []
+    for dtype in (torch.float16, torch.bfloat16, torch.float16):
+        direct(case(shape=(3, 1024, 11, 11), device=LARGE, dtype=dtype))
+        asked.append(hooks.questions())
+    assert asked == [asked[0], asked[0] + 2, asked[0] + 2]
+
+
 def test_a_device_that_holds_no_cluster(monkeypatch):
     """Of 8 blocks, where the only multiprocessor holds 4. The grid is then one cluster, and not as
     many as the device holds of the finishing kernel."""

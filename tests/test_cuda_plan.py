@@ -105,6 +105,29 @@ def test_channels_beyond_shared_memory_are_read_twice():
         assert plan["read_bytes"] + plan["written_bytes"] == passes * plan["tensor_bytes"]
 
 
+@pytest.mark.parametrize(
+    ("channels", "levels", "element_size", "shared_kib"),
+    [(64, [64], 2, 99), (32, [1, 2, 4, 8, 16, 32], 2, 99), (8, [1, 2, 4, 8], 8, 64)],
+)
+def test_a_tile_shrinks_until_it_fits(channels, levels, element_size, shared_kib):
+    """Nothing is read twice, and in vectors, where the first choice of a tile is too large."""
+    plan = kernels().plan(
+        dict(
+            images=4,
+            channels=channels,
+            image_pixels=3136,
+            element_size=element_size,
+            channels_last=True,
+            levels=levels,
+            backward=True,
+            **SMALL | {"shared_bytes": shared_kib << 10},
+        )
+    )
+    assert plan["staged"]
+    assert plan["read_bytes"] + plan["written_bytes"] == 3 * plan["tensor_bytes"]
+    assert plan["vector"] * element_size == 16
+
+
 def test_gate_traffic():
     for backward, bytes_per_element in ((False, 1), (True, 2)):
         plan = kernels().plan(
@@ -186,8 +209,9 @@ def test_forced_plan():
     fields = dict(images=1, channels=64, image_pixels=256, **HOPPER)
     plan = kernels().plan(fields, "q=64,groups=2,cluster=2,vector=1")
     assert (plan["q"], plan["groups"], plan["cluster"], plan["vector"]) == (64, 2, 2, 1)
-    with pytest.raises(ValueError, match="PPCR_PLAN: 'tile=3' is not one of q="):
-        kernels().plan(fields, "q=64,tile=3")
+    for wrong in ("tile=3", "q=", "q", "=3", "q=-1", "q=3x", "q=2147483648"):
+        with pytest.raises(ValueError, match=f"PPCR_PLAN: '{wrong}' is not one of q="):
+            kernels().plan(fields, f"q=64,{wrong}")
     with pytest.raises(ValueError, match=r"no plan fits .* with PPCR_PLAN=q=64,cluster=3"):
         kernels().plan(fields, "q=64,cluster=3")
     with pytest.raises(ValueError, match="no plan fits"):

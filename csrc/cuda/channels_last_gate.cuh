@@ -32,10 +32,8 @@ PPCR_DEVICE void sum_segments(const T* tensor, const LanePlace<G>& place, Acc<T>
   }
 }
 
-template <class T, int V, int LANES, Operation OP>
-__global__ void __launch_bounds__(kThreads, kGateBlocks)
-    channels_last_gate_forward(const __grid_constant__ LaneArguments<T> arguments) {
-  static_assert(OP == Operation::kGate, "it only names the kernel, as in every other one");
+template <class T, int V, int LANES, Pass PASS>
+PPCR_DEVICE void channels_last_gate(const LaneArguments<T>& arguments) {
   using A = Acc<T>;
   using Bins = StandardBins<A>;
   using G = LaneGeometry<V, 1, kGatePixels, LANES>;
@@ -46,57 +44,51 @@ __global__ void __launch_bounds__(kThreads, kGateBlocks)
   PPCR_SHARED(raw);
   const int warp = int(threadIdx.x / kWarp), lane = int(threadIdx.x % kWarp);
   A* const parameters = reinterpret_cast<A*>(raw);
-  A* const sums = parameters + parameter_slots(Bins::kContexts) +
-                  warp * lanes_warp_values(G::kWarpPixels, Bins::kSegments, Pass::kForward);
+  A* const behind = parameters + parameter_slots(Bins::kContexts);
+  A* const rows = behind + warp * lanes_warp_values(G::kWarpPixels, Bins::kSegments, PASS);
   const LanePlace<G> place = lane_place<G, V, LANES>(arguments.lanes);
   stage_parameters<T>(tensors.weight, tensors.bias, Bins::kContexts, parameters);
-  sum_segments<T, V>(tensors.x, place, sums);
+  sum_segments<T, V>(tensors.x, place, rows);
   __syncthreads();  // the sums are the warp's own, the parameters the block's
   const int64_t at = warp_pixel<G>() + lane;
-  if (lane < G::kWarpPixels && at < arguments.lanes.pixels) {
+  const bool exists = lane < G::kWarpPixels && at < arguments.lanes.pixels;
+  A* const row = rows + lane * G::kRow;
+  if constexpr (PASS == Pass::kForward) {
+    if (!exists) return;
     Pixel<A, Bins> pixel;
-    compute_gate(bins, sums + lane * G::kRow, parameters, tensors.eps, pixel);
+    compute_gate(bins, row, parameters, tensors.eps, pixel);
     tensors.y[at] = T(pixel.g);
+  } else {
+    const LaneShares<A, Bins> block(behind, G::kWarpPixels);
+    A shares[Bins::kContexts + 1] = {};  // 0 beyond the last pixel
+    if (exists) lane_gradients(bins, row, A(tensors.grad[at]), parameters, tensors.eps, shares);
+    block.put(shares, G::kWarpPixels);
+    __syncthreads();
+    PPCR_UNROLL
+    for (int i = 0; i < G::kPixels; ++i) {
+      A dsum[V];
+      fill<V>(rows[place.row(i) + place.segment], dsum);
+      const Word<T, V> word = pack<T, V>(dsum);
+      PPCR_BY_TWO
+      for (int channel = 0; channel < place.channels_left; channel += G::kStride)
+        store_if<T, V>(place.holds(i, 0),
+                       tensors.dx + place.offset + i * place.pixel_stride + channel, word);
+    }
+    block.write(tensors.partials);
   }
 }
 
 template <class T, int V, int LANES, Operation OP>
 __global__ void __launch_bounds__(kThreads, kGateBlocks)
-    channels_last_gate_backward(const __grid_constant__ LaneArguments<T> arguments) {
-  using A = Acc<T>;
-  using Bins = StandardBins<A>;
-  using G = LaneGeometry<V, 1, kGatePixels, LANES>;
-  const Tensors<T>& tensors = arguments.tensors;
-  const Bins& bins = arguments.bins;
+    channels_last_gate_forward(const __grid_constant__ LaneArguments<T> arguments) {
+  static_assert(OP == Operation::kGate, "it only names the kernel, as in every other one");
+  channels_last_gate<T, V, LANES, Pass::kForward>(arguments);
+}
 
-  wait_for_kernels_before();
-  PPCR_SHARED(raw);
-  const int lane = int(threadIdx.x % kWarp);
-  A* const parameters = reinterpret_cast<A*>(raw);
-  const LaneShares<A, Bins> block(parameters + parameter_slots(Bins::kContexts), G::kWarpPixels);
-  A* const rows = block.rows();
-  const LanePlace<G> place = lane_place<G, V, LANES>(arguments.lanes);
-  stage_parameters<T>(tensors.weight, tensors.bias, Bins::kContexts, parameters);
-  sum_segments<T, V>(tensors.x, place, rows);
-  __syncthreads();
-  const int64_t at = warp_pixel<G>() + lane;
-  A shares[Bins::kContexts + 1] = {};  // 0 beyond the last pixel
-  if (lane < G::kWarpPixels && at < arguments.lanes.pixels)
-    lane_gradients(bins, rows + lane * G::kRow, A(tensors.grad[at]), parameters, tensors.eps,
-                   shares);
-  block.put(shares, G::kWarpPixels);
-  __syncthreads();
-  PPCR_UNROLL
-  for (int i = 0; i < G::kPixels; ++i) {
-    A dsum[V];
-    fill<V>(rows[place.row(i) + place.segment], dsum);
-    const Word<T, V> word = pack<T, V>(dsum);
-    PPCR_BY_TWO
-    for (int channel = 0; channel < place.channels_left; channel += G::kStride)
-      store_if<T, V>(place.holds(i, 0),
-                     tensors.dx + place.offset + i * place.pixel_stride + channel, word);
-  }
-  block.write(tensors.partials);
+template <class T, int V, int LANES, Operation OP>
+__global__ void __launch_bounds__(kThreads, kGateBlocks)
+    channels_last_gate_backward(const __grid_constant__ LaneArguments<T> arguments) {
+  channels_last_gate<T, V, LANES, Pass::kBackward>(arguments);
 }
 
 }  // namespace ppcr::cuda

@@ -17,7 +17,7 @@ struct Launch {
   const char* name;
   int64_t blocks;
   int threads;
-  int shared_bytes;
+  int shared_bytes, shared_limit;
   int cluster;
   bool early;  // may start while the kernel before it in the stream ends, and waits for it itself
 };
@@ -60,9 +60,9 @@ class Dispatch {
   void launch_operation() {
     const bool standard = workload_.pooling->standard;
     if (plan_.method == Method::kContiguousPipelined && standard)
-      choose_contiguous_vector<OP, StandardBins<A>>();
+      choose_contiguous<OP, StandardBins<A>>();
     else if (plan_.method == Method::kContiguousPipelined)
-      choose_contiguous_vector<OP, AnyBins<A>>();
+      choose_contiguous<OP, AnyBins<A>>();
     else if (plan_.method == Method::kChannelsLastRegisters)
       start_channels_last_registers<OP>();
     else if (plan_.method == Method::kChannelsLastGate)
@@ -75,25 +75,19 @@ class Dispatch {
       start_channels_last_shared<OP, AnyBins<A>, true>();
   }
 
+  // As step_choices in plan_contiguous.h.
   template <Operation OP, class Bins>
-  void choose_contiguous_vector() {
-    if (plan_.vector == kVector) choose_contiguous_steps<OP, Bins, kVector>();
-    if constexpr (sizeof(T) == 2)
-      if (plan_.vector == 4) choose_contiguous_steps<OP, Bins, 4>();
-    if (plan_.vector == 1) choose_contiguous_steps<OP, Bins, 1>();
-  }
-
-  template <Operation OP, class Bins, int V>
-  void choose_contiguous_steps() {
+  void choose_contiguous() {
     constexpr bool kMore = sizeof(T) < 8 && OP != Operation::kGate;
-    constexpr int kFewest = V == 1 && kMore ? 16 : 8;
-    if (plan_.steps == kFewest) start_contiguous<OP, Bins, V, kFewest>();
-    if constexpr (V == kVector && kMore && Bins::kStandard)
-      if (plan_.steps == 13) start_contiguous<OP, Bins, V, 13>();
+    start_contiguous<OP, Bins, kVector, 8>();
+    if constexpr (kMore && Bins::kStandard) start_contiguous<OP, Bins, kVector, 13>();
+    if constexpr (sizeof(T) == 2) start_contiguous<OP, Bins, 4, 8>();
+    start_contiguous<OP, Bins, 1, kMore ? 16 : 8>();
   }
 
   template <Operation OP, class Bins, int V, int STEPS>
   void start_contiguous() {
+    if (plan_.vector != V || plan_.steps != STEPS) return;
     const ContiguousArguments<T, Bins> arguments{
         typed<T>(operands_), plan_.tile, units_of<Bins>(*workload_.pooling, plan_.unit_count),
         Bins(*workload_.pooling)};
@@ -139,19 +133,12 @@ class Dispatch {
   }
 
   void finish() {
-    const Operands& of = operands_;
-    const FinishArguments<T> arguments{static_cast<const A*>(of.partials),
-                                       plan_.partial_count,
-                                       workload_.pooling->contexts,
-                                       of.dweight,
-                                       of.dbias,
-                                       of.weight.kind,
-                                       of.bias.kind};
+    const FinishArguments arguments{operands_, plan_.partial_count, workload_.pooling->contexts};
     const int shared = kFinishThreads / kWarp * int(sizeof(A));
-    launcher_(
-        finish_parameters<T>,
-        Launch{"finish_parameters", arguments.contexts + 1, kFinishThreads, shared, 1, plan_.early},
-        arguments);
+    launcher_(finish_parameters<T>,
+              Launch{"finish_parameters", arguments.contexts + 1, kFinishThreads, shared,
+                     plan_.shared_limit, 1, plan_.early},
+              arguments);
   }
 
   template <class Arguments>
@@ -159,7 +146,8 @@ class Dispatch {
              const Arguments& arguments) {
     const int cluster = plan_.method == Method::kContiguousPipelined ? plan_.tile.cluster : 1;
     launcher_(workload_.backward() ? backward : forward,
-              Launch{name, plan_.blocks, plan_.threads, plan_.shared_bytes, cluster, plan_.early},
+              Launch{name, plan_.blocks, plan_.threads, plan_.shared_bytes, plan_.shared_limit,
+                     cluster, plan_.early},
               arguments);
     launched_ = true;
   }

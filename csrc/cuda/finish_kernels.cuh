@@ -7,25 +7,22 @@ namespace ppcr::cuda {
 
 constexpr int kFinishThreads = 512;
 
-template <class T>
 struct FinishArguments {
-  const Acc<T>* partials;  // [contexts + 1][count]
-  int64_t count;
+  Operands of;
+  int64_t count;  // of shares
   int contexts;
-  void* dweight;  // of the accumulation type or of T, as weight is
-  void* dbias;    // null where there is no bias
-  Parameter::Kind weight_kind, bias_kind;
 };
 
 template <class T>
 __global__ void __launch_bounds__(kFinishThreads)
-    finish_parameters(const __grid_constant__ FinishArguments<T> arguments) {
+    finish_parameters(const __grid_constant__ FinishArguments arguments) {
   using A = Acc<T>;
   constexpr int kChains = 4;  // independent sums, so that many loads are in flight
   wait_for_kernels_before();
   PPCR_SHARED(raw);
   A* const warps = reinterpret_cast<A*>(raw);
-  const A* const row = arguments.partials + int64_t(blockIdx.x) * arguments.count;
+  const Operands& of = arguments.of;
+  const A* const row = static_cast<A*>(of.partials) + int64_t(blockIdx.x) * arguments.count;
 
   A sums[kChains] = {};
   for (int64_t i = threadIdx.x; i < arguments.count; i += kChains * kFinishThreads) {
@@ -41,8 +38,8 @@ __global__ void __launch_bounds__(kFinishThreads)
   for (int i = 0; i < kFinishThreads / kWarp; ++i) total += warps[i];
 
   const bool is_weight = int(blockIdx.x) < arguments.contexts;
-  const Parameter::Kind kind = is_weight ? arguments.weight_kind : arguments.bias_kind;
-  void* const to = is_weight ? arguments.dweight : arguments.dbias;
+  const Parameter::Kind kind = is_weight ? of.weight.kind : of.bias.kind;
+  void* const to = is_weight ? of.dweight : of.dbias;
   const int at = is_weight ? int(blockIdx.x) : 0;
   if (kind == Parameter::kWide) static_cast<A*>(to)[at] = total;
   if (kind == Parameter::kOwn) static_cast<T*>(to)[at] = T(total);

@@ -1,14 +1,11 @@
 // What PPCR_PLAN asks for, in plain C++.
 #pragma once
-#include <cstdint>
-#include <cstdlib>
+#include <charconv>
+#include <map>
 #include <sstream>
 #include <string>
-#include <utility>
 
 namespace ppcr::cuda {
-
-constexpr int64_t kMaxBlocks = 0x7fffffff;
 
 // PPCR_PLAN, for tuning, such as "q=128,groups=4,cluster=2": what it names is taken as it says, and
 // other plans are not considered.
@@ -17,30 +14,28 @@ struct Forced {
   std::string error;
 
   explicit Forced(const std::string& text) {
+    const std::map<std::string, int*> fields{{"q=", &q},
+                                             {"groups=", &groups},
+                                             {"cluster=", &cluster},
+                                             {"clusters=", &clusters},
+                                             {"vector=", &vector},
+                                             {"steps=", &steps},
+                                             {"warps=", &warps},
+                                             {"variant=", &variant}};
     std::istringstream items(text);
     for (std::string item; std::getline(items, item, ',') && error.empty();) {
-      const size_t equals = item.find('=');
-      int* const field = field_of(item.substr(0, equals));
-      char* end = nullptr;
-      const long value =
-          equals == std::string::npos ? -1 : std::strtol(item.c_str() + equals + 1, &end, 10);
-      if (field == nullptr || end == nullptr || *end != 0 || value < 0 || value > kMaxBlocks)
+      const std::string name = item.substr(0, item.find('=') + 1);
+      const auto field = fields.find(name);
+      const char* const end = item.data() + item.size();
+      int value = -1;
+      const auto [rest, wrong] = std::from_chars(item.data() + name.size(), end, value);
+      if (field == fields.end() || wrong != std::errc() || rest != end || value < 0)
         error = "PPCR_PLAN: '" + item +
                 "' is not one of q=, groups=, cluster=, clusters=, vector=, steps=, warps=, "
                 "variant= with a number";
       else
-        *field = static_cast<int>(value);
+        *field->second = value;
     }
-  }
-
- private:
-  int* field_of(const std::string& name) {
-    const std::pair<const char*, int*> fields[] = {
-        {"q", &q},           {"groups", &groups}, {"cluster", &cluster}, {"clusters", &clusters},
-        {"vector", &vector}, {"steps", &steps},   {"warps", &warps},     {"variant", &variant}};
-    for (const auto& [known, field] : fields)
-      if (name == known) return field;
-    return nullptr;
   }
 };
 

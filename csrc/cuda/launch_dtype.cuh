@@ -30,11 +30,8 @@ inline void check_launch(cudaError_t error, const Launch& launch) {
 // thread is about to make.
 inline void allow_shared_memory(const void* kernel, const Launch& launch) {
   if (launch.shared_bytes <= 48 << 10) return;
-  int device = 0, most = 0;
-  check_launch(cudaGetDevice(&device), launch);
-  check_launch(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-               launch);
-  check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+  check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    launch.shared_limit),
                launch);
 }
 

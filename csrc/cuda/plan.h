@@ -25,6 +25,7 @@ inline Plan make_plan(const Workload& workload, const DeviceLimits& device,
     plan = channels_last ? plan_channels_last(workload, device, forced)
                          : plan_contiguous(workload, device, forced);
     if (plan.blocks > kMaxBlocks) plan.error = "x has too many pixels for one launch";
+    plan.shared_limit = device.shared_bytes;
     plan.early = device.max_cluster > 1;  // sm_90 on, as clusters are
     if (!plan.error.empty() && !forced_text.empty()) plan.error += " with PPCR_PLAN=" + forced_text;
   }

@@ -102,7 +102,8 @@ inline Plan plan_channels_last_shared(const Workload& workload, const DeviceLimi
       kThreads, forced.q != 0 ? forced.q : std::max<int64_t>(1, kTileBytes / pixel_bytes));
   q = std::max(whole, q / whole * whole);
   const auto half = [&] { return std::max(whole, q / 2 / whole * whole); };
-  plan.staged = fits(q, device.shared_bytes);
+  // A tile of our own choice shrinks until it fits.
+  plan.staged = fits(forced.q != 0 ? q : whole, device.shared_bytes);
   if (!plan.staged) q = std::max(1, (kThreads >> tile.lanes_log2) / pooling.segments);
   if (plan.staged && forced.q == 0) {
     while (q > whole && !fits(q, kSharedBytes)) q = half();

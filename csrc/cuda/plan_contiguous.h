@@ -21,17 +21,6 @@ inline std::vector<int> step_choices(const Workload& workload, int vector) {
   return {8, 13};
 }
 
-// The grid. Blocks that start one after the other, each for a tile or two, share the work evenly
-// even where multiprocessors differ in speed. But a cluster costs time to start and to end, so that
-// whole images get as many clusters as the device holds at once; the forward pass of ppcr only
-// where it has no second block beside it. Measured on an H200.
-inline int tiles_of_cluster(const Workload& workload, const Tile& tile, int resident) {
-  constexpr int kAsManyAsNeeded = 0;
-  const bool ppcr = workload.operation == Operation::kPpcr, backward = workload.backward();
-  if (tile.q == tile.image_pixels && (backward || !ppcr || resident == 1)) return kAsManyAsNeeded;
-  return ppcr && backward ? 2 : 1;
-}
-
 inline void set_clusters(Plan& plan, int64_t resident) {
   const int64_t tiles = plan.tile.tiles, most = std::max<int64_t>(1, std::min(resident, tiles));
   const int64_t even =
@@ -135,13 +124,13 @@ inline double score_contiguous(const Workload& workload, const DeviceLimits& dev
   const bool gate = workload.is_gate(), added = workload.operation == Operation::kAddRelu;
   const bool backward = workload.backward(), whole = tile.q == tile.image_pixels;
   const double unit_steps = tile.steps, unit_channels = double(plan.unit_channels);
-  const double cached_steps = gate ? unit_steps : std::min<double>(plan.steps, unit_steps);
+  const double cached_steps = std::min<double>(plan.steps, unit_steps);
   const double tensor_bytes =
       double(workload.images) * double(tile.image_elements) * workload.element_size;
 
   // What the registers do not hold crosses the bus again; what the L2 cache still holds of it is
   // not counted on.
-  const double units = gate ? 1 + backward : (added ? 3 : 2) + backward * (added ? 2 : 1);
+  const double units = (added ? 3 : 2) + backward * (added ? 2 : 1);
   const double again =
       gate ? 0 : (1 + (added && backward)) * (1 - cached_steps / (unit_steps * tile.rounds));
   const double once = units / (units + again) * (again > 0 ? 0.9 : 1);
@@ -159,7 +148,7 @@ inline double score_contiguous(const Workload& workload, const DeviceLimits& dev
 
   // Full tiles hide the latency of everything between their loads and their stores, and so does a
   // second block on the multiprocessor.
-  const double full = 0.4 + 0.6 * std::min(1., cached_steps / plan.steps);
+  const double full = 0.4 + 0.6 * (cached_steps / plan.steps);
   const int by_registers = contiguous_blocks(plan.steps * plan.vector * workload.element_size,
                                              workload.operation, workload.pass);
   const int by_memory = (device.shared_bytes + 1024) / (plan.shared_bytes + 1024);
@@ -171,10 +160,15 @@ inline double score_contiguous(const Workload& workload, const DeviceLimits& dev
   const double busy = std::min(1., double(tile.tiles) * tile.cluster / double(wanted));
   const double spread = gate || tensor_bytes < (16 << 20) ? 0.5 + 0.5 * busy : 1;
 
+  // Blocks that start one after the other, each for a tile or two, share the work evenly even where
+  // multiprocessors differ in speed. But a cluster costs time to start and to end, so that whole
+  // images get as many clusters as the device holds at once; the forward pass of ppcr only where it
+  // has no second block beside it. Measured on an H200.
+  const bool ppcr = !gate && !added, at_once = whole && (backward || !ppcr || resident == 1);
+  plan.cluster_tiles = at_once ? 0 : ppcr && backward ? 2 : 1;
+  set_clusters(plan, int64_t(resident) * device.multiprocessors / tile.cluster);
   // Another tile is better than a share of dweight and dbias per cluster that takes over 1 % of the
   // traffic.
-  plan.cluster_tiles = tiles_of_cluster(workload, tile, resident);
-  set_clusters(plan, int64_t(resident) * device.multiprocessors / tile.cluster);
   const double shares = double(plan.partial_count) * workload.share_bytes() / tensor_bytes;
   const double partials = shares > 0.01 ? 0.7 : 1;
 

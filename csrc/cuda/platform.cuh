@@ -1,6 +1,6 @@
-// What differs between nvcc and the build that runs the kernels on a CPU (tests/cuda_on_cpu). Every
-// other .cuh file is compiled unchanged by both, so this is the only device code that the tests
-// cannot execute: keep it small.
+// What differs between nvcc and the build that runs the kernels on a CPU (tests/cuda_on_cpu). All
+// other device code is compiled unchanged by both, so this is all of it that the tests cannot
+// execute: keep it small.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -126,8 +126,8 @@ PPCR_DEVICE void cluster_send(double* own, double value, unsigned rank, Mbarrier
       : "memory");
 }
 // What the kernels before this one in the stream have written can be read from here on, also where
-// this one was let in early. Not with __ldg: it promises memory that nobody writes while this kernel
-// runs, and ptxas moves such loads before the wait.
+// this one was let in early. Not with __ldg: it promises memory that nobody writes while this
+// kernel runs, and ptxas moves such loads before the wait.
 PPCR_DEVICE void wait_for_kernels_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 #else  // before sm_90 the planner asks for clusters of one block, and these are never reached

@@ -6,7 +6,6 @@
 
 #include <cstdlib>
 #include <map>
-#include <mutex>
 #include <tuple>
 
 #include "../operators.h"
@@ -32,13 +31,8 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
-// Of the current device, which is `device`; asked once.
+// Of the current device, which is `device`.
 DeviceLimits limits_of(int device) {
-  static std::mutex mutex;
-  static std::map<int, DeviceLimits> known;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find(device);
-  if (found != known.end()) return found->second;
   DeviceLimits limits;
   limits.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
   limits.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
@@ -47,7 +41,7 @@ DeviceLimits limits_of(int device) {
   const bool clusters =
       running_architecture() >= 90 && attribute(cudaDevAttrClusterLaunch, device) != 0;
   limits.max_cluster = clusters ? kMaxCluster : 1;
-  return known[device] = limits;
+  return limits;
 }
 
 // torch calls the CUDA operator if any of its tensors is on such a device.
@@ -58,8 +52,9 @@ int device_of(const Tensor& x) {
 
 // ---- plans
 
-using PlanKey = std::tuple<int64_t, int64_t, int64_t, bool, int, int, Operation, Pass, int, Levels,
-                           std::string>;
+// The kernels name the dtype: two of one size need not leave room for equally many blocks.
+using PlanKey = std::tuple<int64_t, int64_t, int64_t, bool, const Kernels*, int, Operation, Pass,
+                           int, Levels, std::string>;
 
 // Planning takes tens to hundreds of microseconds, and a network calls with the same few shapes
 // again and again.
@@ -67,7 +62,7 @@ const Plan& plan_for(const Workload& w, const Levels& levels, int device, const 
   thread_local std::map<PlanKey, Plan> known;
   const char* const variable = std::getenv("PPCR_PLAN");
   const std::string forced = variable == nullptr ? "" : variable;
-  PlanKey key{w.images,    w.channels, w.image_pixels, w.channels_last, w.element_size, w.alignment,
+  PlanKey key{w.images,    w.channels, w.image_pixels, w.channels_last, &kernels, w.alignment,
               w.operation, w.pass,     device,         levels,          forced};
   const auto found = known.find(key);
   if (found != known.end()) return found->second;

@@ -7,6 +7,8 @@
 
 namespace ppcr::cuda {
 
+constexpr int64_t kMaxBlocks = 0x7fffffff;  // of a launch
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 struct DeviceLimits {
@@ -60,7 +62,8 @@ struct Plan {
   int64_t blocks = 0;
   int64_t partial_count = 0;  // per parameter
   int shared_bytes = 0;
-  bool early = false;  // kernels may be set up while the one before them ends
+  int shared_limit = 0;  // of a block on the device
+  bool early = false;    // kernels may be set up while the one before them ends
   double score = 0;
   std::string error;  // why there is no plan
 

@@ -10,6 +10,8 @@ INVALID_VALUE, INVALID_CONFIGURATION, OUT_OF_RESOURCES, CLUSTER_SIZE = 1, 9, 701
 # What waits for a device (a copy only where memory is not pinned); the rest is not emulated.
 WAITING = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize")
 WAITING += ("cudaEventQuery", "cudaMemcpyAsync")
+QUESTIONS = ("cudaOccupancyMaxActiveClusters",)
+QUESTIONS += ("cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags",)
 runtime.cuda_host_log.restype = ctypes.c_char_p
 runtime.cuda_host_allowances.restype = ctypes.c_char_p
 runtime.cuda_host_kernels.restype = ctypes.c_char_p
@@ -51,6 +53,11 @@ def plant(function: str, error: int, nth: int = 1) -> None:
 
 def waits() -> int:
     return sum(runtime.cuda_host_calls(name.encode()) for name in WAITING)
+
+
+def questions() -> int:
+    """How often was asked how many blocks a device holds."""
+    return sum(runtime.cuda_host_calls(name.encode()) for name in QUESTIONS)
 
 
 def pending() -> int:

@@ -151,7 +151,7 @@ MUTANTS = (
         "missing barrier behind the sums, channels_last_gate forward",
         GATES,
         "__syncthreads();  // the sums are",
-        "  // the sums are",
+        "if constexpr (is_backward(PASS)) __syncthreads();  // the sums are",
     ),
     Mutant(
         "missing barrier behind the shares, channels_last_gate",
@@ -162,9 +162,8 @@ MUTANTS = (
     Mutant(
         "gates of pixels beyond the tensor",
         GATES,
-        "if (lane < G::kWarpPixels && at < arguments.lanes.pixels) { Pixel<A, Bins> pixel; "
-        "compute_gate(bins, sums",
-        "if (lane < G::kWarpPixels) { Pixel<A, Bins> pixel; compute_gate(bins, sums",
+        "if (!exists) return;",
+        "if (lane >= G::kWarpPixels) return;",
     ),
     Mutant(
         "last channels of a segment not summed, channels_last_gate",

@@ -36,10 +36,17 @@ MUTANTS = (
         tests=DEVICES,
     ),
     Mutant(
+        "plans of one dtype for all of its size",
+        ENTRY,
+        "&kernels, w.alignment",
+        "w.element_size == 2 ? &kHalf : &kernels, w.alignment",
+        tests=DEVICES,
+    ),
+    Mutant(
         "limits of the first device for all",
         ENTRY,
-        "known.find(device);",
-        "known.begin();",
+        "limits_of(device);",
+        "limits_of(0);",
         tests=DEVICES,
     ),
     Mutant(
@@ -136,7 +143,7 @@ MUTANTS = (
     Mutant(
         "shared memory of one plan allowed",
         LAUNCH,
-        "cudaFuncAttributeMaxDynamicSharedMemorySize, most)",
+        "cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_limit)",
         "cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes)",
         tests=DEVICES,
     ),
