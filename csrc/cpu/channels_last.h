@@ -47,8 +47,7 @@ struct ChannelsLast {
   static constexpr int W = kLanes<S>;
   using Unit = std::conditional_t<Tile::kPairs, Even, All>;
   static constexpr int kStep = Tile::kPairs ? 2 : 1;  // channels from lane to lane of a unit
-  static constexpr int kShort = 512 / sizeof(T);  // channels of pixels with short segments, at most
-  using Group = int64_t[kGroup];                  // where the pixels of a group begin
+  using Group = int64_t[kGroup];                      // where the pixels of a group begin
   static constexpr int kByLane = 16;  // vectors of a pixel at most, where segments end within them
 
   static PPCR_HD Tile tile(const Problem& p, int64_t image, int64_t pixel, int64_t count, S* rows) {
@@ -113,7 +112,7 @@ struct ChannelsLast {
                                   int blocks) {
     constexpr int unit = std::is_same_v<Count, Even> ? 2 * W : W;
     V d[kGroup] = {};
-    Four<S> sums[kShort / 4], *next = sums;
+    Four<S> sums[12], *next = sums;
     PPCR_UNROLL
     for (int n = 0; n < blocks * 16 / W; ++n) {
       V v[kGroup];
@@ -169,23 +168,23 @@ struct ChannelsLast {
         sum_group(at, i);
       }
     };
-    const bool is_short = p.pooling.standard && p.channels <= kShort;
+    const int64_t bytes = p.channels * int64_t{sizeof(T)};
     const bool pairs = Tile::kPairs && p.channels % 32 == 0;
-    const int blocks = p.channels / (pairs ? 32 : 16);  // of a segment
+    const int64_t blocks = p.channels / (pairs ? 32 : 16);  // of a segment: one to three
     const auto blocked = [&](auto unit) __attribute__((always_inline)) {
       each([&](auto& at, int i) __attribute__((always_inline)) {
         blocks == 1   ? sum_blocked(tile, at, i, unit, 1)
         : blocks == 2 ? sum_blocked(tile, at, i, unit, 2)
-                      : sum_blocked(tile, at, i, unit, blocks);
+                      : sum_blocked(tile, at, i, unit, 3);
       });
     };
     if (p.method == Method::kGrouped)
       each([&](auto& at, int i) { sum_grouped(p, tile, at, i); });
-    else if (!is_short)
+    else if (!p.pooling.standard || bytes > 512)
       each([&](auto& at, int i) { sum_sequential<0>(p, tile, at, i); });
-    else if (pairs)
+    else if (bytes <= 128 && pairs)
       blocked(Unit{});
-    else if (p.channels % 16 == 0 && p.channels / 4 % W != 0)
+    else if (bytes <= 128 && p.channels % 16 == 0 && p.channels / 4 % W != 0)
       blocked(All{});
     else
       each([&](auto& at, int i) { sum_sequential<4>(p, tile, at, i); });
