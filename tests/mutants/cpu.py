@@ -1,6 +1,6 @@
 """Faults of the CPU kernels."""
 
-from . import Mutant
+from . import Mutant, _channels_last
 
 KERNELS, GATE, ELEMENTS = "cpu/kernels_impl.h", "cpu/gate_step.h", "cpu/elements.h"
 HAAR, CONTIGUOUS, CHANNELS_LAST = "ppcr_haar.h", "cpu/contiguous.h", "cpu/channels_last.h"
@@ -190,139 +190,7 @@ MUTANTS = (
         "for (; c < p.pooling.edge[k + 1]; c += rows)",
         tests="sanitize",
     ),
-    # channels_last
-    Mutant(
-        "group of pixels beyond the run",
-        CHANNELS_LAST,
-        "(i + j < count ? i + j : count - 1)",
-        "(i + j)",
-        tests="sanitize",
-    ),
-    Mutant(
-        "later vectors of equal segments replace the first",
-        CHANNELS_LAST,
-        "First ? x : v[i] + x",
-        "x",
-        tests="sanitize",
-    ),
-    Mutant(
-        "first vectors of equal segments counted twice",
-        CHANNELS_LAST,
-        "All{}, v, d, prefetch); begin += W;",
-        "All{}, v, d, prefetch);",
-        tests="sanitize",
-    ),
-    Mutant(
-        "sums of lanes without a pixel not cleared",
-        CHANNELS_LAST,
-        "for (int i = count; i < tile.stride; ++i)",
-        "for (int i = tile.stride; i < tile.stride; ++i)",
-    ),
-    Mutant(
-        "one of four vectors not summed",
-        CHANNELS_LAST,
-        "return (v[0] + v[1]) + (v[2] + v[3]);",
-        "return (v[0] + v[1]) + v[2];",
-        tests="sanitize",
-    ),
-    Mutant(
-        "rest of a segment dropped",
-        CHANNELS_LAST,
-        "add_channels(tile, {0}, c, end, v, d, false);",
-        ";",
-        tests="sanitize",
-    ),
-    Mutant(
-        "first block of a segment dropped",
-        CHANNELS_LAST,
-        "int64_t c = at[j] + p.pooling.edge[k];",
-        "int64_t c = at[j] + p.pooling.edge[k] + 4 * W;",
-        tests="sanitize",
-    ),
-    Mutant(
-        "block taken from the segment's begin",
-        CHANNELS_LAST,
-        "{c, c + unit, c + 2 * unit, c + 3 * unit}",
-        "{c, c + unit, c + unit, c + 3 * unit}",
-        tests="sanitize",
-    ),
-    Mutant(
-        "stale gate: that of the pixel before",
-        CHANNELS_LAST,
-        "end - c, tile.gates()[i] + V{}",
-        "end - c, tile.gates()[i ? i - 1 : 0] + V{}",
-    ),
-    Mutant(
-        "shift of the segment before",
-        CHANNELS_LAST,
-        "? tile.row(k)[i] + V{}",
-        "? tile.row(k ? k - 1 : 0)[i] + V{}",
-        tests="sanitize",
-    ),
-    # segments that end within a vector
-    Mutant(
-        "stale gate by lane: that of the pixel before",
-        CHANNELS_LAST,
-        "p.channels, tile.gates()[i] + V{}",
-        "p.channels, tile.gates()[i ? i - 1 : 0] + V{}",
-        tests="sanitize",
-    ),
-    Mutant(
-        "lanes of the last segment take the shift of the one before",
-        CHANNELS_LAST,
-        "tile.row(2)[i], tile.row(3)[i]}",
-        "tile.row(2)[i], tile.row(2)[i]}",
-        tests="sanitize",
-    ),
-    Mutant(
-        "lanes of a pair numbered like those of a vector",
-        CHANNELS_LAST,
-        "S(c + l * step)",
-        "S(c + l)",
-        tests="sanitize",
-    ),
-    Mutant(
-        "all vectors of a pixel take the lanes of the first",
-        CHANNELS_LAST,
-        "permute(shifts, *next++)",
-        "permute(shifts, *next)",
-        tests="sanitize",
-    ),
-    Mutant(
-        "equal segments in the wrong order",
-        CHANNELS_LAST,
-        "{c, c + size, c + 2 * size, c + 3 * size}",
-        "{c, c + 2 * size, c + size, c + 3 * size}",
-        tests="sanitize",
-    ),
-    # segments of whole blocks of four lanes
-    Mutant(
-        "blocks of a vector replace those of the one before",
-        CHANNELS_LAST,
-        "sums + n * W / 4",
-        "sums",
-        tests="sanitize",
-    ),
-    Mutant(
-        "last block of a segment left to the next",
-        CHANNELS_LAST,
-        "b < blocks",
-        "b < blocks - 1",
-        tests="sanitize",
-    ),
-    Mutant(
-        "blocks of the second half of the channels left out",
-        CHANNELS_LAST,
-        "n < blocks * 16 / W",
-        "n < blocks * 8 / W",
-        tests="sanitize",
-    ),
-    Mutant(
-        "one of four blocks not summed",
-        SIMD,
-        "int i = 1; i < kLanes<S> / 4",
-        "int i = 2; i < kLanes<S> / 4",
-    ),
+    *_channels_last.MUTANTS,
     # two vectors of bfloat16 at once
     Mutant("a pair truncated", SIMD, "> 0x8000 ? high + 1 : high", "> 0x8000 ? high : high"),
     Mutant("a pair's NaN lost", SIMD, "nan != 0 ? 0x7fc0 + VW{} : rounded", "rounded"),
