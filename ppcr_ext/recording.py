@@ -97,9 +97,8 @@ def _record(layer: module.PPCR, x: Tensor) -> None:
         for names, gates in _collectors.get()
         if (name := names.get(layer)) is not None
     ]
-    if not found or not isinstance(
-        x, (Tensor, torch.fx.Proxy)
-    ):  # the layer refuses what is neither
+    # The layer itself refuses what is no tensor.
+    if not found or not isinstance(x, (Tensor, torch.fx.Proxy)):
         return
     # By torch.fx, export or jit, or make_fx.
     is_traced = isinstance(x, torch.fx.Proxy) or is_tracing() or get_proxy_mode() is not None
