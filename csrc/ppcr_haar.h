@@ -16,7 +16,9 @@ struct HaarBins {
   PPCR_HD HaarBins(const Pooling& pooling, const double* w)
       : inverse{S(1) / S(pooling.size[0]), S(2) / S(pooling.size[0]),
                 S(2. / 7) / S(pooling.size[0])},
-        weight{S(w[1] - w[2] + w[3] + w[4] - w[5] - w[6]), S(w[3] - w[4]), S(w[5] - w[6])} {
+        // The first context is zero after normalization: its weight counts where it is not finite.
+        weight{S(w[1] - w[2] + w[3] + w[4] - w[5] - w[6] + 0 * w[0]), S(w[3] - w[4]),
+               S(w[5] - w[6])} {
     const double sum = w[0] + w[1] + w[2] + w[3] + w[4] + w[5] + w[6];
     for (int k = 0; k < 4; ++k) {
       const double half = w[1 + k / 2] + w[3 + k];

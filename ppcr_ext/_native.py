@@ -121,8 +121,8 @@ def load() -> None:
     if path is None or reason:
         _reason = f"{reason}; {_REMEDY}"
     else:
-        cuda_path = path.parent / cuda.LIBRARY if beside else jit.built_for_cuda(path)
-        _adopt(path, cuda_path, _build_record().get("cuda"))
+        found = [path.parent / cuda.LIBRARY] if beside else jit.built_for_cuda(path)
+        _adopt(path, found, _build_record().get("cuda"))
 
 
 def _why_not_compiled() -> str | None:
@@ -172,21 +172,21 @@ def _is_cut_off(path: Path) -> bool:
     return bool(path.stat().st_size < offset + size * count)
 
 
-def _adopt(path: Path, cuda_path: Path | None, why_no_cuda: str | None) -> Path:
-    """Takes the loaded CPU library, which holds the schemas, and loads the CUDA library."""
+def _adopt(path: Path, cuda_paths: list[Path], why_no_cuda: str | None) -> Path:
+    """Takes the loaded CPU library, which holds the schemas, and loads a CUDA library: the first of
+    ``cuda_paths`` that can be."""
     global library, _reason, cuda_library, _cuda_reason
     library, _reason = path, None
     if torch.version.cuda is None:  # nothing that could be built would help
         _cuda_reason = cuda.why_not(None)
         return path
-    reason: str | None
-    if cuda_path is None or not cuda_path.exists():
-        why = why_no_cuda or "none beside the CPU library"
-        reason = f"the CUDA library is not built ({why})"
-    else:
-        reason = _why_not_loaded(cuda_path)
-    if reason:
-        _cuda_reason = f"{reason}; {_CUDA_REMEDY}"
-    else:
-        cuda_library, _cuda_reason = cuda_path, None
+    reasons = []
+    for candidate in filter(Path.exists, cuda_paths):
+        why = _why_not_loaded(candidate)
+        if why is None:
+            cuda_library, _cuda_reason = candidate, None
+            return path
+        reasons.append(why)
+    not_built = f"the CUDA library is not built ({why_no_cuda or 'none beside the CPU library'})"
+    _cuda_reason = f"{reasons[0] if reasons else not_built}; {_CUDA_REMEDY}"
     return path

@@ -107,6 +107,19 @@ def test_nan_and_inf_reach_only_their_own_pixel(backend, dtype, layout, value):
             assert not dirty[2].isfinite().any()  # dweight sums over all pixels
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("levels", [(1, 2, 4), (3, 5)], ids=str)
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_weight_that_is_not_finite_shows(backend, levels, value):
+    """That of the first context as well, which is zero after the normalization of (1, 2, 4)."""
+    for i in range(sum(levels)):
+        case = make_case("ppcr", (2, 8, 6), levels, torch.float32)
+        weight = case.weight.detach().clone()
+        weight[i] = value
+        gate = ppcr_ext.ppcr_gate(case.x.detach(), weight, levels=levels, backend=backend)
+        assert not ((gate > 0) & (gate < 1)).any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_zero_variance_is_finite(backend, dtype):

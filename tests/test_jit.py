@@ -1,5 +1,7 @@
 """The JIT build's cache, with stand-ins for nvcc and the devices."""
 
+import errno
+import fcntl
 import os
 import shutil
 import types
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils import cpp_extension
 
 from ppcr_ext import _native
 from ppcr_ext._build import cpu, cuda, devices, jit
@@ -45,7 +48,8 @@ def build(machine):
     """The CUDA library that is taken, and what was compiled for it."""
     machine.compiled.clear()
     taken = jit.build(lambda path: "damaged" if path in machine.damaged else None, verbose=False)
-    return taken[1], machine.compiled
+    (library,) = taken[1]
+    return library, machine.compiled
 
 
 def test_the_cuda_library_is_compiled_once_for_what_is_wanted(machine, monkeypatch):
@@ -84,7 +88,9 @@ def imported(machine, tmp_path, monkeypatch):
         return _native.cuda_library and _native.cuda_library.read_text()
 
     monkeypatch.setattr(_native, "__file__", str(tmp_path / "empty" / "_native.py"))
-    monkeypatch.setattr(_native, "_why_not_loaded", lambda path: None)
+    monkeypatch.setattr(
+        _native, "_why_not_loaded", lambda path: "damaged" if path in machine.damaged else None
+    )
     monkeypatch.setattr(_native, "_reason", None)
     monkeypatch.setattr(_native, "_cuda_reason", None)
     monkeypatch.delenv("PPCR_JIT", raising=False)
@@ -113,6 +119,19 @@ def test_an_import_takes_the_cuda_library_of_most_devices(machine, imported, mon
     assert imported() == "sm_90"
 
 
+def test_a_damaged_cuda_library_does_not_hide_another(machine, imported, monkeypatch):
+    good, _ = build(machine)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0")
+    newer, _ = build(machine)
+    os.utime(newer, ns=(0, good.stat().st_mtime_ns + 1))
+    assert imported() == "sm_80 sm_90"
+    machine.damaged.add(newer)
+    assert imported() == "sm_80"
+    machine.damaged.add(good)
+    assert imported() is None
+    assert _native._cuda_reason.startswith("damaged; ")
+
+
 def test_a_cuda_library_for_other_devices_is_not_loaded(machine, imported):
     """So that one for these can still be built and loaded in the same process."""
     build(machine)
@@ -132,6 +151,44 @@ def test_a_program_that_is_missing_is_not_a_cache_that_cannot_be_written(machine
     with pytest.raises(RuntimeError, match=r"-missing cannot be run \(.*No such file") as raised:
         build(machine)
     assert "cannot be written" not in str(raised.value)
+
+
+def test_a_system_without_locks_is_a_cache_that_cannot_be_written(machine, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(RuntimeError, match=r"cannot be written \(.*locks.*TORCH_EXTENSIONS_DIR"):
+        build(machine)
+
+
+def test_a_failed_build_can_be_repeated_in_the_process(machine, monkeypatch):
+    """Also in another cache, as the message of one that cannot be written advises."""
+    monkeypatch.setenv("PPCR_BUILD_CUDA", "0")
+    attempts = []
+
+    def compile(name, build_directory, **_):
+        attempts.append(build_directory)
+        if len(attempts) % 2:
+            raise RuntimeError("the disk is full")
+        Path(build_directory, f"{name}.so").write_text("compiled")
+
+    monkeypatch.setattr(cpp_extension, "_write_ninja_file_and_build_library", compile)
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: Path(path).read_text())
+    for folder in ("one", "other"):
+        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(machine.library.parent / folder))
+        with pytest.raises(RuntimeError, match="the disk is full"):
+            jit.build(lambda path: None, verbose=False)
+        assert jit.build(lambda path: None, verbose=False)[0].read_text() == "compiled"
+    assert len(attempts) == 4
+
+
+def test_machines_of_two_kinds_may_share_a_cache(monkeypatch):
+    names = set()
+    for machine in ("x86_64", "aarch64"):
+        monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
+        names.add(jit._name())
+    assert len(names) == 2
 
 
 @pytest.mark.parametrize(

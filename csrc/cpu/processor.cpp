@@ -59,7 +59,8 @@ struct Settings {
       if (std::strcmp(value, names[i]) == 0) return index = i, true;
       known += (i ? ", " : "") + std::string(names[i]);
     }
-    wrong += std::string(variable) + ": '" + value + "' is not one of " + known + " on this CPU";
+    wrong += (wrong.empty() ? "" : "; ") + std::string(variable) + ": '" + value +
+             "' is not one of " + known + " on this CPU";
     return false;
   }
 };

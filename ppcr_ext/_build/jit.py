@@ -7,6 +7,7 @@ since machines with different devices may share a cache.
 
 import contextlib
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +18,9 @@ from . import cpu, cuda, devices
 
 
 def _name() -> str:
-    settings = (torch.__version__, *cpu.compiler_flags(), os.environ.get("CXX", ""))
-    return f"ppcr_ext_cpu_{cpu.digest(cpu.csrc().rglob('*'), *settings)[:16]}"
+    machine = (torch.__version__, platform.machine(), os.environ.get("CXX", ""))
+    digest = cpu.digest(cpu.csrc().rglob("*"), *machine, *cpu.compiler_flags())
+    return f"ppcr_ext_cpu_{digest[:16]}"
 
 
 def _folder(name: str) -> Path:
@@ -38,9 +40,9 @@ def built() -> Path | None:
     return path if os.path.exists(path) else None  # Path.exists raises where it may not look
 
 
-def built_for_cuda(library: Path) -> Path | None:
-    """Of earlier builds beside a CPU library the CUDA library that most visible devices can run,
-    and the newest of these; None where no device could run it."""
+def built_for_cuda(library: Path) -> list[Path]:
+    """The CUDA libraries of earlier builds beside a CPU library that some visible device can run:
+    first the one that most can run, and the newest of these."""
     found = list(library.parent.glob(f"sm_*/{cuda.LIBRARY}"))
     indexes = range(devices.count() if found else 0)
     seen = [capability for capability in map(devices.capability, indexes) if capability]
@@ -48,15 +50,15 @@ def built_for_cuda(library: Path) -> Path | None:
     def fits(path: Path) -> int:
         return sum(cuda.why_not_usable(device, path.parent.name) is None for device in seen)
 
-    best = max(found, key=lambda path: (fits(path), path.stat().st_mtime_ns), default=None)
-    return best if best and (fits(best) or not seen) else None
+    usable = [path for path in found if fits(path) or not seen]
+    return sorted(usable, key=lambda path: (fits(path), path.stat().st_mtime_ns), reverse=True)
 
 
 def build(
     why_not_loaded: Callable[[Path], str | None], verbose: bool
-) -> tuple[Path, Path | None, str | None]:
-    """The CPU library and the CUDA library, compiled unless earlier ones load, and why no CUDA
-    library was wanted or could be compiled.
+) -> tuple[Path, list[Path], str | None]:
+    """The CPU library and the CUDA libraries to try in turn, compiled unless earlier ones load, and
+    why no CUDA library was wanted or could be compiled.
 
     See :func:`ppcr_ext.build`. ``why_not_loaded`` loads a library, or says why that failed.
     """
@@ -83,6 +85,8 @@ def build(
             say(f"ppcr_ext: compiling {len(cpu.CPU_SOURCES)} files into {work}")
             # torch's lock of a build that was killed: no other build runs, since ours is held here.
             (work / "lock").unlink(missing_ok=True)
+            # What torch keeps of an attempt that failed: it would not compile again.
+            cpp_extension.JIT_EXTENSION_VERSIONER.entries.pop(name, None)
             cpp_extension.load(
                 name,
                 [str(cpu.csrc() / source) for source in cpu.CPU_SOURCES],
@@ -104,7 +108,7 @@ def build(
             cuda.build(library, cpu.csrc(), work / "cuda", of_torch, torch.version.cuda, say=say)
             cuda_path.parent.mkdir(exist_ok=True)
             library.replace(cuda_path)
-        return path, cuda_path, None
+        return path, [cuda_path], None
 
 
 @contextlib.contextmanager
@@ -118,19 +122,20 @@ def _lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 
     try:
         (folder / "work").mkdir(parents=True, exist_ok=True)
-        file = (folder / "build.lock").open("w")
+        with (folder / "build.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"ppcr_ext: waiting for another process that builds in {folder}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
     except OSError as error:
+        if error.errno is None:  # PyTorch's, of a library that does not load
+            raise
         raise RuntimeError(
             f"ppcr_ext cannot be compiled here: {folder} cannot be written ({error}); "
             "set TORCH_EXTENSIONS_DIR to a folder where you may write"
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"ppcr_ext: waiting for another process that builds in {folder}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def why_no_cuda() -> str | None:
