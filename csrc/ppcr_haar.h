@@ -17,7 +17,7 @@ struct HaarBins {
       : inverse{S(1) / S(pooling.size[0]), S(2) / S(pooling.size[0]),
                 S(2. / 7) / S(pooling.size[0])},
         // The first context is zero after normalization: its weight counts where it is not finite.
-        weight{S(w[1] - w[2] + w[3] + w[4] - w[5] - w[6] + 0 * w[0]), S(w[3] - w[4]),
+        weight{S(w[1] - w[2] + w[3] + w[4] - w[5] - w[6] + (w[0] - w[0])), S(w[3] - w[4]),
                S(w[5] - w[6])} {
     const double sum = w[0] + w[1] + w[2] + w[3] + w[4] + w[5] + w[6];
     for (int k = 0; k < 4; ++k) {

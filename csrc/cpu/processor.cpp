@@ -59,8 +59,8 @@ struct Settings {
       if (std::strcmp(value, names[i]) == 0) return index = i, true;
       known += (i ? ", " : "") + std::string(names[i]);
     }
-    wrong += (wrong.empty() ? "" : "; ") + std::string(variable) + ": '" + value +
-             "' is not one of " + known + " on this CPU";
+    if (!wrong.empty()) wrong += "; ";
+    wrong += std::string(variable) + ": '" + value + "' is not one of " + known + " on this CPU";
     return false;
   }
 };
